@@ -1,0 +1,189 @@
+"""Potential files: one safetensors file with tensors and JSON, versioned and hashed. Nothing in it can run code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ponita_ff.model import Ponita, PonitaConfig
+from ponita_ff.potential import Potential
+
+__all__ = ["PotentialFileError", "load_potential", "read_header", "save_potential", "weights_hash", "write_atomically"]
+
+_FORMAT = "ponita_ff potential"
+_VERSION = 1
+_UNITS = {"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3"}
+
+
+#: Network classes by the form that a file names.
+_FORMS: dict[str, tuple[Any, Any]] = {"force-field": (PonitaConfig, Ponita)}
+
+
+class PotentialFileError(ValueError):
+    """A file that is not a whole, unaltered potential of a version that this package reads."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, then rename: the old file stays until the new is whole.
+
+    Raises:
+        OSError: Naming the file and the reason; nothing at ``path`` has changed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+        raise OSError(getattr(error, "errno", None) or 5, f"cannot write {path}: {error}; the file there is as it was") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _content_hash(header: Mapping[str, Any], weights: str) -> str:
+    """SHA-256 of everything: the header without this hash, and the weights by theirs."""
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    return hashlib.sha256((json.dumps(rest, sort_keys=True) + weights).encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what made a file."""
+    versions = {"python": platform.python_version()}
+    for name in ("ponita-ff", "torch", "ase", "numpy", "matscipy", "torch-geometric"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a potential file.
+
+    Args:
+        potential: What to write, with its metadata.
+        path: Ends in ``.safetensors``.
+        metadata: Further facts for the file's header; JSON-able.
+
+    Raises:
+        OSError: When it cannot be written; a file that was there is intact.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in potential.state_dict().items()}
+    weights = weights_hash(tensors)
+    header: dict[str, Any] = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "form": potential.network.config.form,
+        "species": list(potential.species),
+        "cutoff": potential.cutoff,
+        "network": potential.network.config.model_dump(),
+        "scale": potential.scale,
+        "zbl_cutoff": potential.zbl_cutoff,
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "units": _UNITS,
+        "versions": package_versions(),
+        "metadata": {**potential.metadata, **(metadata or {})},
+        "weights_sha256": weights,
+    }
+    header["sha256"] = _content_hash(header, weights)
+    text = {"ponita_ff": json.dumps(header, sort_keys=True)}
+    write_atomically(Path(path), lambda temporary: save_file(tensors, str(temporary), metadata=text))
+
+
+def read_header(path: Path | str) -> dict[str, Any]:
+    """Header of a potential file, with the file's own hashes checked against its content.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        PotentialFileError: When it is empty, foreign, truncated, altered, or of a version that this package cannot read.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no potential file {path}")
+    if path.stat().st_size == 0:
+        raise PotentialFileError(f"{path} is empty: copy or train it again")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            raw = (file.metadata() or {}).get("ponita_ff")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PotentialFileError(
+            f"{path} is not a whole potential file ({error}). Potentials are .safetensors files made by "
+            "'ponita-ff train' or 'ponita-ff import'; a pickled checkpoint (.pt, .model) is never loaded"
+        ) from None
+    try:
+        header = json.loads(raw) if raw is not None else None
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise PotentialFileError(f"{path} is a safetensors file, but not a ponita_ff potential")
+    if header.get("version") != _VERSION:
+        raise PotentialFileError(
+            f"{path} has file version {header.get('version')}, this package reads {_VERSION}: update ponita_ff"
+        )
+    weights = weights_hash(tensors)
+    if header.get("weights_sha256") != weights or header.get("sha256") != _content_hash(header, weights):
+        raise PotentialFileError(f"{path} was altered after it was written (SHA-256 does not match): get it again")
+    return header, tensors
+
+
+def load_potential(path: Path | str) -> Potential:
+    """Read a potential file.
+
+    Returns:
+        The potential in the dtype that it was saved with, on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError, PotentialFileError: As :func:`read_header`.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    try:
+        config_class, network_class = _FORMS[header["form"]]
+        species = [int(z) for z in header["species"]]
+        network = network_class(config_class.model_validate(header["network"]), len(species))
+        potential = Potential(
+            network, species, {}, header["scale"], header["zbl_cutoff"], metadata=header["metadata"]
+        )
+        potential.to(getattr(torch, header["dtype"]))
+        # The grid is part of the file, and may be a finer one than the configuration's.
+        for name in ("orientations", "orientation_weights"):
+            if f"network.{name}" in tensors:
+                potential.network.register_buffer(name, tensors[f"network.{name}"])
+        potential.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+        raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
+    return potential.eval().requires_grad_(False)

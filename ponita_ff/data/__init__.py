@@ -1,0 +1,52 @@
+"""Reading and splitting labelled configurations. Knows nothing of models.
+
+Fetching public datasets is in `ponita_ff.data.download`; it is not imported here, so that the
+name stays that of the module.
+"""
+
+from ponita_ff.data.asedb import AseDbFrames
+from ponita_ff.data.extxyz import iter_extxyz, read_extxyz, read_isolated_atoms
+from ponita_ff.data.frames import (
+    DataError,
+    Frame,
+    FrameSequence,
+    InMemoryFrames,
+    Subset,
+    check_plausible,
+    file_sha256,
+    read_frames,
+)
+from ponita_ff.data.hdf5 import Hdf5Frames, write_hdf5
+from ponita_ff.data.npz import NpzFrames
+from ponita_ff.data.splits import (
+    Split,
+    random_split,
+    read_index_file,
+    rmd17_archive_split,
+    rmd17_split,
+)
+from ponita_ff.units import Units
+
+__all__ = [
+    "AseDbFrames",
+    "DataError",
+    "Frame",
+    "FrameSequence",
+    "Hdf5Frames",
+    "InMemoryFrames",
+    "NpzFrames",
+    "Split",
+    "Subset",
+    "Units",
+    "check_plausible",
+    "file_sha256",
+    "iter_extxyz",
+    "random_split",
+    "read_extxyz",
+    "read_frames",
+    "read_index_file",
+    "read_isolated_atoms",
+    "rmd17_archive_split",
+    "rmd17_split",
+    "write_hdf5",
+]

@@ -1,0 +1,326 @@
+"""Extended XYZ, read with ASE.
+
+ASE defines eV and Å for this format, but other programs write other units into it. So a file is
+taken as eV and Å only while no marker in it says otherwise (``units``, ``energy_unit``,
+``length_unit``, ``forces_unit`` and the like in a comment line).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io import iread
+
+from ponita_ff.data.frames import (
+    DataError,
+    Frame,
+    InMemoryFrames,
+    require_units,
+    scalar_energy,
+    stress_matrix,
+)
+from ponita_ff.units import EV_ANGSTROM, Units, canonical_energy_unit, canonical_length_unit
+
+__all__ = ["iter_extxyz", "read_extxyz", "read_isolated_atoms"]
+
+_LOG = logging.getLogger(__name__)
+
+_ENERGY_MARKER = re.compile(r"e(nergy)?_?units?|units?_energy", re.IGNORECASE)
+_LENGTH_MARKER = re.compile(
+    r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE
+)
+_FORCE_MARKER = re.compile(r"f(orces?)?_?units?|units?_forces?", re.IGNORECASE)
+_ANY_MARKER = re.compile(r"units?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Marker:
+    """What one frame says of its units; None where it says nothing."""
+
+    energy: str | None = None
+    length: str | None = None
+
+    def units(self) -> Units | None:
+        if self.energy is None and self.length is None:
+            return None
+        # The half that is not marked keeps ASE's convention.
+        return Units(self.energy or "eV", self.length or "Angstrom")
+
+
+def _split_compound(text: str) -> tuple[str | None, str | None]:
+    """``"kcal/mol/Ang"``, ``"eV, Å"`` or ``"eV"`` as (energy, length)."""
+    try:
+        return canonical_energy_unit(text), None
+    except ValueError:
+        energy, separator, length = re.sub(r"\s*[,;]\s*|\s+and\s+", "/", text).rpartition("/")
+        if not separator:
+            return None, canonical_length_unit(text)
+        return canonical_energy_unit(energy), canonical_length_unit(length)
+
+
+def _marker(info: Mapping[str, Any], where: str, stated: Units | None) -> _Marker:
+    """The markers of one frame.
+
+    Raises
+    ------
+    DataError
+        A marker is not understood and the user states no units, or two markers of the frame
+        contradict each other.
+    """
+    energies: dict[str, str] = {}
+    lengths: dict[str, str] = {}
+    for key, value in info.items():
+        try:
+            energy, length = _read_marker(key, _marker_text(value))
+        except ValueError as error:
+            if stated is None:
+                text = f"{where}: {key}={value!r} is not understood; state the units ({error})"
+                raise DataError(text) from error
+            _LOG.warning("%s: %s=%r is not understood; read as %s", where, key, value, stated)
+            continue
+        if energy is not None:
+            energies[key] = energy
+        if length is not None:
+            lengths[key] = length
+    for found in (energies, lengths):
+        if len(set(found.values())) > 1:
+            raise DataError(f"{where}: mixed units in one frame: {found}")
+    return _Marker(next(iter(energies.values()), None), next(iter(lengths.values()), None))
+
+
+def _marker_text(value: Any) -> str:
+    # ASE reads a quoted list of words ("eV, Angstrom") as an array of them.
+    return "/".join(str(v) for v in value) if isinstance(value, np.ndarray | list) else str(value)
+
+
+def _read_marker(key: str, text: str) -> tuple[str | None, str | None]:
+    if _ENERGY_MARKER.fullmatch(key):
+        return canonical_energy_unit(text), None
+    if _LENGTH_MARKER.fullmatch(key):
+        return None, canonical_length_unit(text)
+    if _FORCE_MARKER.fullmatch(key) or _ANY_MARKER.fullmatch(key):
+        return _split_compound(text)
+    return None, None
+
+
+def _iter_atoms(path: Path, index: slice | None) -> Iterator[tuple[int, Atoms]]:
+    """Number in the file and ASE atoms of the chosen frames."""
+    index = slice(None) if index is None else index
+    start, step = index.start or 0, 1 if index.step is None else index.step
+    negative = start < 0 or step < 0 or (index.stop is not None and index.stop < 0)
+    if negative:
+        # Counting from the end needs the number of frames, hence the whole file.
+        everything = list(_iter_atoms(path, None))
+        yield from everything[index]
+        return
+    numbers = count(start, step)
+    # The format is named so that ASE never guesses another one from the contents.
+    images = iter(iread(path, index=slice(start, index.stop, step), format="extxyz"))
+    for number in numbers:
+        try:
+            atoms = next(images)
+        except StopIteration:
+            return
+        except Exception as error:  # ASE raises a dozen types for a damaged file
+            raise DataError(
+                f"{path}, frame {number} or before: not readable as extended XYZ "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        yield number, atoms
+
+
+def _results(atoms: Atoms) -> Mapping[str, Any]:
+    return {} if atoms.calc is None else atoms.calc.results
+
+
+def _label(atoms: Atoms, key: str, *, per_atom: bool) -> Any | None:
+    """A label by name: ASE moves the names it knows from the atoms into their calculator."""
+    own = atoms.arrays if per_atom else atoms.info
+    return own[key] if key in own else _results(atoms).get(key)
+
+
+def _missing(atoms: Atoms, key: str, what: str, where: str) -> DataError:
+    found = sorted(set(atoms.info) | set(_results(atoms)))
+    arrays = sorted(set(atoms.arrays) - {"numbers", "positions"})
+    similar = [name for name in (*found, *arrays) if what in name.lower() and name != key]
+    hint = f"; is it {what}_key={similar[0]!r}?" if similar else ""
+    return DataError(
+        f"{where}: no {what} (looked for {key!r}). The frame has {found} per frame and "
+        f"{arrays} per atom{hint}"
+    )
+
+
+def _stress(atoms: Atoms, key: str | None, where: str) -> np.ndarray | None:
+    if key is None:
+        value = _results(atoms).get("stress")
+        return None if value is None else stress_matrix(value, where)
+    value = _label(atoms, key, per_atom=False)
+    if value is None:
+        raise _missing(atoms, key, "stress", where)
+    return stress_matrix(value, where)
+
+
+def iter_extxyz(
+    path: str | Path,
+    *,
+    units: Units | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    index: slice | None = None,
+    read_stress: bool = True,
+) -> Iterator[Frame]:
+    """Frames of an extended XYZ file one after the other; parameters as in `read_frames`.
+
+    Only one frame is held at a time, so that a large file can go straight to `write_hdf5`.
+
+    Raises
+    ------
+    DataError
+        Damaged file; missing labels (the text lists what the frame has); units that contradict
+        each other; a stress in some frames only.
+    """
+    path = Path(path)
+    first: tuple[int, _Marker, bool] | None = None
+    for number, atoms in _iter_atoms(path, index):
+        where = f"{path.name}, frame {number}"
+        marker = _marker(atoms.info, where, units)
+        stress = _stress(atoms, stress_key, where) if read_stress else None
+        if first is None:
+            first = (number, marker, stress is not None)
+            _warn_of_other_labels(atoms, energy_key, where)
+        _check_same(path, first, (number, marker, stress is not None), units)
+        known = marker.units()
+        # No marker and no word of the user: ASE's definition of the format.
+        fallback = EV_ANGSTROM if units is None else None
+        frame_units = require_units(path, units, known or fallback, f"frame {number} is marked")
+        yield _to_frame(atoms, frame_units, energy_key, forces_key, stress, where)
+
+
+def _check_same(
+    path: Path,
+    first: tuple[int, _Marker, bool],
+    this: tuple[int, _Marker, bool],
+    units: Units | None,
+) -> None:
+    (number_1, marker_1, stress_1), (number_2, marker_2, stress_2) = first, this
+    # With units stated each marker is compared with those; unmarked frames follow the user.
+    if units is None and marker_1 != marker_2:
+        raise DataError(
+            f"{path}: mixed units: frame {number_1} is marked {marker_1.units()}, "
+            f"frame {number_2} {marker_2.units()}"
+        )
+    if stress_1 != stress_2:
+        has, has_not = (number_1, number_2) if stress_1 else (number_2, number_1)
+        raise DataError(
+            f"{path}: frame {has} has a stress and frame {has_not} has none; "
+            "complete the file or read it without stresses (read_stress=False)"
+        )
+
+
+def _warn_of_other_labels(atoms: Atoms, energy_key: str | None, where: str) -> None:
+    if energy_key is not None:
+        return
+    others = [key for key in atoms.info if key.lower().endswith("_energy") and key != "free_energy"]
+    if others and "energy" in _results(atoms):
+        _LOG.warning("%s: reading 'energy'; the file also has %s", where, ", ".join(others))
+
+
+def _to_frame(
+    atoms: Atoms,
+    units: Units,
+    energy_key: str | None,
+    forces_key: str | None,
+    stress: np.ndarray | None,
+    where: str,
+) -> Frame:
+    energy_key, forces_key = energy_key or "energy", forces_key or "forces"
+    energy = _label(atoms, energy_key, per_atom=False)
+    if energy is None:
+        raise _missing(atoms, energy_key, "energy", where)
+    forces = _label(atoms, forces_key, per_atom=True)
+    if forces is None:
+        raise _missing(atoms, forces_key, "forces", where)
+    # A box around a molecule without periodicity has no meaning; nobody must build on it.
+    cell = atoms.cell.array * units.length_factor if atoms.pbc.any() else np.zeros((3, 3))
+    return Frame(
+        numbers=atoms.numbers,
+        positions=atoms.positions * units.length_factor,
+        cell=cell,
+        pbc=atoms.pbc,
+        energy=scalar_energy(energy, where) * units.energy_factor,
+        forces=np.asarray(forces) * units.force_factor,
+        stress=None if stress is None else stress * units.stress_factor,
+        source=where,
+    )
+
+
+def read_extxyz(
+    path: str | Path,
+    *,
+    units: Units | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    index: slice | None = None,
+    read_stress: bool = True,
+) -> InMemoryFrames:
+    """All chosen frames of an extended XYZ file, in memory; see `iter_extxyz`."""
+    return InMemoryFrames(
+        iter_extxyz(
+            path,
+            units=units,
+            energy_key=energy_key,
+            forces_key=forces_key,
+            stress_key=stress_key,
+            index=index,
+            read_stress=read_stress,
+        )
+    )
+
+
+def read_isolated_atoms(
+    path: str | Path, *, units: Units | None = None, energy_key: str | None = None
+) -> dict[int, float]:
+    """Energies of free atoms from an extended XYZ file of one-atom frames (forces not needed).
+
+    Returns
+    -------
+    dict[int, float]
+        Atomic number to energy in eV.
+
+    Raises
+    ------
+    DataError
+        A frame without exactly one atom or without an energy, an element given twice, no frames,
+        units that contradict each other.
+    """
+    path = Path(path)
+    energies: dict[int, float] = {}
+    for number, atoms in _iter_atoms(path, None):
+        where = f"{path.name}, frame {number}"
+        if len(atoms) != 1:
+            raise DataError(f"{where}: {len(atoms)} atoms in a file of isolated atoms")
+        element = int(atoms.numbers[0])
+        if element in energies:
+            raise DataError(f"{where}: {atoms.symbols[0]} is given twice")
+        energy = _label(atoms, energy_key or "energy", per_atom=False)
+        if energy is None:
+            raise _missing(atoms, energy_key or "energy", "energy", where)
+        known = _marker(atoms.info, where, units).units()
+        fallback = EV_ANGSTROM if units is None else None
+        used = require_units(path, units, known or fallback, f"frame {number} is marked")
+        energies[element] = scalar_energy(energy, where) * used.energy_factor
+        if not np.isfinite(energies[element]):
+            raise DataError(f"{where}: the energy is {energies[element]}")
+    if not energies:
+        raise DataError(f"{path}: no frames")
+    return energies

@@ -1,0 +1,484 @@
+"""Labelled configurations, sequences of them, and the one function that reads any file.
+
+A dataset is any ``Sequence[Frame]``. Frames are always in eV and Å: readers convert, and refuse
+a file whose units nobody states. A `Frame` that exists is a valid one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import operator
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import get_distances
+from numpy.typing import NDArray
+
+from ponita_ff.units import Units
+
+__all__ = [
+    "DataError",
+    "Frame",
+    "FrameSequence",
+    "InMemoryFrames",
+    "Subset",
+    "check_plausible",
+    "file_sha256",
+    "read_frames",
+]
+
+_LOG = logging.getLogger(__name__)
+
+_MAX_ATOMS_FOR_OVERLAP_CHECK = 200
+_MIN_DISTANCE = 0.01  # Å
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are; the text names the file and frame and says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One configuration with its energy and forces.
+
+    Parameters
+    ----------
+    numbers
+        Atomic numbers, shape (n,), int64.
+    positions
+        Shape (n, 3), float64, Å.
+    cell
+        Shape (3, 3), float64, Å, one vector per row; zeros where there is none.
+    pbc
+        Shape (3,), bool.
+    energy
+        Total energy of the configuration, eV.
+    forces
+        Shape (n, 3), float64, eV/Å.
+    stress
+        Shape (3, 3), float64, eV/Å³ with ASE's sign, or None.
+    source
+        Where the frame comes from, e.g. ``"file.xyz, frame 17"``; used in errors.
+
+    Raises
+    ------
+    DataError
+        See `validate`, which the constructor calls.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64] | None = None
+    source: str = "unnamed frame"
+
+    def __post_init__(self) -> None:
+        self._coerce()
+        self.validate()
+
+    def _coerce(self) -> None:
+        """Bring every field to its dtype; a frozen dataclass needs ``object.__setattr__``."""
+        stress = None if self.stress is None else _as_float("stress", self.stress, self.source)
+        fields: dict[str, Any] = {
+            "numbers": _as_integer("atomic numbers", self.numbers, self.source),
+            "positions": _as_float("positions", self.positions, self.source),
+            "cell": _as_float("cell", self.cell, self.source),
+            "pbc": np.asarray(self.pbc, dtype=np.bool_),
+            "energy": scalar_energy(self.energy, self.source),
+            "forces": _as_float("forces", self.forces, self.source),
+            "stress": stress,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def validate(self) -> None:
+        """Check shapes, finiteness, elements, cell and distances.
+
+        Raises
+        ------
+        DataError
+            No atoms; a wrong shape; NaN or infinity (with the atom); an atomic number outside
+            1..118; a periodic direction without a cell vector; two atoms at the same place
+            (checked without periodic images, for at most 200 atoms).
+        """
+        self._check_shapes()
+        self._check_finite()
+        bad = np.flatnonzero((self.numbers < 1) | (self.numbers > 118))
+        if bad.size:
+            i = int(bad[0])
+            self._fail(f"atom {i} has atomic number {self.numbers[i]}, not in 1..118")
+        self._check_cell()
+        self._check_overlap()
+
+    def _fail(self, what: str) -> None:
+        raise DataError(f"{self.source}: {what}")
+
+    def _check_shapes(self) -> None:
+        n = self.numbers.shape[0] if self.numbers.ndim == 1 else -1
+        if n == 0:
+            self._fail("the frame has no atoms")
+        expected = {"positions": (n, 3), "forces": (n, 3), "cell": (3, 3), "pbc": (3,)}
+        if n < 0:
+            self._fail(f"atomic numbers have shape {self.numbers.shape}, expected (n,)")
+        if self.stress is not None:
+            expected["stress"] = (3, 3)
+        for name, shape in expected.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                self._fail(f"{name} has shape {found}, expected {shape} for {n} atoms")
+
+    def _check_finite(self) -> None:
+        if not np.isfinite(self.energy):
+            self._fail(f"the energy is {self.energy}")
+        for name in ("positions", "forces"):
+            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).all(axis=1))
+            if bad.size:
+                i = int(bad[0])
+                self._fail(f"{name} of atom {i} are {getattr(self, name)[i].tolist()}")
+        for name in ("cell", "stress"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(value).all():
+                self._fail(f"the {name} holds NaN or infinity: {value.tolist()}")
+
+    def _check_cell(self) -> None:
+        vectors = self.cell[self.pbc]
+        if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
+            self._fail(
+                f"pbc is {self.pbc.tolist()} but the cell {self.cell.tolist()} has no "
+                "independent vector along each periodic direction"
+            )
+
+    def _check_overlap(self) -> None:
+        n = len(self.numbers)
+        if not 2 <= n <= _MAX_ATOMS_FOR_OVERLAP_CHECK:
+            return
+        delta = self.positions[:, None, :] - self.positions[None, :, :]
+        squared = np.einsum("ijk,ijk->ij", delta, delta)
+        np.fill_diagonal(squared, np.inf)
+        if squared.min() < _MIN_DISTANCE**2:
+            i, j = np.unravel_index(int(squared.argmin()), squared.shape)
+            distance = float(np.sqrt(squared[i, j]))
+            self._fail(f"atoms {i} and {j} are at the same place ({distance:.2g} Å apart)")
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.numbers)
+
+    def to_atoms(self) -> Atoms:
+        """The frame as ASE atoms with the labels in a `SinglePointCalculator`."""
+        atoms = Atoms(self.numbers, self.positions, cell=self.cell, pbc=self.pbc)
+        results: dict[str, Any] = {"energy": self.energy, "forces": self.forces.copy()}
+        if self.stress is not None:
+            xx, yy, zz = np.diagonal(self.stress)
+            yz, xz, xy = self.stress[1, 2], self.stress[0, 2], self.stress[0, 1]
+            results["stress"] = np.array([xx, yy, zz, yz, xz, xy])
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms
+
+
+def _as_float(name: str, value: Any, source: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source}: {name} are not an array of numbers ({error})") from error
+
+
+def _as_integer(name: str, value: Any, source: str) -> NDArray[np.int64]:
+    array = _as_float(name, value, source)
+    if array.size and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+        raise DataError(f"{source}: {name} are not whole numbers")
+    return array.astype(np.int64)
+
+
+def scalar_energy(value: Any, source: str) -> float:
+    """A total energy given as a number or an array of one number.
+
+    Raises
+    ------
+    DataError
+        Not a number, or several (energies per atom).
+    """
+    array = _as_float("energy", value, source)
+    if array.size != 1:
+        raise DataError(
+            f"{source}: the energy has shape {array.shape}; one total energy is expected, "
+            "not energies per atom"
+        )
+    return float(array.ravel()[0])
+
+
+def stress_matrix(value: Any, source: str) -> NDArray[np.float64]:
+    """A stress in ASE's Voigt order (6,), flat (9,) or (3, 3), as a (3, 3) matrix.
+
+    Raises
+    ------
+    DataError
+        Any other shape.
+    """
+    array = _as_float("stress", value, source)
+    if array.shape == (6,):
+        xx, yy, zz, yz, xz, xy = array
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    if array.shape in ((9,), (3, 3)):
+        return array.reshape(3, 3)
+    raise DataError(f"{source}: the stress has shape {array.shape}, expected (6,), (9,) or (3, 3)")
+
+
+class FrameSequence(Sequence[Frame]):
+    """Base of the datasets here: integer and slice indexing over ``_frame`` and ``__len__``.
+
+    A slice gives a `Subset`, which refers to the sequence and copies nothing.
+    """
+
+    @abstractmethod
+    def _frame(self, index: int) -> Frame:
+        """Frame number ``index``, already checked to be in ``range(len(self))``."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> Subset: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Frame | Subset:
+        if isinstance(index, slice):
+            return Subset(self, range(len(self))[index])
+        number, n = operator.index(index), len(self)
+        if not -n <= number < n:
+            raise IndexError(f"frame {number} of {n}")
+        return self._frame(number % n)
+
+
+class InMemoryFrames(FrameSequence):
+    """Frames held in a list."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._frames = list(frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def _frame(self, index: int) -> Frame:
+        return self._frames[index]
+
+
+class Subset(FrameSequence):
+    """Some frames of another sequence, in a given order, without copying them.
+
+    Raises
+    ------
+    DataError
+        An index is outside ``range(len(frames))``.
+    """
+
+    def __init__(self, frames: Sequence[Frame], indices: Sequence[int]) -> None:
+        # A range stays a range: a slice of a million frames needs no million integers.
+        self._indices = indices if isinstance(indices, range) else tuple(indices)
+        if self._indices:
+            low, high = min(self._indices), max(self._indices)
+            if low < 0 or high >= len(frames):
+                raise DataError(
+                    f"indices {low}..{high} asked of {len(frames)} frames (0..{len(frames) - 1})"
+                )
+        self._parent = frames
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _frame(self, index: int) -> Frame:
+        return self._parent[self._indices[index]]
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def require_units(path: Path, stated: Units | None, known: Units | None, why: str) -> Units:
+    """The units to read ``path`` with, or an error when they are unknown or contradictory.
+
+    Parameters
+    ----------
+    path
+        The file, for the error.
+    stated
+        What the user says, if anything.
+    known
+        What the file itself says, if anything.
+    why
+        How ``known`` is known, or why it is not; goes into the error.
+    """
+    if stated is None and known is None:
+        raise DataError(
+            f"{path}: the units are not known ({why}). State them, for example "
+            "units=Units(energy='kcal/mol', length='Angstrom')"
+        )
+    if stated is not None and known is not None and stated != known:
+        raise DataError(f"{path}: units are stated as {stated}, but {why}: {known}")
+    units = stated if stated is not None else known
+    assert units is not None
+    return units
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: not a file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    units: Units | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    index: slice | None = None,
+    read_stress: bool = True,
+) -> Sequence[Frame]:
+    """Read a labelled dataset; the suffix says how.
+
+    Parameters
+    ----------
+    path
+        ``.npz`` (rMD17 or sGDML keys), ``.xyz``/``.extxyz`` (also ``.gz``), ``.h5``/``.hdf5``
+        (written by `write_hdf5`) or ``.db`` (ASE's SQLite).
+    units
+        Units of the file. Needed where the file does not say; an error where it says otherwise.
+    energy_key, forces_key, stress_key
+        Names of the labels, where they are not the usual ones.
+    index
+        Which frames; all of them when None.
+    read_stress
+        False ignores stresses (needed where only some frames have one).
+
+    Returns
+    -------
+    Sequence[Frame]
+        Never empty. ``.npz``, ``.h5`` and ``.db`` build each frame when it is asked for.
+
+    Raises
+    ------
+    DataError
+        Unknown suffix; missing, empty or damaged file; missing labels; unknown or contradictory
+        units; a wrong frame; no frames.
+    """
+    # The readers import this module for Frame and DataError, hence not at the top.
+    from ponita_ff.data.asedb import AseDbFrames
+    from ponita_ff.data.extxyz import read_extxyz
+    from ponita_ff.data.hdf5 import Hdf5Frames
+    from ponita_ff.data.npz import NpzFrames
+
+    path = Path(path)
+    _check_file(path)
+    suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+    frames: FrameSequence
+    if suffix in (".xyz", ".extxyz"):
+        frames = read_extxyz(
+            path,
+            units=units,
+            energy_key=energy_key,
+            forces_key=forces_key,
+            stress_key=stress_key,
+            index=index,
+            read_stress=read_stress,
+        )
+        index = None
+    elif path.suffix.lower() == ".npz":
+        _refuse_keys(path, {"stress_key": stress_key}, "stresses in .npz files are not read")
+        frames = NpzFrames(path, units=units, energy_key=energy_key, forces_key=forces_key)
+    elif path.suffix.lower() in (".h5", ".hdf5"):
+        _refuse_keys(path, keys, "our HDF5 format has fixed names")
+        frames = Hdf5Frames(path, units=units, read_stress=read_stress)
+    elif path.suffix.lower() == ".db":
+        _refuse_keys(path, keys, "an ASE database has fixed columns for the labels")
+        frames = AseDbFrames(path, units=units, read_stress=read_stress)
+    else:
+        raise DataError(
+            f"{path}: unknown suffix {path.suffix!r}; "
+            "known are .npz, .xyz, .extxyz (also with .gz), .h5, .hdf5 and .db"
+        )
+    chosen = frames if index is None else frames[index]
+    if len(chosen) == 0:
+        raise DataError(f"{path}: no frames" + (f" at index {index}" if len(frames) else ""))
+    return chosen
+
+
+def _refuse_keys(path: Path, keys: dict[str, str | None], why: str) -> None:
+    given = [name for name, value in keys.items() if value is not None]
+    if given:
+        raise DataError(f"{path}: {', '.join(given)} cannot be given here: {why}")
+
+
+def check_plausible(frames: Sequence[Frame], *, max_frames: int = 100) -> None:
+    """Look for signs of wrong units in a sample of the frames.
+
+    Parameters
+    ----------
+    frames
+        The dataset.
+    max_frames
+        At most this many frames, evenly spaced, are looked at.
+
+    Raises
+    ------
+    DataError
+        The median nearest-neighbour distance is outside 0.5–5 Å; the root mean square force
+        component is above 100 eV/Å; or a total energy is larger in size than twice that of all
+        electrons of its atoms (about 13.6 eV · Z^2.4 each), which no electronic structure code
+        gives in eV but every all-electron energy in kcal/mol, kJ/mol or meV does.
+
+    Notes
+    -----
+    This cannot prove units right: Bohr read as Å, for instance, passes for most molecules.
+    """
+    step = max(1, -(-len(frames) // max_frames))
+    sample = [frames[i] for i in range(0, len(frames), step)]
+    if not sample:
+        raise DataError("no frames to check")
+    name = sample[0].source
+    distances = np.concatenate([_nearest_neighbours(frame) for frame in sample])
+    if distances.size and not 0.5 <= (median := float(np.median(distances))) <= 5.0:
+        raise DataError(
+            f"{name} and others: the median nearest-neighbour distance is {median:.3g} Å; "
+            "are the units right?"
+        )
+    force_rms = float(np.sqrt(np.mean(np.concatenate([f.forces.ravel() for f in sample]) ** 2)))
+    if force_rms > 100.0:
+        raise DataError(
+            f"{name} and others: the forces are {force_rms:.3g} eV/Å (root mean square); "
+            "are the units right?"
+        )
+    for frame in sample:
+        bound = 2.0 * float(np.sum(13.6 * frame.numbers.astype(float) ** 2.4))
+        if abs(frame.energy) > bound:
+            raise DataError(
+                f"{frame.source}: an energy of {frame.energy:.6g} eV is more than twice that of "
+                f"all electrons of its {len(frame)} atoms; are the units right?"
+            )
+
+
+def _nearest_neighbours(frame: Frame, max_atoms: int = 200) -> NDArray[np.float64]:
+    """Distance (Å) of the first ``max_atoms`` atoms to their nearest neighbours or images."""
+    vectors = frame.cell[frame.pbc]
+    image = float(np.linalg.norm(vectors, axis=1).min()) if len(vectors) else np.inf
+    if len(frame) == 1:
+        return np.array([image]) if np.isfinite(image) else np.empty(0)
+    some = frame.positions[:max_atoms]
+    _, distances = get_distances(some, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    distances[np.arange(len(some)), np.arange(len(some))] = np.inf
+    nearest: NDArray[np.float64] = np.minimum(distances.min(axis=1), image)
+    return nearest

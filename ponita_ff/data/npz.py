@@ -1,0 +1,205 @@
+"""NumPy archives with one molecule: the key styles of rMD17 and of sGDML (MD17, MD22)."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from ponita_ff.data.frames import DataError, Frame, FrameSequence, require_units
+from ponita_ff.units import Units
+
+__all__ = ["NpzFrames"]
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Names of the four arrays in one family of files."""
+
+    name: str
+    numbers: str
+    positions: str
+    energies: str
+    forces: str
+
+    def names(self) -> tuple[str, ...]:
+        return (self.numbers, self.positions, self.energies, self.forces)
+
+
+_RMD17 = _Style("rMD17", "nuclear_charges", "coords", "energies", "forces")
+_SGDML = _Style("sGDML", "z", "R", "E", "F")
+
+
+class NpzFrames(FrameSequence):
+    """Frames of an ``.npz`` file, built when they are asked for.
+
+    Parameters
+    ----------
+    path
+        The file. Pickled (object) arrays are refused and never executed.
+    units
+        Needed unless the file has ``e_unit`` and ``r_unit`` (as sGDML writes them) or is an rMD17
+        file by its keys and by a name that starts with ``rmd17_`` (kcal/mol and Å).
+    energy_key, forces_key
+        Names of the label arrays where they are not those of the style.
+
+    Raises
+    ------
+    DataError
+        Not an ``.npz`` file; missing arrays; arrays that do not fit together; NaN in a label;
+        unknown or contradictory units.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        units: Units | None = None,
+        energy_key: str | None = None,
+        forces_key: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        with _open(self.path) as archive:
+            style = self._style(archive, energy_key, forces_key)
+            known, why = self._known_units(archive, style)
+            self.units = require_units(self.path, units, known, why)
+            self._numbers = self._read(archive, style.numbers)
+            self._positions = self._read(archive, style.positions)
+            self._energies = self._read(archive, style.energies)
+            self._forces = self._read(archive, style.forces)
+        self._check(style)
+
+    def _style(self, archive: NpzFile, energy_key: str | None, forces_key: str | None) -> _Style:
+        found = set(archive.files)
+        geometry = [s for s in (_RMD17, _SGDML) if {s.numbers, s.positions} <= found]
+        if not geometry:
+            raise DataError(
+                f"{self.path}: found the keys {sorted(found)}; expected {_RMD17.names()} "
+                f"(rMD17) or {_SGDML.names()} (sGDML)"
+            )
+        base = geometry[0]
+        style = _Style(
+            base.name,
+            base.numbers,
+            base.positions,
+            energy_key or base.energies,
+            forces_key or base.forces,
+        )
+        missing = [key for key in style.names() if key not in found]
+        if missing:
+            raise DataError(
+                f"{self.path}: found the keys {sorted(found)}, but not {missing} "
+                "(energies and forces are needed for every frame)"
+            )
+        if "lattice" in found:
+            # Dropping a lattice would turn a crystal into a cluster without a word.
+            raise DataError(f"{self.path}: periodic .npz files are not read; convert to .extxyz")
+        return style
+
+    def _known_units(self, archive: NpzFile, style: _Style) -> tuple[Units | None, str]:
+        markers = {key: self._text(archive, key) for key in ("e_unit", "r_unit")}
+        if all(markers.values()):
+            try:
+                return Units(str(markers["e_unit"]), str(markers["r_unit"])), "the file has units"
+            except ValueError as error:
+                return None, f"its e_unit and r_unit are not understood: {error}"
+        if style.names() == _RMD17.names() and self.path.name.startswith("rmd17_"):
+            return Units("kcal/mol", "Angstrom"), "rMD17 files are in"
+        return None, "the file has no e_unit and r_unit"
+
+    def _text(self, archive: NpzFile, key: str) -> str | None:
+        if key not in archive.files:
+            return None
+        value = np.asarray(self._read(archive, key))
+        if value.size != 1:
+            return None
+        item = value.ravel()[0]
+        return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+
+    def _read(self, archive: NpzFile, key: str) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = archive[key]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            hint = " (it would have to be unpickled, which runs code)" * ("pickle" in str(error))
+            raise DataError(f"{self.path}: array {key!r} cannot be read{hint}: {error}") from error
+        return array
+
+    def _check(self, style: _Style) -> None:
+        if self._positions.ndim != 3 or self._positions.shape[2] != 3:
+            raise DataError(
+                f"{self.path}: {style.positions} has shape {self._positions.shape}, "
+                "expected (frames, atoms, 3)"
+            )
+        n_frames, n_atoms, _ = self._positions.shape
+        energies = self._energies
+        if energies.shape in ((n_frames,), (n_frames, 1)):
+            self._energies = energies.reshape(n_frames)
+        wrong = [
+            f"{key} {array.shape}"
+            for key, array, shapes in (
+                (style.numbers, self._numbers, ((n_atoms,), (n_frames, n_atoms))),
+                (style.energies, self._energies, ((n_frames,),)),
+                (style.forces, self._forces, ((n_frames, n_atoms, 3),)),
+            )
+            if array.shape not in shapes
+        ]
+        if wrong:
+            raise DataError(
+                f"{self.path}: {', '.join(wrong)} do not fit {style.positions} "
+                f"{self._positions.shape}, {n_frames} frames of {n_atoms} atoms"
+            )
+        self._check_finite(style)
+
+    def _check_finite(self, style: _Style) -> None:
+        # Checked now and for all frames: a training run must not find it out hours later.
+        for key, array in (
+            (style.energies, self._energies),
+            (style.forces, self._forces),
+            (style.positions, self._positions),
+        ):
+            if not np.issubdtype(array.dtype, np.number):
+                raise DataError(f"{self.path}: {key} holds {array.dtype}, not numbers")
+            good = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+            bad = np.flatnonzero(~good)
+            if bad.size:
+                raise DataError(
+                    f"{self.path}, frame {int(bad[0])}: {key} missing (NaN or infinity); "
+                    f"so in {bad.size} of {len(array)} frames"
+                )
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _frame(self, index: int) -> Frame:
+        numbers = self._numbers if self._numbers.ndim == 1 else self._numbers[index]
+        return Frame(
+            numbers=numbers.astype(np.int64),
+            positions=self._positions[index].astype(np.float64) * self.units.length_factor,
+            cell=np.zeros((3, 3)),
+            pbc=np.zeros(3, dtype=np.bool_),
+            energy=float(self._energies[index]) * self.units.energy_factor,
+            forces=self._forces[index].astype(np.float64) * self.units.force_factor,
+            source=f"{self.path.name}, frame {index}",
+        )
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[NpzFile]:
+    # Opened here and not by NumPy, which leaves the file open when it cannot read it.
+    with path.open("rb") as handle:
+        try:
+            archive = np.load(handle, allow_pickle=False)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a readable .npz file: {error}") from error
+        if not isinstance(archive, NpzFile):
+            raise DataError(f"{path}: holds a single array, not an .npz archive")
+        with archive:
+            yield archive

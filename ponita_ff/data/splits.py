@@ -1,0 +1,286 @@
+"""Which frames are for training, validation and test: fixed once, recorded, checked on use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ponita_ff.data.frames import DataError, Frame, Subset, file_sha256
+
+__all__ = [
+    "Split",
+    "random_split",
+    "read_index_file",
+    "rmd17_archive_split",
+    "rmd17_split",
+]
+
+_FORMAT = "ponita_ff split"
+_VERSION = 1
+
+_RMD17_FILE = 1000
+_RMD17_TRAIN = 950
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices into one dataset.
+
+    Parameters
+    ----------
+    train, validation, test
+        Indices from 0; ``test`` may be empty (e.g. where the test set is a file of its own).
+    n_frames
+        Number of frames of the dataset.
+    seed
+        Seed that the indices were drawn with, None where they were given.
+    source_sha256
+        SHA-256 of the file with the frames, None where there is no single file.
+
+    Raises
+    ------
+    DataError
+        Empty training or validation set; an index twice, in two sets, or out of range.
+    """
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+    n_frames: int
+    seed: int | None = None
+    source_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        owner: dict[int, str] = {}
+        for name, indices in parts.items():
+            if not indices and name != "test":
+                raise DataError(f"the {name} set is empty")
+            for index in indices:
+                if not 0 <= index < self.n_frames:
+                    raise DataError(
+                        f"the {name} set holds frame {index}, but there are {self.n_frames} "
+                        f"frames (0..{self.n_frames - 1})"
+                    )
+                if index in owner:
+                    raise DataError(f"frame {index} is in {owner[index]} and again in {name}")
+                owner[index] = name
+
+    def apply(self, frames: Sequence[Frame]) -> tuple[Subset, Subset, Subset]:
+        """Training, validation and test frames, without copying them.
+
+        Raises
+        ------
+        DataError
+            The dataset has not the number of frames that the split was made for.
+        """
+        if len(frames) != self.n_frames:
+            raise DataError(
+                f"the split was made for {self.n_frames} frames, but the dataset has {len(frames)}"
+            )
+        return (
+            Subset(frames, self.train),
+            Subset(frames, self.validation),
+            Subset(frames, self.test),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the split as JSON; the file appears only when complete."""
+        path = Path(path)
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "n_frames": self.n_frames,
+            "seed": self.seed,
+            "source_sha256": self.source_sha256,
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, *, source: str | Path | None) -> Split:
+        """Read a split and verify that it belongs to ``source``.
+
+        Parameters
+        ----------
+        path
+            JSON file written by `save`.
+        source
+            The file with the frames; its hash is compared. None only for a split that records
+            no hash.
+
+        Raises
+        ------
+        DataError
+            Not such a file; the data file is another one than the split was made for, or is
+            not given although the split records its hash.
+        """
+        path = Path(path)
+        split = cls._parse(path)
+        if split.source_sha256 is None:
+            return split
+        if source is None:
+            raise DataError(f"{path}: the split belongs to one data file; say which (source=)")
+        found = file_sha256(source)
+        if found != split.source_sha256:
+            raise DataError(
+                f"{path}: the split was made for a file with SHA-256 {split.source_sha256}, "
+                f"but {source} has {found}"
+            )
+        return split
+
+    @classmethod
+    def _parse(cls, path: Path) -> Split:
+        try:
+            content: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: not a readable split file: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise DataError(f"{path}: not a split file (no format {_FORMAT!r})")
+        if content.get("version") != _VERSION:
+            raise DataError(f"{path}: version {content.get('version')} is not {_VERSION}")
+        try:
+            parts = [tuple(int(i) for i in content[k]) for k in ("train", "validation", "test")]
+            n_frames, seed = int(content["n_frames"]), content["seed"]
+            return cls(parts[0], parts[1], parts[2], n_frames, seed, content["source_sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: {error}") from error
+
+
+def random_split(
+    n: int,
+    train: int,
+    validation: int,
+    test: int = 0,
+    seed: int = 0,
+    *,
+    source_sha256: str | None = None,
+) -> Split:
+    """Draw disjoint sets of the given sizes from ``n`` frames.
+
+    Raises
+    ------
+    DataError
+        A negative size, an empty training or validation set, or more frames asked than there are.
+    """
+    sizes = {"train": train, "validation": validation, "test": test}
+    for name, size in sizes.items():
+        if size < 0 or (size == 0 and name != "test"):
+            raise DataError(f"the {name} set would have {size} frames")
+    total = sum(sizes.values())
+    if total > n:
+        raise DataError(
+            f"{train} training + {validation} validation + {test} test = {total} frames asked, "
+            f"but there are {n}"
+        )
+    order = [int(i) for i in np.random.default_rng(seed).permutation(n)]
+    return Split(
+        train=tuple(order[:train]),
+        validation=tuple(order[train : train + validation]),
+        test=tuple(order[train + validation : total]),
+        n_frames=n,
+        seed=seed,
+        source_sha256=source_sha256,
+    )
+
+
+def rmd17_split(
+    n_train_file: int = _RMD17_FILE, seed: int = 0, *, source_sha256: str | None = None
+) -> Split:
+    """The published rMD17 protocol, for a file with the 1,000 official training frames.
+
+    950 frames to train on and the other 50 to validate; ``test`` is empty, since the official
+    test frames are a file of their own.
+
+    Raises
+    ------
+    DataError
+        The file has not 1,000 frames (a full archive needs `rmd17_archive_split`).
+    """
+    _check_protocol(n_train_file)
+    return random_split(
+        n_train_file,
+        _RMD17_TRAIN,
+        n_train_file - _RMD17_TRAIN,
+        seed=seed,
+        source_sha256=source_sha256,
+    )
+
+
+def rmd17_archive_split(
+    train_indices: Sequence[int],
+    test_indices: Sequence[int],
+    n_frames: int,
+    seed: int = 0,
+    *,
+    source_sha256: str | None = None,
+) -> Split:
+    """The same protocol for a full rMD17 archive and the official index files.
+
+    Parameters
+    ----------
+    train_indices, test_indices
+        Official indices (see `read_index_file`); 950 of the first are trained on.
+    n_frames
+        Frames in the archive (100,000 for most molecules).
+    seed, source_sha256
+        As in `Split`.
+
+    Raises
+    ------
+    DataError
+        Not 1,000 training indices, indices out of range or in both files.
+    """
+    _check_protocol(len(train_indices))
+    inner = rmd17_split(len(train_indices), seed)
+    return Split(
+        train=tuple(int(train_indices[i]) for i in inner.train),
+        validation=tuple(int(train_indices[i]) for i in inner.validation),
+        test=tuple(int(i) for i in test_indices),
+        n_frames=n_frames,
+        seed=seed,
+        source_sha256=source_sha256,
+    )
+
+
+def _check_protocol(n: int) -> None:
+    if n != _RMD17_FILE:
+        raise DataError(
+            f"the rMD17 protocol trains on {_RMD17_TRAIN} and validates on "
+            f"{_RMD17_FILE - _RMD17_TRAIN} of the {_RMD17_FILE} official training frames; "
+            f"{n} were given"
+        )
+
+
+def read_index_file(path: str | Path) -> tuple[int, ...]:
+    """Indices from a text file with one integer a line, as rMD17's ``index_train_01.csv``.
+
+    Raises
+    ------
+    DataError
+        No such file, no indices, or a line that is not one whole number of at least 0.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="ascii").split()
+        indices = tuple(int(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a list of frame numbers: {error}") from error
+    if not indices or min(indices) < 0:
+        raise DataError(f"{path}: holds no frame numbers, or negative ones")
+    if len(set(indices)) != len(indices):
+        raise DataError(f"{path}: holds a frame number twice")
+    return indices

@@ -1,0 +1,183 @@
+"""The graph that everything passes on: a ``torch_geometric`` Data whose edges are a table, M slots per atom.
+
+Every directed edge j→i sits in a slot (i, m) of its receiver, so that the sum over neighbours is a plain sum over m,
+and, because the list is symmetric, so is the sum's adjoint: no scatter anywhere, the same bits in every run. An atom
+with fewer neighbours fills its last slots with itself 1,000 Å away, where every kernel is zero.
+
+Fields of a graph with N atoms, M slots, B structures:
+
+============== ============ ======= =================================================================
+name           shape        dtype   meaning
+============== ============ ======= =================================================================
+atomic_numbers (N,)         int64   atomic numbers Z, e.g. [6, 1, 1, 1, 1]
+positions      (N, 3)       float64 Cartesian coordinates, Å
+neighbours     (N, M)       int64   sender j of the edge in slot (i, m)
+reverse        (N, M)       int64   slot of the edge i→j in row j: edge (j, reverse) is this one turned round
+offsets        (N, M, 3)    float64 added to x_j − x_i: the whole cell translation, Å
+used           (N, M)       bool    False in the unused slots (a kernel without a cutoff must mask them)
+cell           (B, 3, 3)    float64 rows are the cell vectors, Å; zero for molecules
+energy         (B,)         float64 label where there is one, eV (total energy of each structure)
+forces         (N, 3)       float64 label where there is one, eV/Å
+stress         (B, 3, 3)    float64 label where there is one, eV/Å³, ASE's sign
+batch          (N,)         int64   structure of each atom
+============== ============ ======= =================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from ponita_ff.neighbours import NeighbourList, neighbour_list
+
+__all__ = ["Graph", "batch_graphs", "build_graph", "edge_vectors", "gather_neighbours"]
+
+#: Length in Å of the vector in an unused slot: beyond any cutoff.
+UNUSED_DISTANCE = 1000.0
+
+
+class Graph(Data):  # type: ignore[misc]  # torch_geometric ships no types
+    """One structure, or several through :func:`batch_graphs`; the module's table documents its fields."""
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.num_nodes if key == "neighbours" else 0
+
+    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return 0
+
+    @property
+    def num_nodes(self) -> int:
+        return int(self["atomic_numbers"].shape[0])
+
+
+def _edge_table(edges: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """Row and slot of each edge, and slot of its reverse, from a list sorted by receiver."""
+    degree = np.bincount(edges.receivers, minlength=edges.num_atoms)
+    first = np.concatenate(([0], np.cumsum(degree)[:-1]))
+    slot = np.arange(len(edges.receivers)) - first[edges.receivers]
+    return edges.receivers, slot, slot[edges.reverse], int(degree.max(initial=0))
+
+
+def build_graph(
+    atomic_numbers: NDArray[np.int64],
+    positions: NDArray[np.float64],
+    cutoff: float | None,
+    cell: NDArray[np.float64] | None = None,
+    pbc: NDArray[np.bool_] | bool = False,
+    edges: NeighbourList | None = None,
+) -> Graph:
+    """Graph of one structure.
+
+    Args:
+        atomic_numbers: Shape (N,).
+        positions: Shape (N, 3), Å.
+        cutoff: Å; None for all pairs of a molecule.
+        cell: Shape (3, 3), Å, rows are the cell vectors; None or zeros for a molecule.
+        pbc: One or three booleans.
+        edges: A list made for these positions with this cutoff or a longer one; made here when None.
+
+    Raises:
+        ValueError: For positions, cell or cutoff that no list can be made of.
+    """
+    if edges is None:
+        edges = neighbour_list(positions, cutoff, cell, pbc)
+    number = len(positions)
+    rows, slots, reverse_slots, width = _edge_table(edges)
+    # At least one slot, so that a single atom needs no special case anywhere.
+    width = max(width, 1)
+    neighbours = np.repeat(np.arange(number)[:, None], width, axis=1)
+    reverse = np.repeat(np.arange(width)[None, :], number, axis=0)
+    offsets = np.zeros((number, width, 3))
+    offsets[..., 0] = UNUSED_DISTANCE
+    used = np.zeros((number, width), dtype=bool)
+    neighbours[rows, slots] = edges.senders
+    reverse[rows, slots] = reverse_slots
+    used[rows, slots] = True
+    offsets[rows, slots] = 0.0 if cell is None else edges.shifts @ np.asarray(cell, dtype=np.float64)
+    return Graph(
+        atomic_numbers=torch.from_numpy(np.array(atomic_numbers, dtype=np.int64)),
+        positions=torch.from_numpy(np.array(positions, dtype=np.float64)),
+        neighbours=torch.from_numpy(neighbours),
+        reverse=torch.from_numpy(reverse),
+        offsets=torch.from_numpy(offsets),
+        used=torch.from_numpy(used),
+        cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else np.array(cell, dtype=np.float64)[None]),
+        batch=torch.zeros(number, dtype=torch.int64),
+    )
+
+
+def _widen(graph: Graph, width: int) -> Graph:
+    """The same graph with more slots per atom; every added slot is an unused one."""
+    number, old = graph.neighbours.shape
+    if old == width:
+        return graph
+    new = graph.clone()
+    extra = width - old
+    own = torch.arange(number)[:, None].expand(-1, extra)
+    new.neighbours = torch.cat((graph.neighbours, own), dim=1)
+    new.reverse = torch.cat((graph.reverse, torch.arange(old, width).expand(number, -1)), dim=1)
+    far = torch.zeros(number, extra, 3, dtype=graph.offsets.dtype)
+    far[..., 0] = UNUSED_DISTANCE
+    new.offsets = torch.cat((graph.offsets, far), dim=1)
+    new.used = torch.cat((graph.used, torch.zeros(number, extra, dtype=torch.bool)), dim=1)
+    return new
+
+
+def batch_graphs(graphs: Sequence[Graph]) -> Graph:
+    """Several structures as one graph; predictions are those of each alone."""
+    width = max(graph.neighbours.shape[1] for graph in graphs)
+    batch = Batch.from_data_list([_widen(graph, width) for graph in graphs], exclude_keys=["batch"])
+    return batch  # type: ignore[no-any-return]
+
+
+class _Gather(torch.autograd.Function):
+    """x_j for every slot (i, m). Its adjoint is again a gather, because each edge knows its reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbours, reverse)
+        return values[neighbours]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        neighbours, reverse = ctx.saved_tensors
+        return _GatherAdjoint.apply(gradient, neighbours, reverse), None, None
+
+
+class _GatherAdjoint(torch.autograd.Function):
+    """Σ_m of the reversed edges' values: what each atom sent, added up where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbours, reverse)
+        return values[neighbours, reverse].sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        neighbours, reverse = ctx.saved_tensors
+        return _Gather.apply(gradient, neighbours, reverse), None, None
+
+
+def gather_neighbours(values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+    """Values of the sender of every edge, differentiable any number of times without a scatter.
+
+    Args:
+        values: Shape (N, ...).
+        neighbours: Shape (N, M).
+        reverse: Shape (N, M).
+
+    Returns:
+        Shape (N, M, ...).
+    """
+    return _Gather.apply(values, neighbours, reverse)  # type: ignore[no-any-return]
+
+
+def edge_vectors(positions: Tensor, offsets: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+    """x_ij = x_j − x_i + offset, sender minus receiver, shape (N, M, 3), Å."""
+    return gather_neighbours(positions, neighbours, reverse) - positions.unsqueeze(1) + offsets

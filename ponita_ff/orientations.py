@@ -1,0 +1,141 @@
+"""Deterministic, symmetric orientation grids on the sphere S².
+
+A grid is a set of unit vectors with quadrature weights. Every grid here is a union of orbits of the icosahedral
+(or octahedral) rotation group, so that a network on it is *exactly* invariant under that group, and its weights
+integrate every polynomial up to ``degree`` exactly, which bounds the error under all other rotations.
+
+Sources: McLaren, Math. Comp. 17, 361 (1963) and Sobolev, Sib. Math. J. 3, 769 (1962): a rule that is invariant
+under a group is exact for degree L as soon as it is exact for the group's own invariant polynomials up to L. For
+the icosahedral rotations those have degree 6, 10, 12 and 15, so a few free weights and angles suffice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+__all__ = ["GRID_SIZES", "OrientationGrid", "orientation_grid", "rotation_group"]
+
+#: Grid sizes on offer: 6 octahedron, 8 cube, 12 icosahedron, 20 dodecahedron, 32 = 12 + 20, 62 = 12 + 20 + 30.
+GRID_SIZES = (6, 8, 12, 20, 32, 62)
+
+_PHI = (1.0 + math.sqrt(5.0)) / 2.0
+
+
+@dataclass(frozen=True)
+class OrientationGrid:
+    """Orientations and quadrature weights on S².
+
+    Attributes:
+        orientations: Unit vectors, shape (num_ori, 3).
+        weights: Quadrature weights, shape (num_ori,), positive, summing to one.
+        degree: Largest polynomial degree that the weights integrate exactly over the sphere.
+        group: Name of the rotation group that maps the grid onto itself.
+    """
+
+    orientations: Array
+    weights: Array
+    degree: int
+    group: str
+
+
+def _rotation(axis: Array, angle: float) -> Array:
+    """Rotation matrix (3, 3) about ``axis`` by ``angle`` in radians (Rodrigues' formula)."""
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
+
+
+@lru_cache(maxsize=None)
+def rotation_group(name: str) -> Array:
+    """All rotations of a finite group.
+
+    Args:
+        name: ``"icosahedral"`` (60 rotations) or ``"octahedral"`` (24 rotations), in the frame of the grids.
+
+    Returns:
+        Rotation matrices, shape (order, 3, 3), the identity first.
+
+    Raises:
+        ValueError: For another name.
+    """
+    if name == "icosahedral":
+        generators = [_rotation(np.array([0.0, 1.0, _PHI]), 2 * math.pi / 5), _rotation(np.ones(3), 2 * math.pi / 3)]
+    elif name == "octahedral":
+        generators = [_rotation(np.array([0.0, 0.0, 1.0]), math.pi / 2), _rotation(np.ones(3), 2 * math.pi / 3)]
+    else:
+        raise ValueError(f"unknown rotation group {name!r}: expected 'icosahedral' or 'octahedral'")
+    elements = [np.eye(3)]
+    for element in elements:  # grows while it is read: closes the group under its generators
+        for generator in generators:
+            product = generator @ element
+            if not any(np.allclose(product, known, atol=1e-9) for known in elements):
+                elements.append(product)
+    return np.stack(elements)
+
+
+def _orbit(point: Array, group: str) -> Array:
+    """Distinct images, shape (k, 3), of a unit vector under a group."""
+    images: list[Array] = []
+    for image in rotation_group(group) @ (point / np.linalg.norm(point)):
+        if not any(np.allclose(image, known, atol=1e-9) for known in images):
+            images.append(image)
+    return np.stack(images)
+
+
+def _invariant_mean(orbit: Array, degree: int) -> float:
+    """Mean over an orbit of the group's invariant polynomial of that degree, P_degree(point · vertex)."""
+    coefficients = np.zeros(degree + 1)
+    coefficients[degree] = 1.0
+    vertex = np.array([0.0, 1.0, _PHI]) / math.hypot(1.0, _PHI)
+    return float(np.polynomial.legendre.legval(orbit @ vertex, coefficients).mean())
+
+
+def _orbit_weights(orbits: list[Array], degrees: list[int]) -> Array:
+    """Weight of each orbit such that the group's invariants of the given degrees average to zero."""
+    rows = [[_invariant_mean(orbit, degree) for orbit in orbits] for degree in degrees]
+    rows.append([1.0] * len(orbits))
+    right = np.zeros(len(rows))
+    right[-1] = 1.0
+    return np.linalg.lstsq(np.array(rows), right, rcond=None)[0]
+
+
+@lru_cache(maxsize=None)
+def orientation_grid(num_ori: int) -> OrientationGrid:
+    """The grid with ``num_ori`` orientations; the same numbers on every machine and in every run.
+
+    Args:
+        num_ori: One of :data:`GRID_SIZES`.
+
+    Raises:
+        ValueError: For another size.
+    """
+    if num_ori not in GRID_SIZES:
+        raise ValueError(f"no orientation grid with num_ori={num_ori}: choose one of {GRID_SIZES}, or 0 for PNITA")
+    if num_ori in (6, 8):
+        seed = np.array([0.0, 0.0, 1.0]) if num_ori == 6 else np.ones(3)
+        return OrientationGrid(_orbit(seed, "octahedral"), np.full(num_ori, 1.0 / num_ori), 3, "octahedral")
+
+    vertices = _orbit(np.array([0.0, 1.0, _PHI]), "icosahedral")
+    faces = _orbit(np.ones(3), "icosahedral")
+    edges = _orbit(np.array([0.0, 0.0, 1.0]), "icosahedral")
+    if num_ori == 12:
+        orbits, shares, degree = [vertices], np.ones(1), 5
+    elif num_ori == 20:
+        orbits, shares, degree = [faces], np.ones(1), 5
+    elif num_ori == 32:
+        orbits, degree = [vertices, faces], 9
+        shares = _orbit_weights(orbits, [6])
+    else:
+        orbits, degree = [vertices, faces, edges], 11
+        shares = _orbit_weights(orbits, [6, 10])
+    weights = np.concatenate(
+        [np.full(len(orbit), share / len(orbit)) for orbit, share in zip(orbits, shares, strict=True)]
+    )
+    return OrientationGrid(np.concatenate(orbits), weights, degree, "icosahedral")

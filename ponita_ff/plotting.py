@@ -1,0 +1,60 @@
+"""Pictures of training runs, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from ponita_ff.training.evaluate import Evaluation
+
+__all__ = ["plot_learning_curve", "plot_parity"]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG without pyplot, which would keep global state and want a display."""
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Validation errors of the averaged weights against steps, both axes logarithmic."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [row["step"] for row in history]
+    for key, label, marker in (
+        ("validation_forces_mae", "force MAE (meV/Å)", "o"),
+        ("validation_energy_mae", "energy MAE (meV)", "s"),
+    ):
+        axes.loglog(steps, [1e3 * row[key] for row in history], marker=marker, markersize=3, label=label)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("validation error")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def plot_parity(result: Evaluation, title: str, path: Path) -> None:
+    """Predicted against reference energies per atom and force components."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    per_atom, label = result.energy / result.num_atoms, result.energy_label / result.num_atoms
+    centre = float(np.mean(label))
+    panels = (
+        (left, label - centre, per_atom - centre, "energy per atom − mean (eV)", 1e3 * result.errors.energy_mae, "meV"),
+        (right, result.forces_label.ravel(), result.forces.ravel(), "force (eV/Å)", 1e3 * result.errors.forces_mae, "meV/Å"),
+    )
+    for axes, x, y, name, error, unit in panels:
+        axes.plot([x.min(), x.max()], [x.min(), x.max()], color="0.6", linewidth=1, zorder=0)
+        axes.plot(x, y, ".", markersize=3, alpha=0.5, rasterized=True)
+        axes.set_xlabel(f"reference {name}")
+        axes.set_ylabel(f"predicted {name}")
+        axes.set_title(f"MAE {error:.2f} {unit}", fontsize=10)
+    figure.suptitle(title)
+    _save(figure, path)

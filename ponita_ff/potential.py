@@ -1,0 +1,191 @@
+"""A potential: energy, forces and stress of a graph. The only place that differentiates for predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ponita_ff.graph import Graph, edge_vectors
+from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
+
+__all__ = ["Network", "Potential", "Prediction"]
+
+
+class Network(Protocol):
+    """What a potential needs of a network; both forms of PONITA have it."""
+
+    cutoff: float | None
+
+    def __call__(self, graph: Graph, species: Tensor, vectors: Tensor, fused: bool = False) -> Tensor:
+        """Atomic energies (N,) from edge vectors (N, M, 3), Å, in the network's dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Energies in eV (float64), forces in eV/Å, stress in eV/Å³ with ASE's sign.
+
+    Attributes:
+        energy: Total energy of each structure, shape (B,).
+        energies: Atomic energies, shape (N,), float64; they sum to ``energy``.
+        forces: −dE/dx, shape (N, 3), or None when not asked for.
+        stress: dE/dε / volume, shape (B, 3, 3), symmetric, or None when not asked for.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+
+
+class Potential(nn.Module):
+    """Network, scale, reference energies and optional ZBL repulsion, in eV and Å.
+
+    E_i = scale · network_i + reference[species_i] + ZBL_i; reference energies are added in float64 whatever the
+    network's dtype, because float32 would round a molecule's thousands of eV to half a meV.
+
+    Args:
+        network: Gives atomic energies.
+        species: Atomic numbers that it knows, ascending; their order is the network's species order.
+        reference_energies: eV by atomic number.
+        scale: eV per unit of network output.
+        zbl_cutoff: Å; None for no ZBL term.
+        metadata: JSON-able facts that travel in the file: units, training data, errors, where references came from.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        species: Sequence[int],
+        reference_energies: Mapping[int, float],
+        scale: float = 1.0,
+        zbl_cutoff: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if list(species) != sorted(set(species)) or not species or min(species) < 1:
+            raise ValueError(f"species must be distinct ascending atomic numbers, got {list(species)}")
+        self.network = network
+        self.species = tuple(int(z) for z in species)
+        self.scale = float(scale)
+        self.zbl_cutoff = zbl_cutoff
+        self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff else None
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.reference_energies: Tensor
+        self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))
+        self.species_index: Tensor
+        index = torch.full((119,), -1, dtype=torch.int64)
+        index[list(self.species)] = torch.arange(len(self.species))
+        self.register_buffer("species_index", index, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Potential:
+        """Move or cast like any module, but keep reference energies in float64."""
+        exact = self.reference_energies
+        super()._apply(fn, recurse)
+        self.reference_energies = exact.to(self.reference_energies.device)
+        return self
+
+    @property
+    def cutoff(self) -> float | None:
+        """Å; None where all pairs of a molecule interact."""
+        value: float | None = self.network.cutoff  # type: ignore[assignment]
+        return value
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network's weights."""
+        return next(self.network.parameters()).device
+
+    def check_species(self, atomic_numbers: NDArray[np.integer[Any]]) -> None:
+        """Refuse elements that the network was never trained on.
+
+        Raises:
+            ValueError: Naming the first such atom and the known elements.
+        """
+        unknown = np.flatnonzero(~np.isin(atomic_numbers, self.species))
+        if unknown.size:
+            known = ", ".join(chemical_symbols[z] for z in self.species)
+            z = int(atomic_numbers[unknown[0]])
+            symbol = chemical_symbols[z] if 0 <= z < len(chemical_symbols) else "?"
+            raise ValueError(
+                f"atom {unknown[0]} is {symbol} (Z = {z}), which this potential does not know; it knows {known}. "
+                "Train or fine-tune a potential on data with that element"
+            )
+
+    def interaction_energies(
+        self, graph: Graph, positions: Tensor, offsets: Tensor, fused: bool = False
+    ) -> Tensor:
+        """Atomic energies without the references, shape (N,), eV, in the network's dtype; differentiable."""
+        species = self.species_index[graph.atomic_numbers]
+        vectors = edge_vectors(positions, offsets, graph.neighbours, graph.reverse)
+        # Differences are taken in float64 and rounded after: unwrapped molecules may be far from the origin.
+        vectors = vectors.to(self.dtype)
+        energies: Tensor = self.network(graph, species, vectors, fused=fused) * self.scale
+        if self.zbl is not None:
+            energies = energies + self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
+        return energies
+
+    def differentiate(
+        self,
+        graph: Graph,
+        forces: bool = True,
+        stress: bool = False,
+        create_graph: bool = False,
+        fused: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Interaction energies (N,) in the network's dtype, forces (N, 3) and stress (B, 3, 3) in float64.
+
+        Stress is the derivative with respect to a symmetric strain of positions and cell, over the volume (Knuth et
+        al., Comput. Phys. Commun. 190, 33 (2015)).
+        """
+        number = graph.cell.shape[0]
+        positions, offsets = graph.positions, graph.offsets
+        with torch.enable_grad():
+            inputs = []
+            if forces:
+                positions = positions.detach().requires_grad_(True)
+                inputs.append(positions)
+            moved, moved_offsets = positions, offsets
+            if stress:
+                strain = torch.zeros(number, 3, 3, dtype=positions.dtype, device=positions.device, requires_grad=True)
+                inputs.append(strain)
+                symmetric = 0.5 * (strain + strain.transpose(-1, -2))
+                per_atom = symmetric[graph.batch]
+                moved = positions + (per_atom @ positions.unsqueeze(-1)).squeeze(-1)
+                moved_offsets = offsets + (per_atom.unsqueeze(1) @ offsets.unsqueeze(-1)).squeeze(-1)
+            energies = self.interaction_energies(graph, moved, moved_offsets, fused)
+            if not inputs:
+                return energies, None, None
+            gradients = list(torch.autograd.grad(energies.sum(), inputs, create_graph=create_graph))
+        force = -gradients.pop(0) if forces else None
+        if not stress:
+            return energies, force, None
+        volume = torch.linalg.det(graph.cell).abs()
+        return energies, force, gradients.pop(0) / volume[:, None, None]
+
+    def forward(self, graph: Graph, forces: bool = True, stress: bool = False, fused: bool = False) -> Prediction:
+        """Predict, detached from autograd.
+
+        Args:
+            graph: One structure or a batch, on the potential's device; all its elements known.
+            forces: Whether forces are wanted.
+            stress: Whether stress is wanted; every structure then needs a cell with a volume.
+            fused: Write sums as a compiler likes them.
+        """
+        with torch.set_grad_enabled(forces or stress):
+            energies, force, tensor = self.differentiate(graph, forces, stress, fused=fused)
+        atomic = energies.detach().double() + self.reference_energies[self.species_index[graph.atomic_numbers]]
+        total = sum_over_structures(atomic, graph.batch, graph.cell.shape[0])
+        return Prediction(total, atomic, force, tensor)

@@ -1,0 +1,1 @@
+"""Training: settings, loss, loop, evaluation."""

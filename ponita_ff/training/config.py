@@ -1,0 +1,190 @@
+"""Settings of a training run, all validated at the start, each refusal naming its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ponita_ff.model import PonitaConfig
+
+__all__ = ["ConfigError", "DataConfig", "LossConfig", "OptimiserConfig", "PotentialConfig", "TrainConfig"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the file and every wrong field."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class UnitsConfig(_Section):
+    """Units of a data file that does not say its own, e.g. ``{energy: kcal/mol, length: Angstrom}``."""
+
+    energy: str
+    length: str
+
+
+class DataConfig(_Section):
+    """Labelled frames and how they are split.
+
+    Attributes:
+        path: Training (and validation) frames; a relative path starts at the config file's folder.
+        test: Frames for the report at the end, never seen in training; None for none, or the split's own.
+        protocol: ``"rmd17"`` is the published protocol: of the 1,000 official training frames 950 train, 50 validate.
+        train: Number of training frames, drawn at random.
+        validation: Number of validation frames, drawn at random from the rest.
+        test_frames: Number of test frames, drawn at random from what then remains of ``path``.
+        seed: Of the split.
+    """
+
+    path: Path
+    test: Path | None = None
+    protocol: Literal["random", "rmd17"] = "random"
+    train: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[int, Field(ge=1)] | None = None
+    test_frames: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+    units: UnitsConfig | None = None
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+
+
+class PotentialConfig(_Section):
+    """Scale and reference energies around the network.
+
+    Attributes:
+        reference_energies: ``"least-squares"`` fits one energy per species; a path reads isolated atoms from a
+            structure file; a mapping gives eV by chemical symbol.
+        zbl_cutoff: Å of the optional ZBL repulsion.
+        extra_species: Chemical symbols beyond those in the training set.
+    """
+
+    reference_energies: dict[str, float] | Path | Literal["least-squares"] = "least-squares"
+    zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
+    extra_species: list[str] = []
+
+
+class LossConfig(_Section):
+    """Loss = energy · L(ΔE / atoms) + forces · L(ΔF) + stress · L(Δσ), eV and Å.
+
+    ``mae``: L is the mean absolute value for energies and the mean Euclidean norm per atom for forces; ``mse``: the
+    mean square.
+    """
+
+    kind: Literal["mae", "mse"] = "mae"
+    energy: Annotated[float, Field(ge=0)] = 1.0
+    forces: Annotated[float, Field(ge=0)] = 1.0
+    stress: Annotated[float, Field(ge=0)] = 0.0
+
+
+class OptimiserConfig(_Section):
+    """Adam, linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Annotated[int, Field(ge=1)] = 5
+    steps: Annotated[int, Field(ge=1)] | None = None
+    time: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[smhd]$")] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    patience: Annotated[int, Field(ge=1)] | None = None
+    validate_every: Annotated[int, Field(ge=1)] = 1000
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1000
+
+    @property
+    def seconds(self) -> float | None:
+        """The wall-clock budget in seconds, or None."""
+        if self.time is None:
+            return None
+        return float(self.time[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.time[-1]]
+
+
+class TrainConfig(_Section):
+    """A whole run."""
+
+    data: DataConfig
+    model: PonitaConfig = PonitaConfig()
+    potential: PotentialConfig = PotentialConfig()
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    name: str = "potential"
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    compile: bool = False
+    rotate: bool = True
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @classmethod
+    def from_mapping(cls, values: Any, source: str = "settings") -> TrainConfig:
+        """Validate a mapping.
+
+        Raises:
+            ConfigError: Naming every wrong field.
+        """
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            lines = []
+            for problem in error.errors():
+                field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+                lines.append(f"  {field}: {problem['msg']} (got {problem['input']!r})")
+            raise ConfigError(f"{source} has settings that cannot be used:\n" + "\n".join(lines)) from None
+        config._check_together(source)
+        return config
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+        """Read a YAML file; relative paths in it start at its folder.
+
+        Args:
+            path: The file.
+            overrides: Values by dotted field name that replace the file's, e.g. ``{"optimiser.time": "30m"}``.
+
+        Raises:
+            ConfigError: For a missing or malformed file or a wrong field.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not a YAML file: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must be a mapping of settings, with at least 'data: {{path: FILE}}'")
+        for name, value in (overrides or {}).items():
+            target = values
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise ConfigError(f"{path}: {parent} must be a mapping of settings, got {target!r}")
+            target[leaf] = value
+        config = cls.from_mapping(values, str(path))
+        config._resolve_paths(path.parent, set(overrides or {}))
+        return config
+
+    def _resolve_paths(self, folder: Path, given: set[str]) -> None:
+        if "data.path" not in given:
+            self.data.path = folder / self.data.path
+        if self.data.test is not None and "data.test" not in given:
+            self.data.test = folder / self.data.test
+        if isinstance(self.potential.reference_energies, Path):
+            self.potential.reference_energies = folder / self.potential.reference_energies
+
+    def _check_together(self, source: str) -> None:
+        problems = []
+        if self.optimiser.steps is None and self.optimiser.time is None:
+            problems.append("optimiser: give steps or time, so that the run has an end")
+        if self.data.protocol == "random" and (self.data.train is None or self.data.validation is None):
+            problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
+        if self.loss.energy + self.loss.forces + self.loss.stress == 0:
+            problems.append("loss: at least one weight must be above zero")
+        if problems:
+            raise ConfigError(f"{source} has settings that cannot be used:\n  " + "\n  ".join(problems))

@@ -1,0 +1,129 @@
+"""Errors of a potential on labelled frames, predicted in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ponita_ff.data import Frame
+from ponita_ff.graph import Graph, batch_graphs, build_graph
+from ponita_ff.potential import Potential
+
+__all__ = ["Errors", "Evaluation", "evaluate", "frame_graph"]
+
+
+def frame_graph(frame: Frame, cutoff: float | None) -> Graph:
+    """Graph of a labelled frame, with its labels."""
+    periodic = bool(frame.pbc.any())
+    graph = build_graph(frame.numbers, frame.positions, cutoff, frame.cell if periodic else None, frame.pbc)
+    graph.energy = torch.tensor([frame.energy], dtype=torch.float64)
+    graph.forces = torch.from_numpy(np.array(frame.forces))
+    if frame.stress is not None:
+        graph.stress = torch.from_numpy(np.array(frame.stress))[None]
+    return graph
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors in eV, eV/Å and eV/Å³; ``stress_mae`` is None where there are no labels."""
+
+    frames: int
+    energy_mae: float
+    energy_rmse: float
+    energy_mae_per_atom: float
+    forces_mae: float
+    forces_rmse: float
+    forces_mae_by_element: dict[str, float]
+    stress_mae: float | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions beside labels: energies (n,), forces (total atoms, 3), and the errors between them."""
+
+    errors: Errors
+    energy: NDArray[np.float64]
+    energy_label: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    forces_label: NDArray[np.float64]
+    num_atoms: NDArray[np.int64]
+
+
+def _batches(frames: Sequence[Frame], batch_size: int) -> Iterator[list[Frame]]:
+    for start in range(0, len(frames), batch_size):
+        yield [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
+
+
+def evaluate(
+    potential: Potential,
+    frames: Sequence[Frame],
+    batch_size: int = 10,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Predict every frame and compare with its labels.
+
+    Args:
+        potential: Not changed.
+        frames: At least one.
+        batch_size: Frames per pass.
+        progress: Called with the number of frames done so far.
+
+    Raises:
+        ValueError: For no frames, or elements that the potential does not know.
+    """
+    if len(frames) == 0:
+        raise ValueError("no frames to evaluate: the data set or its split is empty")
+    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("e", "e0", "f", "f0", "s", "s0")}
+    numbers: list[NDArray[np.int64]] = []
+    done = 0
+    for chunk in _batches(frames, batch_size):
+        potential.check_species(np.concatenate([frame.numbers for frame in chunk]))
+        graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in chunk]).to(potential.device)
+        with_stress = all(frame.stress is not None for frame in chunk)
+        prediction = potential(graph, forces=True, stress=with_stress)
+        assert prediction.forces is not None
+        rows["e"].append(prediction.energy.cpu().numpy())
+        rows["e0"].append(np.array([frame.energy for frame in chunk]))
+        rows["f"].append(prediction.forces.cpu().numpy())
+        rows["f0"].append(np.concatenate([frame.forces for frame in chunk]))
+        if with_stress and prediction.stress is not None:
+            rows["s"].append(prediction.stress.cpu().numpy())
+            rows["s0"].append(np.stack([frame.stress for frame in chunk if frame.stress is not None]))
+        numbers.extend(frame.numbers for frame in chunk)
+        done += len(chunk)
+        if progress is not None:
+            progress(done)
+    joined = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
+    counts = np.array([len(z) for z in numbers])
+    return Evaluation(
+        errors=_errors(joined, np.concatenate(numbers), counts),
+        energy=joined["e"],
+        energy_label=joined["e0"],
+        forces=joined["f"],
+        forces_label=joined["f0"],
+        num_atoms=counts,
+    )
+
+
+def _errors(values: dict[str, NDArray[np.float64]], numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> Errors:
+    energy, forces = values["e"] - values["e0"], values["f"] - values["f0"]
+    elements = sorted({int(z) for z in numbers})
+    return Errors(
+        frames=len(counts),
+        energy_mae=float(np.abs(energy).mean()),
+        energy_rmse=float(np.sqrt(np.square(energy).mean())),
+        energy_mae_per_atom=float(np.abs(energy / counts).mean()),
+        forces_mae=float(np.abs(forces).mean()),
+        forces_rmse=float(np.sqrt(np.square(forces).mean())),
+        forces_mae_by_element={chemical_symbols[z]: float(np.abs(forces[numbers == z]).mean()) for z in elements},
+        stress_mae=float(np.abs(values["s"] - values["s0"]).mean()) if "s" in values else None,
+    )

@@ -1,0 +1,154 @@
+"""A whole training run: read and split the data, train, write the potential, report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ponita_ff.checkpoint import save_potential, write_atomically
+from ponita_ff.data import DataError, Frame, Split, Units, file_sha256, random_split, read_frames, rmd17_split
+from ponita_ff.plotting import plot_learning_curve, plot_parity
+from ponita_ff.potential import Potential
+from ponita_ff.training.build import build_potential
+from ponita_ff.training.config import DataConfig, TrainConfig
+from ponita_ff.training.evaluate import Evaluation, evaluate
+from ponita_ff.training.trainer import Trainer
+
+__all__ = ["TrainingData", "prepare_data", "train"]
+
+logger = logging.getLogger(__name__)
+
+POTENTIAL_FILE = "potential.safetensors"
+_SPLIT_FILE = "split.json"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Frames of a run and where they came from."""
+
+    train: Sequence[Frame]
+    validation: Sequence[Frame]
+    test: Sequence[Frame]
+    split: Split
+    provenance: dict[str, Any]
+
+
+def prepare_data(config: DataConfig, out: Path) -> TrainingData:
+    """Read and split the data; a split that ``out`` already holds is used again, so that a resumed run keeps it.
+
+    Raises:
+        DataError: Naming file and frame, for data that cannot be used.
+    """
+    frames = _read(config, config.path)
+    digest = file_sha256(config.path)
+    split_path = out / _SPLIT_FILE
+    if split_path.exists():
+        split = Split.load(split_path, source=config.path)
+    elif config.protocol == "rmd17":
+        split = rmd17_split(len(frames), config.seed, source_sha256=digest)
+    else:
+        assert config.train is not None and config.validation is not None  # the settings have been validated
+        split = random_split(
+            len(frames), config.train, config.validation, config.test_frames, config.seed, source_sha256=digest
+        )
+    train, validation, held_out = split.apply(frames)
+    test: Sequence[Frame] = held_out
+    provenance: dict[str, Any] = {"file": config.path.name, "sha256": digest, "train": len(train)}
+    provenance |= {"validation": len(validation), "protocol": config.protocol, "split_seed": config.seed}
+    if config.test is not None:
+        if config.test_frames:
+            raise DataError("data: give either test, a file, or test_frames, a number, not both")
+        test = _read(config, config.test)
+        provenance |= {"test_file": config.test.name, "test_sha256": file_sha256(config.test)}
+    provenance["test"] = len(test)
+    return TrainingData(train, validation, test, split, provenance)
+
+
+def _read(config: DataConfig, path: Path) -> Sequence[Frame]:
+    units = None if config.units is None else Units(config.units.energy, config.units.length)
+    return read_frames(
+        path,
+        units=units,
+        energy_key=config.energy_key,
+        forces_key=config.forces_key,
+        stress_key=config.stress_key,
+    )
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool = True) -> Potential:
+    """Train a potential; ``out`` ends with potential, settings, split, logs and plots.
+
+    Args:
+        config: All settings.
+        out: Folder of the run.
+        resume: Continue from the folder's checkpoint.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The averaged potential, as written to ``out``.
+
+    Raises:
+        ConfigError, DataError, ValueError, OSError: Before any work is lost, naming what is wrong.
+    """
+    if not resume and (out / "checkpoint.pt").exists():
+        raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
+    data = prepare_data(config.data, out)
+    potential = build_potential(config, data.train).to(_pick_device(config.device))
+    trainer = Trainer(potential, config, data.train, data.validation, out, progress)
+    if resume:
+        trainer.load_checkpoint()
+    else:
+        trainer.save_config()
+        data.split.save(out / _SPLIT_FILE)
+    logger.info(
+        "training on %d frames, validating on %d; %d weights, %s",
+        len(data.train),
+        len(data.validation),
+        sum(p.numel() for p in trainer.parameters),
+        potential.device,
+    )
+    average = trainer.run()
+    _report(average, trainer, data, out)
+    return average
+
+
+def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Path) -> None:
+    """Errors on every part, in the potential's file, a JSON file and plots."""
+    results = {"validation": evaluate(potential, data.validation)}
+    if len(data.test):
+        results["test"] = evaluate(potential, data.test)
+    potential.metadata["data"] = data.provenance
+    potential.metadata["errors"] = {name: result.errors.as_dict() for name, result in results.items()}
+    potential.metadata["training"] = {"steps": trainer.state.step, "seconds": round(trainer.state_seconds, 1)}
+    save_potential(potential, out / POTENTIAL_FILE)
+    report = json.dumps(potential.metadata, indent=2)
+    write_atomically(out / "report.json", lambda path: path.write_text(report + "\n", encoding="utf-8"))
+    plot_learning_curve(trainer.state.history, out / "learning_curve.png")
+    name, shown = list(results.items())[-1]
+    plot_parity(shown, f"{name} frames", out / "parity.png")
+    for name, result in results.items():
+        _log_errors(name, result)
+
+
+def _log_errors(name: str, result: Evaluation) -> None:
+    errors = result.errors
+    logger.info(
+        "%s (%d frames): energy MAE %.3f meV, force MAE %.3f meV/Å, force RMSE %.3f meV/Å",
+        name,
+        errors.frames,
+        1e3 * errors.energy_mae,
+        1e3 * errors.forces_mae,
+        1e3 * errors.forces_rmse,
+    )

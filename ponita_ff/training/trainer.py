@@ -1,0 +1,371 @@
+"""The training loop: resumable bit for bit, with all of its state in one checkpoint written atomically."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ponita_ff.checkpoint import write_atomically
+from ponita_ff.data import Frame
+from ponita_ff.graph import Graph, batch_graphs
+from ponita_ff.potential import Potential
+from ponita_ff.training.config import LossConfig, TrainConfig
+from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
+from ponita_ff.training.step import LossTerms, TrainingStep
+
+__all__ = ["Trainer", "random_rotations"]
+
+logger = logging.getLogger(__name__)
+
+#: Graphs of at most this many frames are kept in memory after their first use.
+_CACHED_FRAMES = 20_000
+
+
+class _GraphDataset(Dataset[Graph]):
+    """Frames as graphs, kept after first use when there are few enough of them."""
+
+    def __init__(self, frames: Sequence[Frame], cutoff: float | None) -> None:
+        self.frames, self.cutoff = frames, cutoff
+        self.cache: dict[int, Graph] | None = {} if len(frames) <= _CACHED_FRAMES else None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Graph:
+        if self.cache is None:
+            return frame_graph(self.frames[index], self.cutoff)
+        if index not in self.cache:
+            self.cache[index] = frame_graph(self.frames[index], self.cutoff)
+        return self.cache[index]
+
+
+class _Batches:
+    """Batch indices as a pure function of seed and step, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, frames: int, batch_size: int, seed: int, start: int) -> None:
+        self.frames, self.size, self.seed, self.start = frames, min(batch_size, frames), seed, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.frames // self.size
+        epoch, position = divmod(self.start, per_epoch)
+        while True:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.frames)
+            for batch in range(position, per_epoch):
+                yield order[batch * self.size : (batch + 1) * self.size].tolist()
+            epoch, position = epoch + 1, 0
+
+
+def random_rotations(number: int, seed: tuple[int, ...]) -> Tensor:
+    """Rotations drawn uniformly (normalised Gaussian quaternions), shape (number, 3, 3), float64."""
+    w, x, y, z = np.moveaxis(_unit(np.random.default_rng(seed).normal(size=(number, 4))), 1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.from_numpy(np.moveaxis(np.array(rows), 2, 0).copy())
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _rotate(graph: Graph, rotations: Tensor) -> None:
+    """Turn every structure of a batch, labels and all, by its own rotation."""
+    per_atom = rotations[graph.batch]
+    for name in ("positions", "forces"):
+        graph[name] = (per_atom @ graph[name].unsqueeze(-1)).squeeze(-1)
+    graph.offsets = graph.offsets @ per_atom.transpose(-1, -2)
+    graph.cell = graph.cell @ rotations.transpose(-1, -2)
+    if "stress" in graph:
+        graph.stress = rotations @ graph.stress @ rotations.transpose(-1, -2)
+
+
+@dataclass
+class _State:
+    """Where a run stands, all of it numbers."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a potential and keeps its average.
+
+    Args:
+        potential: Trained in place.
+        config: All settings.
+        train, validation: Labelled frames.
+        out: Folder for checkpoint, logs and results; made when missing.
+        progress: Whether to show a progress bar.
+
+    Attributes:
+        average: The exponential moving average of the potential: what is validated and written out.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        config: TrainConfig,
+        train: Sequence[Frame],
+        validation: Sequence[Frame],
+        out: Path,
+        progress: bool = True,
+    ) -> None:
+        self.potential, self.config, self.out, self.progress = potential, config, out, progress
+        self.validation = validation
+        self.dataset = _GraphDataset(train, potential.cutoff)
+        settings = config.optimiser
+        self.parameters = [p for p in potential.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self.state = _State()
+        self.step_function = TrainingStep(potential, config.loss, config.compile)
+        self._clock = 0.0
+
+    @property
+    def average(self) -> Potential:
+        """The averaged potential."""
+        module: Potential = self._average.module
+        return module
+
+    # ------------------------------------------------------------------ schedule
+
+    def _fraction_done(self) -> float:
+        """Share of the run behind us, by steps or by the wall clock, whichever ends it first."""
+        settings = self.config.optimiser
+        shares = [0.0]
+        if settings.steps is not None:
+            shares.append(self.state.step / settings.steps)
+        if settings.seconds is not None:
+            shares.append(self._elapsed() / settings.seconds)
+        return max(shares)
+
+    def _elapsed(self) -> float:
+        """Seconds of training in this and all resumed sessions."""
+        return self.state.elapsed + time.monotonic() - self._clock
+
+    def learning_rate(self, fraction: float) -> float:
+        """Linear warm-up in steps times a cosine that reaches zero at the end of the run."""
+        settings = self.config.optimiser
+        warmup = min(1.0, (self.state.step + 1) / max(settings.warmup_steps, 1))
+        return settings.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * min(fraction, 1.0)))
+
+    # ------------------------------------------------------------------ loop
+
+    def run(self) -> Potential:
+        """Train to the end and return the averaged potential, the best one seen in validation.
+
+        Raises:
+            FloatingPointError: When the loss stops being finite; the last checkpoint is intact.
+            OSError: When the folder cannot be written.
+        """
+        settings = self.config.optimiser
+        self._clock = time.monotonic()
+        loader = iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=_Batches(len(self.dataset), settings.batch_size, self.config.seed, self.state.step),
+                collate_fn=batch_graphs,
+                num_workers=self.config.workers,
+            )
+        )
+        bar = tqdm(total=1000, disable=not self.progress, bar_format="{percentage:5.1f}% |{bar}| {desc}")
+        stop = False
+        with bar, _Log(self.out, self.state.step) as log:
+            while (fraction := self._fraction_done()) < 1.0 and not stop:
+                rate = self.learning_rate(fraction)
+                terms = self._train_step(next(loader), rate)
+                self.state.step += 1
+                done = self._fraction_done() >= 1.0
+                if self.state.step % settings.validate_every == 0 or done:
+                    stop = self._validate(log, terms, rate)
+                if self.state.step % settings.checkpoint_every == 0:
+                    self.save_checkpoint()
+                if self.state.step % 20 == 0 or done:
+                    self._show(bar, fraction, terms)
+            self.save_checkpoint()
+        return self.average
+
+    def _train_step(self, graph: Graph, rate: float) -> LossTerms:
+        if self.config.rotate:
+            _rotate(graph, random_rotations(graph.cell.shape[0], (self.config.seed, self.state.step, 1)))
+        terms = self.step_function(graph.to(self.potential.device))
+        if not bool(torch.isfinite(terms.loss)):
+            raise FloatingPointError(
+                f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or look "
+                f"for a wrong label in the data; the last checkpoint in {self.out} is intact"
+            )
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self._average.update_parameters(self.potential)
+        return terms
+
+    def _validate(self, log: _Log, terms: LossTerms, rate: float) -> bool:
+        """Errors of the averaged potential; True when patience has run out."""
+        errors = evaluate(self.average, self.validation).errors
+        score = validation_score(errors, self.config.loss)
+        if score < self.state.best:
+            self.state.best, self.state.best_step = score, self.state.step
+        row = {
+            "step": float(self.state.step),
+            "seconds": self._elapsed(),
+            "learning_rate": rate,
+            "train_loss": float(terms.loss),
+            "validation_score": score,
+            "validation_energy_mae": errors.energy_mae,
+            "validation_forces_mae": errors.forces_mae,
+        }
+        self.state.history.append(row)
+        log.write(row)
+        patience = self.config.optimiser.patience
+        stale = (self.state.step - self.state.best_step) // self.config.optimiser.validate_every
+        if patience is not None and stale >= patience:
+            logger.info("no better validation in %d validations: stopping early at step %d", stale, self.state.step)
+            return True
+        return False
+
+    def _show(self, bar: tqdm[Any], fraction: float, terms: LossTerms) -> None:
+        bar.n = round(1000 * min(fraction, 1.0))
+        left = self._elapsed() * (1.0 - fraction) / max(fraction, 1e-9)
+        text = f"step {self.state.step}, {_duration(left)} left, batch F {1e3 * float(terms.forces_mae):.1f} meV/Å"
+        if self.state.history:
+            last = self.state.history[-1]
+            text += (
+                f", validation F {1e3 * last['validation_forces_mae']:.2f} meV/Å"
+                f" E {1e3 * last['validation_energy_mae']:.2f} meV"
+            )
+        bar.set_description_str(text)
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def state_seconds(self) -> float:
+        """Training seconds so far, over all sessions."""
+        return self._elapsed()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The one checkpoint file of the run."""
+        return self.out / "checkpoint.pt"
+
+    def save_checkpoint(self) -> None:
+        """Write everything that the rest of the run depends on; the old file stays until the new one is whole.
+
+        Batches and rotations are functions of (seed, step), so the step is their whole random state.
+
+        Raises:
+            OSError: With the reason (full disk, no permission); the old checkpoint is intact.
+        """
+        content = {
+            "version": 1,
+            "config": self.config.model_dump_json(),
+            "potential": self.potential.state_dict(),
+            "average": self._average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "state": {
+                "step": self.state.step,
+                "elapsed": self._elapsed(),
+                "best": self.state.best,
+                "best_step": self.state.best_step,
+                "history": self.state.history,
+            },
+        }
+        write_atomically(self.checkpoint_path, lambda path: torch.save(content, path))
+
+    def load_checkpoint(self) -> None:
+        """Continue where the folder's checkpoint stands.
+
+        Raises:
+            ValueError: When the file is damaged or belongs to other settings.
+        """
+        path = self.checkpoint_path
+        try:
+            content = torch.load(path, map_location=self.potential.device, weights_only=True)
+            state = content["state"]
+        except FileNotFoundError:
+            raise ValueError(f"nothing to resume: there is no {path}") from None
+        except Exception as error:  # the many ways in which a damaged archive can fail
+            raise ValueError(f"{path} is not a whole training checkpoint: {error}") from None
+        if json.loads(content["config"]) != json.loads(self.config.model_dump_json()):
+            raise ValueError(f"{path} was made with other settings; resume with the config.yaml beside it")
+        self.potential.load_state_dict(content["potential"])
+        self._average.load_state_dict(content["average"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.state = _State(**state)
+
+    def save_config(self) -> None:
+        """Write the settings, with every default filled in, beside the checkpoint."""
+        text = yaml.safe_dump(json.loads(self.config.model_dump_json()), sort_keys=False)
+        write_atomically(self.out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def validation_score(errors: Errors, loss: LossConfig) -> float:
+    """The loss's own weighing of validation errors, eV: what early stopping watches."""
+    return loss.energy * errors.energy_mae_per_atom + loss.forces * errors.forces_mae
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class _Log:
+    """``metrics.csv`` and TensorBoard events; rows past the resumed step are dropped first."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.path = out / "metrics.csv"
+        kept: list[dict[str, str]] = []
+        if self.path.exists() and step > 0:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if float(row["step"]) <= step]
+        self.rows: list[dict[str, Any]] = list(kept)
+        self.step = step
+
+    def __enter__(self) -> _Log:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
+    def write(self, row: dict[str, float]) -> None:
+        """Add a row to both logs."""
+        self.rows.append(row)
+
+        def dump(path: Path) -> None:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=list(row))
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+        write_atomically(self.path, dump)
+        for name, value in row.items():
+            if name != "step":
+                self.board.add_scalar(name, value, int(row["step"]))
+        self.board.flush()

@@ -1,0 +1,204 @@
+"""Frames: what is refused, what is converted to ASE and back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+
+from ponita_ff.data import (
+    DataError,
+    Frame,
+    InMemoryFrames,
+    Subset,
+    check_plausible,
+    file_sha256,
+    read_frames,
+)
+
+
+def make_frame(**changes: Any) -> Frame:
+    fields: dict[str, Any] = {
+        "numbers": [8, 1, 1],
+        "positions": [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]],
+        "cell": np.zeros((3, 3)),
+        "pbc": [False, False, False],
+        "energy": -10.0,
+        "forces": np.arange(9.0).reshape(3, 3),
+        "source": "some.xyz, frame 17",
+    }
+    return Frame(**(fields | changes))
+
+
+def with_nan(index: tuple[int, int]) -> np.ndarray:
+    array = np.arange(9.0).reshape(3, 3)
+    array[index] = np.nan
+    return array
+
+
+def test_fields_get_their_dtypes() -> None:
+    frame = make_frame(energy=np.float32(2.5), forces=np.ones((3, 3), np.float32))
+    assert frame.numbers.dtype == np.int64
+    assert frame.positions.dtype == frame.forces.dtype == frame.cell.dtype == np.float64
+    assert frame.pbc.dtype == np.bool_
+    assert type(frame.energy) is float
+    assert len(frame) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"forces": with_nan((2, 1))}, "forces of atom 2"),
+        ({"positions": with_nan((1, 0))}, "positions of atom 1"),
+        ({"energy": float("inf")}, "energy is inf"),
+        ({"energy": [1.0, 2.0, 3.0]}, "not energies per atom"),
+        ({"energy": "low"}, "not an array of numbers"),
+        ({"stress": np.full((3, 3), np.nan)}, "stress holds NaN"),
+        ({"stress": np.zeros(6)}, r"stress has shape \(6,\)"),
+        ({"cell": np.full((3, 3), np.inf)}, "cell holds NaN"),
+        ({"forces": np.zeros((2, 3))}, r"forces has shape \(2, 3\), expected \(3, 3\)"),
+        ({"positions": np.zeros(9)}, r"positions has shape \(9,\)"),
+        ({"pbc": [True]}, r"pbc has shape"),
+        ({"numbers": [8, 1, 0]}, "atom 2 has atomic number 0"),
+        ({"numbers": [119, 1, 1]}, "atom 0 has atomic number 119"),
+        ({"numbers": [8, 1, 1.5]}, "not whole numbers"),
+        ({"numbers": [], "positions": np.empty((0, 3)), "forces": np.empty((0, 3))}, "no atoms"),
+        ({"pbc": [True, False, False]}, "no independent vector"),
+        ({"positions": [[0, 0, 0], [1, 0, 0], [1, 0.005, 0]]}, "atoms 1 and 2 are at the same"),
+    ],
+)
+def test_bad_frames_are_refused_with_their_source(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        make_frame(**changes)
+    assert "some.xyz, frame 17" in str(caught.value)
+
+
+def test_data_error_is_a_value_error() -> None:
+    assert issubclass(DataError, ValueError)
+
+
+def test_atoms_a_little_apart_are_accepted() -> None:
+    make_frame(positions=[[0, 0, 0], [1, 0, 0], [1, 0.02, 0]])
+
+
+def test_one_atom_is_a_frame() -> None:
+    assert len(make_frame(numbers=[1], positions=[[0, 0, 0]], forces=[[0, 0, 0]])) == 1
+
+
+def test_to_atoms_keeps_labels_and_stress_order() -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.02), scale_atoms=True)
+    atoms.calc = EMT()
+    frame = Frame(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        energy=atoms.get_potential_energy(),
+        forces=atoms.get_forces(),
+        stress=atoms.get_stress(voigt=False),
+    )
+    back = frame.to_atoms()
+    assert back.get_potential_energy() == atoms.get_potential_energy()
+    np.testing.assert_array_equal(back.get_forces(), atoms.get_forces())
+    np.testing.assert_allclose(back.get_stress(), atoms.get_stress(), rtol=0, atol=1e-15)
+    assert len(set(np.round(atoms.get_stress(), 12))) == 6  # else the order is not tested
+    np.testing.assert_array_equal(back.cell.array, atoms.cell.array)
+    assert back.pbc.all()
+
+
+def test_sequence_indexing() -> None:
+    frames = InMemoryFrames(make_frame(energy=i) for i in range(5))
+    assert [f.energy for f in frames] == [0, 1, 2, 3, 4]
+    assert frames[-1].energy == 4
+    assert frames[np.int64(2)].energy == 2
+    assert [f.energy for f in frames[1::2]] == [1, 3]
+    assert [f.energy for f in frames[::-1][:2]] == [4, 3]
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            frames[index]
+
+
+def test_subset_keeps_order_and_refuses_what_is_not_there() -> None:
+    frames = InMemoryFrames(make_frame(energy=i) for i in range(5))
+    assert [f.energy for f in Subset(frames, [3, 0])] == [3, 0]
+    for bad in ([5], [-1]):
+        with pytest.raises(DataError, match="5 frames"):
+            Subset(frames, bad)
+
+
+def test_file_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    assert file_sha256(path) == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".xyz", ".extxyz", ".h5", ".hdf5", ".db"])
+def test_missing_empty_and_random_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    with pytest.raises(DataError, match="no such file"):
+        read_frames(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="is empty"):
+        read_frames(path)
+    junk = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
+    path.write_bytes(junk)
+    with pytest.raises(DataError, match="data"):
+        read_frames(path)
+    assert path.read_bytes() == junk, "reading must not write into a foreign file"
+
+
+def test_unknown_suffix_and_folder(tmp_path: Path) -> None:
+    path = tmp_path / "data.pkl"
+    path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"unknown suffix '.pkl'.*\.extxyz"):
+        read_frames(path)
+    with pytest.raises(DataError, match="not a file"):
+        read_frames(tmp_path)
+
+
+def labelled_water(scale: float = 1.0, energy: float = -2080.0, force: float = 1.0) -> Frame:
+    atoms = molecule("H2O")
+    return make_frame(
+        numbers=atoms.numbers,
+        positions=atoms.positions * scale,
+        energy=energy,
+        forces=np.full((3, 3), force),
+    )
+
+
+def test_plausible_frames_pass() -> None:
+    check_plausible([labelled_water()])
+    check_plausible([make_frame(numbers=[1], positions=[[0, 0, 0]], forces=[[0, 0, 0]])])
+    copper = bulk("Cu")  # one atom: its neighbours are its own images
+    check_plausible(
+        [
+            make_frame(
+                numbers=copper.numbers,
+                positions=copper.positions,
+                cell=copper.cell.array,
+                pbc=copper.pbc,
+                forces=[[0, 0, 0]],
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (labelled_water(scale=0.1), "nearest-neighbour distance"),
+        (labelled_water(scale=10.0), "nearest-neighbour distance"),
+        (labelled_water(force=500.0), "forces are"),
+        (labelled_water(energy=-2080.0 * 23.06), "energy of"),
+    ],
+)
+def test_wrong_units_are_noticed(frame: Frame, message: str) -> None:
+    with pytest.raises(DataError, match=f"{message}.*are the units right"):
+        check_plausible([frame])

@@ -1,0 +1,233 @@
+"""The streamed format: exactness, laziness, workers, damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from ponita_ff.data import DataError, Frame, Hdf5Frames, Units, read_frames, write_hdf5
+
+
+def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame]:
+    """Frames of different sizes; half of them periodic."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for i in range(n):
+        atoms = int(rng.integers(1, 9))
+        periodic = i % 2 == 0
+        frames.append(
+            Frame(
+                numbers=rng.integers(1, 90, atoms),
+                positions=rng.normal(scale=5.0, size=(atoms, 3)),
+                cell=np.diag(rng.uniform(5, 9, 3)) + 0.1 if periodic else np.zeros((3, 3)),
+                pbc=np.array([True, True, i % 4 == 0]) & periodic,
+                energy=float(rng.normal(-1e5, 10.0)),
+                forces=rng.normal(size=(atoms, 3)),
+                stress=rng.normal(size=(3, 3)) if stress else None,
+            )
+        )
+    return frames
+
+
+def assert_same(found: Frame, expected: Frame) -> None:
+    for name in ("numbers", "positions", "cell", "pbc", "energy", "forces", "stress"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert (a is None) == (b is None), name
+        if a is not None:
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("stress", [False, True])
+def test_round_trip_is_exact(tmp_path: Path, compression: Any, stress: bool) -> None:
+    frames = random_frames(600, stress)  # more than two batches
+    path = tmp_path / "a.h5"
+    provenance = {"made by": "a test", "seeds": [0, 1]}
+    assert write_hdf5(path, iter(frames), provenance, compression=compression) == 600
+    with Hdf5Frames(path) as read:
+        assert len(read) == 600
+        assert read.provenance == provenance
+        for i in (0, 1, 255, 256, 599):
+            assert_same(read[i], frames[i])
+        assert read[3].source == "a.h5, frame 3"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_read_frames_dispatches_and_checks_units(tmp_path: Path) -> None:
+    frames = random_frames(5, stress=True)
+    path = tmp_path / "a.hdf5"
+    write_hdf5(path, frames, {})
+    assert_same(read_frames(path, index=slice(1, 3))[1], frames[2])
+    assert read_frames(path, read_stress=False)[0].stress is None
+    assert len(read_frames(path, units=Units("ev", "ang"))) == 5
+    with pytest.raises(DataError, match=r"stated as kcal/mol.*eV"):
+        read_frames(path, units=Units("kcal/mol", "ang"))
+    with pytest.raises(DataError, match="energy_key cannot be given"):
+        read_frames(path, energy_key="energy")
+
+
+def test_nothing_to_write_or_mixed_stress_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with pytest.raises(DataError, match="no frames"):
+        write_hdf5(path, [], {})
+    with pytest.raises(DataError, match="has a stress, unlike"):
+        write_hdf5(path, random_frames(3) + random_frames(1, stress=True), {})
+    with pytest.raises(DataError, match="JSON"):
+        write_hdf5(path, random_frames(1), {"a": object()})
+    with pytest.raises(DataError, match="cannot be written"):
+        write_hdf5(tmp_path / "nowhere" / "a.h5", random_frames(1), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_in_the_middle_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {"version": "old"})
+
+    def broken() -> Iterator[Frame]:
+        yield from random_frames(500)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_hdf5(path, broken(), {"version": "new"})
+    assert Hdf5Frames(path).provenance == {"version": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def virtual_file(path: Path, n_frames: int, n_atoms: int) -> None:
+    """A file whose arrays are nearly all unallocated: it reads as terabytes of zeros."""
+    total = n_frames * n_atoms
+    with h5py.File(path, "w") as file:
+        for name, shape, dtype in (
+            ("numbers", (total,), "u1"),
+            ("positions", (total, 3), "f8"),
+            ("forces", (total, 3), "f8"),
+            ("energy", (n_frames,), "f8"),
+            ("cell", (n_frames, 3, 3), "f8"),
+            ("pbc", (n_frames, 3), "?"),
+            ("offsets", (n_frames + 1,), "i8"),
+        ):
+            file.create_dataset(name, shape, dtype, chunks=(1024, *shape[1:]), fillvalue=0)
+        last = n_frames - 1
+        file["offsets"][-2:] = [last * n_atoms, total]
+        file["numbers"][-n_atoms:] = 6
+        file["positions"][-n_atoms:] = np.arange(n_atoms * 3.0).reshape(-1, 3)
+        file["energy"][last] = -7.0
+        file.attrs.update(
+            format="ponita_ff frames",
+            version=1,
+            energy_unit="eV",
+            length_unit="Angstrom",
+            provenance=json.dumps({}),
+        )
+
+
+def test_a_set_larger_than_memory(tmp_path: Path) -> None:
+    path = tmp_path / "huge.h5"
+    virtual_file(path, n_frames=10**9, n_atoms=100)  # 4.8 TB of positions and forces
+    tracemalloc.start()
+    frames = Hdf5Frames(path)
+    assert len(frames) == 10**9
+    assert frames[-1].energy == -7.0
+    np.testing.assert_array_equal(frames[-1].positions[1], [3.0, 4.0, 5.0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20, f"{peak} bytes for one frame of 100 atoms"
+
+
+def test_pickle_and_fork_get_a_handle_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    expected = random_frames(5)
+    write_hdf5(path, expected, {})
+    frames = Hdf5Frames(path)
+    assert_same(frames[0], expected[0])  # the file is open now
+    handle = frames._file
+    assert handle is not None
+    copy = pickle.loads(pickle.dumps(frames))
+    assert copy._file is None
+    assert_same(copy[4], expected[4])
+    frames._pid = os.getpid() + 1  # as a forked child finds it
+    assert_same(frames[1], expected[1])
+    assert frames._file is not handle
+    frames.close()
+    assert_same(frames[2], expected[2])
+
+
+# Python 3.12 and later warn of any fork beside threads; torch has some.
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_a_data_loader(tmp_path: Path, context: str) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    expected = random_frames(6)
+    path = tmp_path / "a.h5"
+    write_hdf5(path, expected, {})
+    frames = Hdf5Frames(path)
+    assert_same(frames[0], expected[0])
+    loader = data.DataLoader(
+        frames,
+        batch_size=2,
+        num_workers=1 if context == "spawn" else 2,  # a spawned worker imports torch: slow
+        collate_fn=list,
+        multiprocessing_context=context,
+    )
+    found = [frame for batch in loader for frame in batch]
+    assert len(found) == 6
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
+def test_truncated_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(300), {})
+    content = path.read_bytes()
+    for part in (len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:part])
+        with pytest.raises(DataError, match="truncated"):
+            read_frames(path)
+    with h5py.File(path, "w") as file:
+        file["positions"] = np.zeros((3, 3))
+    with pytest.raises(DataError, match="not one that ponita_ff wrote"):
+        read_frames(path)
+
+
+def damage(path: Path, change: str) -> None:
+    with h5py.File(path, "r+") as file:
+        if change == "version":
+            file.attrs["version"] = 2
+        elif change == "unit":
+            file.attrs["energy_unit"] = "zorkmid"
+        elif change == "column":
+            del file["energy"]
+        elif change == "shape":
+            file["forces"].resize(len(file["forces"]) - 1, axis=0)
+        elif change == "offsets":
+            file["offsets"][-1] += 1
+        elif change == "provenance":
+            file.attrs["provenance"] = "{"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("version", "written in version 2"),
+        ("unit", "unknown energy unit"),
+        ("column", "damaged"),
+        ("shape", "'forces' has shape"),
+        ("offsets", "offsets do not cover"),
+        ("provenance", "damaged"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, change: str, message: str) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {})
+    damage(path, change)
+    with pytest.raises(DataError, match=message):
+        read_frames(path)
