@@ -21,7 +21,7 @@ from torch import Tensor
 from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
 
-__all__ = ["PotentialFileError", "load_potential", "read_header", "save_potential", "weights_hash", "write_atomically"]
+__all__ = ["PotentialFileError", "find_potential", "load_potential", "read_header", "save_potential", "weights_hash", "write_atomically"]
 
 _FORMAT = "ponita_ff potential"
 _VERSION = 1
@@ -187,3 +187,28 @@ def load_potential(path: Path | str) -> Potential:
     except (KeyError, ValueError, RuntimeError, AttributeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
     return potential.eval().requires_grad_(False)
+
+
+def _shipped() -> dict[str, Path]:
+    """Shipped potentials by name: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    found: dict[str, Path] = {}
+    for folder in (package.parent / "potentials", package / "potentials"):
+        for path in sorted(folder.glob("*/potential.safetensors")):
+            found[path.parent.name] = path
+    return found
+
+
+def find_potential(name: str | Path) -> Path:
+    """Path of a potential file, given as such or as the name of a shipped potential.
+
+    Raises:
+        FileNotFoundError: When it is neither; the message lists the shipped names.
+    """
+    path, shipped = Path(name), _shipped()
+    if str(name) in shipped and not path.is_file():
+        return shipped[str(name)]
+    if not path.is_file():
+        names = ", ".join(shipped) or "none"
+        raise FileNotFoundError(f"{str(name)!r} is neither a file nor a shipped potential; shipped are: {names}")
+    return path

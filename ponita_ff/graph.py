@@ -36,7 +36,10 @@ from torch_geometric.data import Batch, Data
 
 from ponita_ff.neighbours import NeighbourList, neighbour_list
 
-__all__ = ["Graph", "batch_graphs", "build_graph", "edge_vectors", "gather_neighbours"]
+__all__ = ["INPUT_FIELDS", "Graph", "batch_graphs", "build_graph", "edge_vectors", "gather_neighbours"]
+
+#: Fields that a prediction reads, in the order in which traced functions take them.
+INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic_numbers", "batch", "cell")
 
 #: Length in Å of the vector in an unused slot: beyond any cutoff.
 UNUSED_DISTANCE = 1000.0

@@ -96,7 +96,13 @@ class Ponita(nn.Module):
         self.set_grid(config.num_ori)
 
     def set_grid(self, num_ori: int) -> None:
-        """Use another orientation grid: the kernels are continuous, so the same weights work on any."""
+        """Use another orientation grid: the kernels are continuous, so the same weights work on any.
+
+        Raises:
+            ValueError: For a grid that does not exist, or one where the network was made without (or the reverse).
+        """
+        if bool(num_ori) != bool(self.config.num_ori):
+            raise ValueError(f"a network made with num_ori={self.config.num_ori} cannot run with num_ori={num_ori}")
         if num_ori == 0:
             points, weights = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
         else:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float64]
 
-__all__ = ["GRID_SIZES", "OrientationGrid", "orientation_grid", "rotation_group"]
+__all__ = ["GRID_SIZES", "OrientationGrid", "even_rotations", "orientation_grid", "rotation_group"]
 
 #: Grid sizes on offer: 6 octahedron, 8 cube, 12 icosahedron, 20 dodecahedron, 32 = 12 + 20, 62 = 12 + 20 + 30.
 GRID_SIZES = (6, 8, 12, 20, 32, 62)
@@ -139,3 +141,31 @@ def orientation_grid(num_ori: int) -> OrientationGrid:
         [np.full(len(orbit), share / len(orbit)) for orbit, share in zip(orbits, shares, strict=True)]
     )
     return OrientationGrid(np.concatenate(orbits), weights, degree, "icosahedral")
+
+
+def even_rotations(number: int) -> Tensor:
+    """Rotations spread evenly over SO(3), the identity first, the same ones every time.
+
+    Shoemake's map (Graphics Gems III (1992), p. 124) from the unit cube to unit quaternions, fed with the additive
+    recurrence of the generalised golden ratio in three dimensions.
+
+    Args:
+        number: How many.
+
+    Returns:
+        Rotation matrices, shape (number, 3, 3), float64.
+    """
+    ratio = 1.2207440846057596  # the real root of x⁴ = x + 1
+    steps = np.arange(number)[:, None] * (1.0 / ratio ** np.arange(1, 4))
+    u, v, w = np.moveaxis(steps % 1.0, 1, 0)
+    inner, outer = np.sqrt(1.0 - u), np.sqrt(u)
+    # At index 0 all three coordinates are 0: the quaternion (x, y, z, w) = (0, 1, 0, 0), made the identity below.
+    x, y = inner * np.sin(2 * np.pi * v), inner * np.cos(2 * np.pi * v)
+    z, q = outer * np.sin(2 * np.pi * w), outer * np.cos(2 * np.pi * w)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * q), 2 * (x * z + y * q)],
+        [2 * (x * y + z * q), 1 - 2 * (x * x + z * z), 2 * (y * z - x * q)],
+        [2 * (x * z - y * q), 2 * (y * z + x * q), 1 - 2 * (x * x + y * y)],
+    ]
+    matrices = np.moveaxis(np.array(rows), 2, 0)
+    return torch.from_numpy(matrices @ matrices[0].T)

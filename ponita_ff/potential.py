@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ponita_ff.graph import Graph, edge_vectors
+from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
 __all__ = ["Network", "Potential", "Prediction"]
@@ -81,16 +83,43 @@ class Potential(nn.Module):
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))
         self.species_index: Tensor
+        self.rotations: Tensor
+        self.register_buffer("rotations", torch.eye(3, dtype=torch.float64).unsqueeze(0))
         index = torch.full((119,), -1, dtype=torch.int64)
         index[list(self.species)] = torch.arange(len(self.species))
         self.register_buffer("species_index", index, persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Potential:
-        """Move or cast like any module, but keep reference energies in float64."""
-        exact = self.reference_energies
+        """Move or cast like any module, but keep reference energies and rotations in float64."""
+        exact = {name: getattr(self, name) for name in ("reference_energies", "rotations")}
         super()._apply(fn, recurse)
-        self.reference_energies = exact.to(self.reference_energies.device)
+        for name, value in exact.items():
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
+
+    def average_rotations(self, number: int) -> None:
+        """Average over a fixed, evenly spread set of rotations of the grid, the identity first.
+
+        Costs ``number`` times the time and brings down what the grid leaves of the energy's dependence on how a
+        molecule is turned. Forces stay the exact gradient, because the average itself is differentiated.
+        """
+        if number < 1:
+            raise ValueError(f"the number of rotations must be at least 1, got {number}")
+        self.rotations = even_rotations(number).to(self.rotations.device)
+
+    def clone(self) -> Potential:
+        """An independent copy, in eval mode, without gradients of weights."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
+    def set_grid(self, num_ori: int) -> None:
+        """Use another orientation grid (see :meth:`Ponita.set_grid`).
+
+        Raises:
+            ValueError: For a grid that does not exist, or a network without orientations or with a grid of its own.
+        """
+        if not hasattr(self.network, "set_grid"):
+            raise ValueError("this potential's network is bound to the orientation grid in its file")
+        self.network.set_grid(num_ori)
 
     @property
     def cutoff(self) -> float | None:
@@ -131,8 +160,10 @@ class Potential(nn.Module):
         species = self.species_index[graph.atomic_numbers]
         vectors = edge_vectors(positions, offsets, graph.neighbours, graph.reverse)
         # Differences are taken in float64 and rounded after: unwrapped molecules may be far from the origin.
+        turned = [vectors @ rotation for rotation in self.rotations] if len(self.rotations) > 1 else [vectors]
+        networks = [self.network(graph, species, v.to(self.dtype), fused=fused) for v in turned]
+        energies: Tensor = sum(networks[1:], start=networks[0]) * (self.scale / len(networks))
         vectors = vectors.to(self.dtype)
-        energies: Tensor = self.network(graph, species, vectors, fused=fused) * self.scale
         if self.zbl is not None:
             energies = energies + self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
         return energies
@@ -175,17 +206,21 @@ class Potential(nn.Module):
         volume = torch.linalg.det(graph.cell).abs()
         return energies, force, gradients.pop(0) / volume[:, None, None]
 
-    def forward(self, graph: Graph, forces: bool = True, stress: bool = False, fused: bool = False) -> Prediction:
+    def predict(self, graph: Graph, forces: bool, stress: bool, fused: bool = False) -> tuple[Tensor, ...]:
+        """Total energies (B,), atomic energies (N,), then forces (N, 3) and stress (B, 3, 3) as asked for; detached."""
+        energies, force, tensor = self.differentiate(graph, forces, stress, fused=fused)
+        atomic = energies.detach().double() + self.reference_energies[self.species_index[graph.atomic_numbers]]
+        total = sum_over_structures(atomic, graph.batch, graph.cell.shape[0])
+        return total, atomic, *(value.detach() for value in (force, tensor) if value is not None)
+
+    def forward(self, graph: Graph, forces: bool = True, stress: bool = False) -> Prediction:
         """Predict, detached from autograd.
 
         Args:
             graph: One structure or a batch, on the potential's device; all its elements known.
             forces: Whether forces are wanted.
             stress: Whether stress is wanted; every structure then needs a cell with a volume.
-            fused: Write sums as a compiler likes them.
         """
         with torch.set_grad_enabled(forces or stress):
-            energies, force, tensor = self.differentiate(graph, forces, stress, fused=fused)
-        atomic = energies.detach().double() + self.reference_energies[self.species_index[graph.atomic_numbers]]
-        total = sum_over_structures(atomic, graph.batch, graph.cell.shape[0])
-        return Prediction(total, atomic, force, tensor)
+            energy, energies, *rest = self.predict(graph, forces, stress)
+        return Prediction(energy, energies, rest.pop(0) if forces else None, rest.pop(0) if stress else None)

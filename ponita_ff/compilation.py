@@ -1,0 +1,60 @@
+"""Tracing and compiling of functions that differentiate inside, with a fall-back to the plain function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["Function", "ShapeCompiler"]
+
+logger = logging.getLogger(__name__)
+
+#: For TorchInductor on CPU: sums over a few neighbours or orientations become straight-line code that vectorises over
+#: channels (it would vectorise the gathers along the neighbours), and the indices, ours, are not checked once more.
+_OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False}
+
+Function = Callable[[list[Tensor], list[Tensor]], tuple[Tensor, ...]]
+
+
+class ShapeCompiler:
+    """Compiles a function of two lists of tensors once for each set of shapes of the second.
+
+    ``torch.compile`` cannot differentiate twice, so energy, forces and any gradient of a loss are traced into one graph
+    first and that graph is compiled: worth it where the same shapes come again and again.
+
+    Args:
+        traced: The function as it is traced, its sums written as a compiler likes them.
+        plain: The same function run eagerly: for shapes past ``limit``, and where compiling fails.
+        limit: Number of shapes that are compiled; each takes up to a minute.
+    """
+
+    def __init__(self, traced: Function, plain: Function, limit: int = 4) -> None:
+        self._traced, self._plain, self._limit = traced, plain, limit
+        self._compiled: dict[tuple[torch.Size, ...], Function] = {}
+
+    def __call__(self, fixed: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The function's value."""
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self._compiled:
+            if len(self._compiled) == self._limit:
+                logger.warning("more than %d sets of shapes: the further ones run uncompiled", self._limit)
+            plain = len(self._compiled) >= self._limit
+            self._compiled[shapes] = self._plain if plain else self._compile(fixed, tensors)
+        return self._compiled[shapes](fixed, tensors)
+
+    def _compile(self, fixed: list[Tensor], tensors: list[Tensor]) -> Function:
+        try:
+            graph = make_fx(self._traced)(fixed, tensors)
+            compiled: Any = torch.compile(graph, options=dict(_OPTIONS))
+            with torch.no_grad():
+                compiled(fixed, tensors)
+        except Exception as error:  # whatever a compiler tool-chain throws: the work goes on without it
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            logger.warning("could not compile, going on without: %s", reason)
+            return self._plain
+        return compiled  # type: ignore[no-any-return]
