@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class PonitaCalculator(Calculator):
         TypeError: For a misspelt option.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "energies", "forces", "stress"]
+    implemented_properties = [  # noqa: RUF012 - as the base class declares it
+        "energy", "free_energy", "energies", "forces", "stress"]
     name = "ponita"
 
     def __init__(
@@ -87,12 +88,15 @@ class PonitaCalculator(Calculator):
     ) -> None:
         """Compute energy and forces, and stress once it has been asked for, of ``atoms``."""
         super().calculate(atoms, properties, system_changes)
+        current = self.atoms
+        if current is None:
+            raise ValueError("give the atoms to calculate")
         # An NPT run or a cell relaxation asks for it every step: then one pass gives all.
         self._want_stress = self._want_stress or "stress" in properties
-        has_volume = bool(self.atoms.pbc.all())
+        has_volume = bool(current.pbc.all())
         if "stress" in properties and not has_volume:
-            raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {self.atoms.pbc}")
-        graph = self._update_graph(self.atoms)
+            raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {current.pbc}")
+        graph = self._update_graph(current)
         self.results = self._evaluate(graph, self._want_stress and has_volume)
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:

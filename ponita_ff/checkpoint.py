@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,15 @@ from torch import Tensor
 from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
 
-__all__ = ["PotentialFileError", "find_potential", "load_potential", "read_header", "save_potential", "weights_hash", "write_atomically"]
+__all__ = [
+    "PotentialFileError",
+    "find_potential",
+    "load_potential",
+    "read_header",
+    "save_potential",
+    "weights_hash",
+    "write_atomically",
+]
 
 _FORMAT = "ponita_ff potential"
 _VERSION = 1
@@ -53,10 +62,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
-        raise OSError(getattr(error, "errno", None) or 5, f"cannot write {path}: {error}; the file there is as it was") from error
+        code = getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, f"cannot write {path}: {error}; what was there before is untouched") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -125,7 +135,7 @@ def read_header(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        PotentialFileError: When it is empty, foreign, truncated, altered, or of a version that this package cannot read.
+        PotentialFileError: When it is empty, foreign, truncated, altered, or of an unknown version.
     """
     return _read(Path(path))[0]
 

@@ -57,4 +57,4 @@ class ShapeCompiler:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             logger.warning("could not compile, going on without: %s", reason)
             return self._plain
-        return compiled  # type: ignore[no-any-return]
+        return compiled

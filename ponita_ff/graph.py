@@ -45,7 +45,7 @@ INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic
 UNUSED_DISTANCE = 1000.0
 
 
-class Graph(Data):  # type: ignore[misc]  # torch_geometric ships no types
+class Graph(Data):
     """One structure, or several through :func:`batch_graphs`; the module's table documents its fields."""
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -135,8 +135,7 @@ def _widen(graph: Graph, width: int) -> Graph:
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     """Several structures as one graph; predictions are those of each alone."""
     width = max(graph.neighbours.shape[1] for graph in graphs)
-    batch = Batch.from_data_list([_widen(graph, width) for graph in graphs], exclude_keys=["batch"])
-    return batch  # type: ignore[no-any-return]
+    return Batch.from_data_list([_widen(graph, width) for graph in graphs], exclude_keys=["batch"])
 
 
 class _Gather(torch.autograd.Function):
@@ -178,7 +177,7 @@ def gather_neighbours(values: Tensor, neighbours: Tensor, reverse: Tensor) -> Te
     Returns:
         Shape (N, M, ...).
     """
-    return _Gather.apply(values, neighbours, reverse)  # type: ignore[no-any-return]
+    return _Gather.apply(values, neighbours, reverse)
 
 
 def edge_vectors(positions: Tensor, offsets: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:

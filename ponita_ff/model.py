@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from ase.data import atomic_numbers as ATOMIC_NUMBERS
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ponita_ff.convolution import ConvNeXt, RadialBasis, SeparableConvolution
-from ponita_ff.graph import Graph, edge_vectors
+from ponita_ff.graph import Graph
 from ponita_ff.invariants import bond_invariants, legendre
 from ponita_ff.orientations import GRID_SIZES, orientation_grid
 
-__all__ = ["Ponita", "PonitaConfig"]
+__all__ = ["Network", "Ponita", "PonitaConfig"]
 
 
 class PonitaConfig(BaseModel):
@@ -61,7 +60,23 @@ class PonitaConfig(BaseModel):
         return self
 
 
-class Ponita(nn.Module):
+class Network(nn.Module):
+    """What a potential needs of a network; both forms of PONITA are one.
+
+    Attributes:
+        config: A validated description from which the network can be made again; its ``form`` names the class.
+        cutoff: Å; None where all pairs of a molecule interact.
+    """
+
+    config: PonitaConfig | Any
+    cutoff: float | None
+
+    def forward(self, graph: Graph, species: Tensor, vectors: Tensor, fused: bool = False) -> Tensor:
+        """Atomic energies (N,) in the network's own scale, from edge vectors (N, M, 3), Å, in the network's dtype."""
+        raise NotImplementedError("every form of network has its own forward")
+
+
+class Ponita(Network):
     """PONITA in its force-field form (arXiv:2310.02970; kernels expanded in Legendre polynomials).
 
     Args:
@@ -72,7 +87,7 @@ class Ponita(nn.Module):
     def __init__(self, config: PonitaConfig, num_species: int) -> None:
         super().__init__()
         self.config = config
-        self.cutoff: float | None = config.cutoff
+        self.cutoff = config.cutoff
         l_max = config.l_max if config.num_ori else 0
         self.l_max = l_max
         self.embedding = nn.Embedding(num_species, config.channels)
@@ -87,8 +102,9 @@ class Ponita(nn.Module):
             )
             for _ in range(config.num_layers)
         )
-        self.readouts = nn.ModuleList(nn.Linear(config.channels, 1) for _ in range(config.num_layers))
-        for readout in self.readouts:
+        readouts = [nn.Linear(config.channels, 1) for _ in range(config.num_layers)]
+        self.readouts = nn.ModuleList(readouts)
+        for readout in readouts:
             nn.init.normal_(readout.weight, std=0.1 / config.channels**0.5)
             nn.init.zeros_(readout.bias)
         self.orientations: Tensor

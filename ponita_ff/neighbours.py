@@ -222,7 +222,7 @@ class SkinCache:
         rebuilt : bool
             Whether this call built it.
         """
-        points, matrix, rebuilt = self._refresh(positions, numbers, cell, pbc)
+        _, _, rebuilt = self._refresh(positions, numbers, cell, pbc)
         assert self._list is not None
         return self._list, rebuilt
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def _rotation(axis: Array, angle: float) -> Array:
     return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
 
 
-@lru_cache(maxsize=None)
+@cache
 def rotation_group(name: str) -> Array:
     """All rotations of a finite group.
 
@@ -108,7 +108,7 @@ def _orbit_weights(orbits: list[Array], degrees: list[int]) -> Array:
     return np.linalg.lstsq(np.array(rows), right, rcond=None)[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def orientation_grid(num_ori: int) -> OrientationGrid:
     """The grid with ``num_ori`` orientations; the same numbers on every machine and in every run.
 

@@ -47,14 +47,14 @@ def plot_parity(result: Evaluation, title: str, path: Path) -> None:
     per_atom, label = result.energy / result.num_atoms, result.energy_label / result.num_atoms
     centre = float(np.mean(label))
     panels = (
-        (left, label - centre, per_atom - centre, "energy per atom − mean (eV)", 1e3 * result.errors.energy_mae, "meV"),
-        (right, result.forces_label.ravel(), result.forces.ravel(), "force (eV/Å)", 1e3 * result.errors.forces_mae, "meV/Å"),
+        (left, label - centre, per_atom - centre, "energy per atom − mean (eV)", result.errors.energy_mae, "meV"),
+        (right, result.forces_label.ravel(), result.forces.ravel(), "force (eV/Å)", result.errors.forces_mae, "meV/Å"),
     )
     for axes, x, y, name, error, unit in panels:
         axes.plot([x.min(), x.max()], [x.min(), x.max()], color="0.6", linewidth=1, zorder=0)
         axes.plot(x, y, ".", markersize=3, alpha=0.5, rasterized=True)
         axes.set_xlabel(f"reference {name}")
         axes.set_ylabel(f"predicted {name}")
-        axes.set_title(f"MAE {error:.2f} {unit}", fontsize=10)
+        axes.set_title(f"MAE {1e3 * error:.2f} {unit}", fontsize=10)
     figure.suptitle(title)
     _save(figure, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ponita_ff.graph import Graph, edge_vectors
+from ponita_ff.model import Network, Ponita
 from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
-__all__ = ["Network", "Potential", "Prediction"]
-
-
-class Network(Protocol):
-    """What a potential needs of a network; both forms of PONITA have it."""
-
-    cutoff: float | None
-
-    def __call__(self, graph: Graph, species: Tensor, vectors: Tensor, fused: bool = False) -> Tensor:
-        """Atomic energies (N,) from edge vectors (N, M, 3), Å, in the network's dtype."""
-        ...
+__all__ = ["Potential", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Potential(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         species: Sequence[int],
         reference_energies: Mapping[int, float],
         scale: float = 1.0,
@@ -117,15 +108,14 @@ class Potential(nn.Module):
         Raises:
             ValueError: For a grid that does not exist, or a network without orientations or with a grid of its own.
         """
-        if not hasattr(self.network, "set_grid"):
+        if not isinstance(self.network, Ponita):
             raise ValueError("this potential's network is bound to the orientation grid in its file")
         self.network.set_grid(num_ori)
 
     @property
     def cutoff(self) -> float | None:
         """Å; None where all pairs of a molecule interact."""
-        value: float | None = self.network.cutoff  # type: ignore[assignment]
-        return value
+        return self.network.cutoff
 
     @property
     def dtype(self) -> torch.dtype:

@@ -64,7 +64,7 @@ class PotentialConfig(_Section):
         extra_species: Chemical symbols beyond those in the training set.
     """
 
-    reference_energies: dict[str, float] | Path | Literal["least-squares"] = "least-squares"
+    reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
     extra_species: list[str] = []
 
@@ -171,12 +171,27 @@ class TrainConfig(_Section):
         return config
 
     def _resolve_paths(self, folder: Path, given: set[str]) -> None:
-        if "data.path" not in given:
-            self.data.path = folder / self.data.path
-        if self.data.test is not None and "data.test" not in given:
-            self.data.test = folder / self.data.test
+        """Relative paths start at the file's folder, those given on the command line at the working directory."""
+
+        def resolve(path: Path, field: str) -> Path:
+            return ((Path() if field in given else folder) / path).resolve()
+
+        self.data.path = resolve(self.data.path, "data.path")
+        if self.data.test is not None:
+            self.data.test = resolve(self.data.test, "data.test")
         if isinstance(self.potential.reference_energies, Path):
-            self.potential.reference_energies = folder / self.potential.reference_energies
+            self.potential.reference_energies = resolve(
+                self.potential.reference_energies, "potential.reference_energies"
+            )
+
+    def same_run(self, other: TrainConfig) -> bool:
+        """Whether a checkpoint of one may be continued with the other: all that shapes results must be equal.
+
+        The length of the run, where and how fast it runs, and how often it is looked at may differ.
+        """
+        free: dict[str, Any] = {"device": True, "workers": True, "compile": True}
+        free["optimiser"] = {"time", "steps", "patience", "checkpoint_every", "validate_every"}
+        return self.model_dump(mode="json", exclude=free) == other.model_dump(mode="json", exclude=free)
 
     def _check_together(self, source: str) -> None:
         problems = []

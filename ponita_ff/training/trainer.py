@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -146,8 +146,7 @@ class Trainer:
     @property
     def average(self) -> Potential:
         """The averaged potential."""
-        module: Potential = self._average.module
-        return module
+        return cast(Potential, self._average.module)
 
     # ------------------------------------------------------------------ schedule
 
@@ -213,8 +212,8 @@ class Trainer:
         terms = self.step_function(graph.to(self.potential.device))
         if not bool(torch.isfinite(terms.loss)):
             raise FloatingPointError(
-                f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or look "
-                f"for a wrong label in the data; the last checkpoint in {self.out} is intact"
+                f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or "
+                f"look for a wrong label in the data; the last checkpoint in {self.out} is intact"
             )
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip_norm)
         for group in self.optimiser.param_groups:
@@ -309,7 +308,7 @@ class Trainer:
             raise ValueError(f"nothing to resume: there is no {path}") from None
         except Exception as error:  # the many ways in which a damaged archive can fail
             raise ValueError(f"{path} is not a whole training checkpoint: {error}") from None
-        if json.loads(content["config"]) != json.loads(self.config.model_dump_json()):
+        if not self.config.same_run(TrainConfig.from_mapping(json.loads(content["config"]), str(path))):
             raise ValueError(f"{path} was made with other settings; resume with the config.yaml beside it")
         self.potential.load_state_dict(content["potential"])
         self._average.load_state_dict(content["average"])

@@ -1,0 +1,33 @@
+# make md    set up, then molecular dynamics of ethanol with the shipped potential (NVT, then NVE)
+# make test  set up, then run the tests
+# make lint  style and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= md-out
+
+# One busy neighbour slows OpenMP's spinning threads many times over; passive ones cost little.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: md test lint clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ponita_ff needs Python 3.11 or newer: make PYTHON=/path/to/python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+md: $(VENV)/.ready
+	$(BIN)/python md_examples/md.py --out $(OUT)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(OUT)

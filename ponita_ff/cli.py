@@ -1,0 +1,219 @@
+"""The command ``ponita-ff``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# On a machine that others use too, OpenMP's spinning threads slow torch many times over; passive ones cost little.
+# This must be set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import click
+import yaml
+
+__all__ = ["main"]
+
+PATH = click.Path(path_type=Path)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A user's mistake ends in one clear sentence, not in a traceback; anything else is a bug and shows one."""
+    from ponita_ff.data.download import DownloadError
+
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, DownloadError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; a training run goes on from its last checkpoint with --resume") from None
+
+
+def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        import torch
+
+        torch.set_num_threads(value)
+
+
+def _threads(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        callback=_set_threads,
+        expose_value=False,
+        help="CPU threads to use (default: all cores).",
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ponita-ff")
+@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
+def main(quiet: bool) -> None:
+    """PONITA force fields for ASE."""
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+
+
+def _overrides(settings: tuple[str, ...], duration: str | None) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        name, sign, value = setting.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--set takes NAME=VALUE, e.g. optimiser.batch_size=10; got {setting!r}")
+        overrides[name] = yaml.safe_load(value)
+    if duration is not None:
+        overrides["optimiser.time"] = duration
+    return overrides
+
+
+@main.command()
+@click.argument("config", type=PATH, required=False)
+@click.option("--out", type=PATH, help="Folder for the run's results.")
+@click.option("--resume", type=PATH, help="Folder of a stopped run to continue.")
+@click.option("--time", "duration", help="Wall-clock budget that the schedule fits itself to: 30m, 2h, …")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace a setting of the file.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@_threads
+def train(
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    duration: str | None,
+    settings: tuple[str, ...],
+    no_progress: bool,
+) -> None:
+    """Train a potential as CONFIG, a YAML file, says.
+
+    \b
+    ponita-ff train md_examples/quickstart.yaml --out run
+    ponita-ff train --resume run
+    """
+    from ponita_ff.training.config import TrainConfig
+    from ponita_ff.training.run import POTENTIAL_FILE
+    from ponita_ff.training.run import train as run_training
+
+    with _plain_errors():
+        folder = resume or out
+        if folder is None:
+            raise click.UsageError("give --out DIR for a new run, or --resume DIR to continue one")
+        if resume is not None:
+            if not (resume / "config.yaml").is_file():
+                raise ValueError(f"nothing to resume: {resume} holds no config.yaml of a run")
+            config = resume / "config.yaml"
+        if config is None:
+            raise click.UsageError("give the CONFIG of a new run")
+        values = TrainConfig.from_yaml(config, _overrides(settings, duration))
+        run_training(values, folder, resume=resume is not None, progress=not no_progress)
+        click.echo(f"potential: {folder / POTENTIAL_FILE}")
+
+
+@main.command()
+@click.argument("potential")
+@click.option("--json", "as_json", is_flag=True, help="The whole header as JSON.")
+def info(potential: str, as_json: bool) -> None:
+    """What a potential file is, what it was trained on, how wrong it is."""
+    from ponita_ff.checkpoint import find_potential, read_header
+
+    with _plain_errors():
+        path = find_potential(potential)
+        header = read_header(path)
+        click.echo(json.dumps(header, indent=2) if as_json else _describe(path, header))
+
+
+def _describe(path: Path, header: dict[str, Any]) -> str:
+    from ase.data import chemical_symbols
+
+    from ponita_ff.checkpoint import load_potential
+
+    metadata, network = header["metadata"], header["network"]
+    references = load_potential(path).reference_energies.tolist()
+    lines = [
+        f"file              {path} (version {header['version']})",
+        f"name              {metadata.get('name', '-')}",
+        f"form              {header['form']}, {header['dtype']}",
+        f"network           {', '.join(f'{k}={v}' for k, v in network.items() if k not in ('form', 'cutoff'))}",
+        f"cutoff            {header['cutoff'] or 'none'}" + (" Å" if header["cutoff"] else ""),
+        f"units             {', '.join(f'{k}: {v}' for k, v in header['units'].items())}",
+        "reference (eV)    "
+        + ", ".join(f"{chemical_symbols[z]} {e:.6f}" for z, e in zip(header["species"], references, strict=True)),
+        f"  from            {metadata.get('reference_energies_from', '-')}",
+    ]
+    for key, value in metadata.get("data", {}).items():
+        lines.append(f"data {key:<13}{value}")
+    for part, errors in metadata.get("errors", {}).items():
+        lines.append(
+            f"errors {part:<11}energy MAE {1e3 * errors['energy_mae']:.3f} meV, "
+            f"force MAE {1e3 * errors['forces_mae']:.3f} meV/Å ({errors['frames']} frames)"
+        )
+    lines += [
+        f"made with         {', '.join(f'{k} {v}' for k, v in header['versions'].items())}",
+        f"weights SHA-256   {header['weights_sha256']}",
+        f"file SHA-256      {header['sha256']} (header and weights)",
+    ]
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("potential")
+@click.argument("data", type=PATH)
+@click.option("--out", type=PATH, help="Folder for errors.json and parity.png.")
+@click.option("--energy-unit", help="Where the file does not say: eV, kcal/mol, Hartree, …")
+@click.option("--length-unit", help="Where the file does not say: Angstrom, Bohr, …")
+@click.option("--batch-size", default=10, show_default=True, type=click.IntRange(min=1))
+@_threads
+def evaluate(
+    potential: str, data: Path, out: Path | None, energy_unit: str | None, length_unit: str | None, batch_size: int
+) -> None:
+    """Errors of a potential on labelled frames."""
+    from tqdm import tqdm
+
+    from ponita_ff.checkpoint import find_potential, load_potential, write_atomically
+    from ponita_ff.data import Units, read_frames
+    from ponita_ff.plotting import plot_parity
+    from ponita_ff.training.evaluate import evaluate as run_evaluation
+
+    with _plain_errors():
+        if (energy_unit is None) != (length_unit is None):
+            raise click.UsageError("give --energy-unit and --length-unit together")
+        units = Units(energy_unit, length_unit) if energy_unit and length_unit else None
+        model = load_potential(find_potential(potential))
+        frames = read_frames(data, units=units)
+        with tqdm(total=len(frames), unit="frame", desc="evaluating") as bar:
+
+            def progress(done: int) -> None:
+                bar.update(done - bar.n)
+
+            result = run_evaluation(model, frames, batch_size, progress)
+        errors = result.errors.as_dict()
+        click.echo(f"frames                {result.errors.frames}")
+        click.echo(f"energy MAE            {1e3 * result.errors.energy_mae:.3f} meV")
+        click.echo(f"energy RMSE           {1e3 * result.errors.energy_rmse:.3f} meV")
+        click.echo(f"energy MAE per atom   {1e3 * result.errors.energy_mae_per_atom:.4f} meV")
+        click.echo(f"force MAE             {1e3 * result.errors.forces_mae:.3f} meV/Å")
+        click.echo(f"force RMSE            {1e3 * result.errors.forces_rmse:.3f} meV/Å")
+        for symbol, value in result.errors.forces_mae_by_element.items():
+            click.echo(f"force MAE of {symbol:<8} {1e3 * value:.3f} meV/Å")
+        if result.errors.stress_mae is not None:
+            click.echo(f"stress MAE            {1e3 * result.errors.stress_mae:.4f} meV/Å³")
+        if out is not None:
+            text = json.dumps(errors, indent=2) + "\n"
+            write_atomically(out / "errors.json", lambda path: path.write_text(text, encoding="utf-8"))
+            plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(["rmd17", "md22"]))
+@click.argument("molecule")
+@click.option("--out", type=PATH, default=Path("data"), show_default=True, help="Folder for the files.")
+def download(dataset: str, molecule: str, out: Path) -> None:
+    """Fetch a public data set; continues a broken download and verifies it."""
+    from ponita_ff.data.download import download as fetch
+
+    with _plain_errors():
+        click.echo(f"ready: {fetch(dataset, molecule, out)}")
