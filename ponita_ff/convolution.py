@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ponita_ff.graph import gather_neighbours
 
-__all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope"]
+__all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope", "over_orientations"]
 
 
 def envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
@@ -60,6 +60,24 @@ class RadialBasis(nn.Module):
         bessel = torch.sin(self.frequencies * r) * (self.cutoff / r)
         basis: Tensor = self.network(bessel)
         return basis * envelope(r, self.cutoff)
+
+
+def over_orientations(features: Tensor, kernel: Tensor, fused: bool) -> Tensor:
+    """Depthwise fibre convolution Σ_n' k(n', n) g(n').
+
+    Args:
+        features: g, shape (N, O', C).
+        kernel: Quadrature weight of n' times the kernel, shape (O', O, C), senders first.
+        fused: Write the sum as a compiler likes it.
+
+    Returns:
+        Shape (N, O, C).
+    """
+    if fused:
+        return (features.unsqueeze(2) * kernel).sum(1)
+    # A contiguous batched product over channels: einsum would fall into many small strided copies.
+    product = features.permute(2, 0, 1).contiguous() @ kernel.permute(2, 0, 1).contiguous()
+    return product.permute(1, 2, 0)
 
 
 class SeparableConvolution(nn.Module):
@@ -107,18 +125,9 @@ class SeparableConvolution(nn.Module):
         senders = gather_neighbours(features, neighbours, reverse)
         kernel = angular.transpose(-1, -2) @ radial
         spatial = (kernel * senders).sum(1)
-        return self.over_orientations(spatial, fibre_angular, fused) + self.bias
-
-    def over_orientations(self, features: Tensor, fibre_angular: Tensor, fused: bool) -> Tensor:
-        """Fibre convolution of features (N, O, C); the identity where there are no orientations."""
-        if self.fibre is None:
-            return features
-        kernel = torch.einsum("lpo,lc->poc", fibre_angular, self.fibre)
-        if fused:
-            return (features.unsqueeze(2) * kernel).sum(1)
-        # A contiguous batched product over channels: einsum would fall into many small strided copies.
-        product = features.permute(2, 0, 1).contiguous() @ kernel.permute(2, 0, 1).contiguous()
-        return product.permute(1, 2, 0)
+        if self.fibre is not None:
+            spatial = over_orientations(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), fused)
+        return spatial + self.bias
 
 
 class ConvNeXt(nn.Module):

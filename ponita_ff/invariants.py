@@ -49,6 +49,8 @@ def legendre(cosine: Tensor, l_max: int) -> Tensor:
 def published_invariants(vectors: Tensor, orientations: Tensor) -> Tensor:
     """The pair (a1, a2) of the published code, a2 with the authors' cusp along each orientation.
 
+    At the cusp itself the derivatives of a2 are taken as zero, of every order, so that nothing there is NaN.
+
     Args:
         vectors: Edge vectors x_ij = x_j − x_i, shape (..., 3), Å.
         orientations: Unit vectors, shape (num_ori, 3).
@@ -57,5 +59,8 @@ def published_invariants(vectors: Tensor, orientations: Tensor) -> Tensor:
         Attributes, shape (..., num_ori, 2), Å.
     """
     along = vectors @ orientations.T
-    perpendicular = (vectors.unsqueeze(-2) - along.unsqueeze(-1) * orientations).norm(dim=-1)
+    squared = (vectors.unsqueeze(-2) - along.unsqueeze(-1) * orientations).square().sum(-1)
+    # Chosen twice, before and after the root: one choice after it would still multiply 0 by the root's infinite slope.
+    on_axis = squared == 0.0
+    perpendicular = torch.where(on_axis, 0.0, torch.where(on_axis, 1.0, squared).sqrt())
     return torch.stack((along, perpendicular), dim=-1)

@@ -1,0 +1,78 @@
+"""The loss and its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ponita_ff.data import InMemoryFrames
+from ponita_ff.graph import Graph, batch_graphs
+from ponita_ff.potential import Potential
+from ponita_ff.training.build import build_potential
+from ponita_ff.training.config import LossConfig, TrainConfig
+from ponita_ff.training.evaluate import frame_graph
+from ponita_ff.training.step import TrainingStep
+
+
+@pytest.fixture
+def potential(settings: dict[str, object], frames: InMemoryFrames) -> Potential:
+    return build_potential(TrainConfig.from_mapping({**settings, "dtype": "float64"}), frames)
+
+
+@pytest.fixture
+def batch(frames: InMemoryFrames, potential: Potential) -> Graph:
+    return batch_graphs([frame_graph(frames[i], potential.cutoff) for i in range(3)])
+
+
+@pytest.mark.parametrize("kind", ["mae", "mse"])
+def test_loss_is_what_its_definition_says(kind: str, potential: Potential, batch: Graph) -> None:
+    terms = TrainingStep(potential, LossConfig(kind=kind, energy=2.0, forces=3.0))(batch)
+    prediction = potential(batch)
+    energy = (prediction.energy - batch.energy) / 6
+    forces = prediction.forces - batch.forces
+    if kind == "mae":
+        expected = 2.0 * energy.abs().mean() + 3.0 * forces.norm(dim=1).mean()
+    else:
+        expected = 2.0 * energy.square().mean() + 3.0 * forces.square().mean()
+    assert float(terms.loss) == pytest.approx(float(expected), rel=1e-9)
+    assert float(terms.forces_mae) == pytest.approx(float(forces.abs().mean()), rel=1e-9)
+
+
+def test_gradient_against_central_differences(potential: Potential, batch: Graph) -> None:
+    step = TrainingStep(potential, LossConfig(kind="mse"))
+    step(batch)
+    parameter = potential.network.layers[0].expand.weight
+    gradient = float(parameter.grad[1, 2])
+    values = []
+    for shift in (1e-5, -1e-5):
+        with torch.no_grad():
+            parameter[1, 2] += shift
+            values.append(float(step(batch).loss))
+            parameter[1, 2] -= shift
+    assert gradient == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+    assert gradient != 0.0
+
+
+def test_forces_only_loss_has_a_gradient_for_every_weight(potential: Potential, batch: Graph) -> None:
+    TrainingStep(potential, LossConfig(energy=0.0))(batch)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in potential.parameters())
+
+
+def test_stress_loss(potential: Potential, frames: InMemoryFrames) -> None:
+    graph = frame_graph(frames[0], potential.cutoff)
+    graph.cell = 8.0 * torch.eye(3, dtype=torch.float64)[None]
+    graph.stress = torch.zeros(1, 3, 3, dtype=torch.float64)
+    terms = TrainingStep(potential, LossConfig(kind="mse", energy=0.0, forces=0.0, stress=1.0))(graph)
+    stress = potential(graph, stress=True).stress
+    assert float(terms.loss) == pytest.approx(float(stress.square().mean()), rel=1e-9)
+    assert float(terms.loss) > 0
+
+
+def test_compiled_step_equals_eager(potential: Potential, batch: Graph) -> None:
+    eager = TrainingStep(potential, LossConfig())
+    loss = eager(batch).loss
+    gradients = [p.grad.clone() for p in potential.parameters()]
+    compiled = TrainingStep(potential, LossConfig(), compile=True)
+    assert float(compiled(batch).loss) == pytest.approx(float(loss), rel=1e-9)
+    for p, gradient in zip(potential.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-8, atol=1e-10)
