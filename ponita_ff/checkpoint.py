@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
+from ponita_ff.published import PublishedConfig, PublishedPonita
 
 __all__ = [
     "PotentialFileError",
@@ -38,7 +39,10 @@ _UNITS = {"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3"}
 
 
 #: Network classes by the form that a file names.
-_FORMS: dict[str, tuple[Any, Any]] = {"force-field": (PonitaConfig, Ponita)}
+_FORMS: dict[str, tuple[Any, Any]] = {
+    "force-field": (PonitaConfig, Ponita),
+    "published": (PublishedConfig, PublishedPonita),
+}
 
 
 class PotentialFileError(ValueError):

@@ -1,0 +1,302 @@
+"""Measures a potential and writes its model card: errors, rotation spread, NVE drift, speed.
+
+    python benchmarks/model_card.py potentials/ethanol-rmd17 --geometry CH3CH2OH
+
+Every number of the card's README.md comes from the ``card.json`` that this script writes beside it. Run it on a quiet
+machine; the NVE run takes most of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import click
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.fd import calculate_numerical_forces
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ponita_ff import PonitaCalculator
+from ponita_ff.checkpoint import read_header
+from ponita_ff.training.trainer import random_rotations
+
+logger = logging.getLogger(__name__)
+
+FILE = "potential.safetensors"
+NUM_ROTATIONS = 200
+
+#: Grid and number of averaged rotations of each row of the rotation table; None is the file's own.
+ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
+    (None, None),
+    (None, 2),
+    (None, 4),
+    (None, 8),
+    (20, None),
+    (32, None),
+    (62, None),
+)
+
+
+def perturbed(atoms: Atoms, seed: int = 0) -> Atoms:
+    """A thermally distorted geometry: the relaxed one with 0.05 Å of noise."""
+    atoms = atoms.copy()
+    atoms.rattle(0.05, seed=seed)
+    return atoms
+
+
+def milliseconds(calculator: PonitaCalculator, atoms: Atoms, repeats: int = 60) -> float:
+    """Median time of one energy and force evaluation through the calculator."""
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    times = []
+    for step in range(repeats):
+        atoms.positions[0, 0] += 1e-4 * (-1) ** step
+        start = time.perf_counter()
+        atoms.get_forces()
+        times.append(time.perf_counter() - start)
+    return float(1e3 * np.median(times[5:]))
+
+
+def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
+    """Energy over random rotations of one frame, with net force and torque, for each setting."""
+    rows = []
+    for num_ori, rotations in tqdm(ROTATION_SETTINGS, desc="rotations"):
+        calculator = PonitaCalculator(path, device="cpu", dtype="float64", num_ori=num_ori, rotations=rotations)
+        energies, forces, torques = [], [], []
+        for matrix in random_rotations(NUM_ROTATIONS, (2026,)).numpy():
+            turned = atoms.copy()
+            turned.positions = atoms.positions @ matrix.T
+            turned.calc = calculator
+            energies.append(1e3 * turned.get_potential_energy())
+            force = 1e3 * turned.get_forces()
+            centred = turned.positions - turned.get_center_of_mass()
+            forces.append(np.linalg.norm(force.sum(0)))
+            torques.append(np.linalg.norm(np.cross(centred, force).sum(0)))
+        timed = PonitaCalculator(path, device="cpu", num_ori=num_ori, rotations=rotations)
+        rows.append(
+            {
+                "num_ori": len(calculator.potential.network.orientations),
+                "rotations": len(calculator.potential.rotations),
+                "shift_meV": float(np.mean(energies)),
+                "std_meV": float(np.std(energies)),
+                "peak_to_peak_meV": float(np.ptp(energies)),
+                "max_net_force_meV_per_A": float(np.max(forces)),
+                "max_torque_meV": float(np.max(torques)),
+                "ms_per_evaluation": milliseconds(timed, atoms),
+            }
+        )
+    for row in rows[::-1]:
+        row["shift_meV"] -= rows[0]["shift_meV"]
+    return rows
+
+
+def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path) -> dict[str, Any]:
+    """Total energy over an NVE run from 300 K, its drift by linear regression, and whether bonds held."""
+    atoms = atoms.copy()
+    atoms.calc = PonitaCalculator(path, device="cpu", compile=True)
+    atoms.get_forces()
+    generator = np.random.default_rng(7)
+    # Twice the temperature in, since half of it goes into the potential energy of the relaxed molecule.
+    MaxwellBoltzmannDistribution(atoms, temperature_K=600.0, rng=generator)
+    Stationary(atoms)
+    ZeroRotation(atoms)
+    start = atoms.get_all_distances()
+    bonded = (start < 1.65) & (start > 0)
+    steps, every = round(picoseconds * 2000), 20
+    times, energies, temperatures, stretch = [], [], [], []
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+
+    def record() -> None:
+        times.append(dynamics.get_time() / units.fs / 1e6)
+        energies.append(atoms.get_total_energy())
+        temperatures.append(atoms.get_temperature())
+        stretch.append(float(np.abs(atoms.get_all_distances() - start)[bonded].max()))
+
+    dynamics.attach(record, interval=every)
+    began = time.perf_counter()
+    for _ in tqdm(range(steps // 1000), desc="NVE", unit="0.5 ps"):
+        dynamics.run(1000)
+    seconds = time.perf_counter() - began
+    nanoseconds, energy = np.array(times), 1e3 * np.array(energies) / len(atoms)
+    (slope, _), covariance = np.polyfit(nanoseconds, energy, 1, cov=True)
+    plot_nve(1e3 * nanoseconds, energy - energy[0], np.array(temperatures), figure)
+    return {
+        "picoseconds": float(1e3 * nanoseconds[-1]),
+        "timestep_fs": 0.5,
+        "mean_temperature_K": float(np.mean(temperatures)),
+        "drift_meV_per_atom_per_ns": float(slope),
+        "drift_standard_error": float(np.sqrt(covariance[0, 0])),
+        "rms_fluctuation_meV_per_atom": float(np.std(energy - np.polyval([slope, 0], nanoseconds))),
+        "largest_bond_change_A": float(np.max(stretch)),
+        "steps_per_second": steps / seconds,
+    }
+
+
+def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:
+    """Total energy and temperature over time."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.plot(picoseconds, energy, linewidth=0.6)
+    upper.set_ylabel("total energy\n(meV/atom)")
+    lower.plot(picoseconds, temperature, linewidth=0.3, color="tab:red")
+    lower.set_ylabel("temperature (K)")
+    lower.set_xlabel("time (ps)")
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+
+
+def hardware() -> str:
+    """The processor's name and how many threads torch uses."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--geometry", default="CH3CH2OH", show_default=True, help="Molecule of ase.build to measure on.")
+@click.option("--nve-ps", default=100.0, show_default=True, help="Length of the NVE run in ps.")
+@click.option("--only", type=click.Choice(["rotations", "nve", "forces"]), multiple=True, help="Measure only these.")
+def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> None:
+    """Measure the potential in FOLDER and write FOLDER/card.json."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path, card_path = folder / FILE, folder / "card.json"
+    header = read_header(path)
+    card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
+    if card.get("weights_sha256") != header["weights_sha256"]:
+        card = {"weights_sha256": header["weights_sha256"]}
+    parts = only or ("forces", "rotations", "nve")
+    relaxed = molecule(geometry)
+    relaxed.calc = PonitaCalculator(path, device="cpu", dtype="float64")
+    BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=300)
+    frame = perturbed(relaxed)
+    if "forces" in parts:
+        frame.calc = relaxed.calc
+        difference = frame.get_forces() - calculate_numerical_forces(frame, eps=1e-4)
+        card["forces_against_central_differences_eV_per_A"] = float(np.abs(difference).max())
+        hessian = relaxed.calc.get_hessian(relaxed)
+        masses = np.repeat(relaxed.get_masses(), 3) ** -0.5
+        values = np.linalg.eigvalsh(hessian * np.outer(masses, masses))
+        factor = units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm
+        card["frequencies_invcm"] = [float(np.sign(v) * np.sqrt(abs(v)) * factor) for v in values]
+    if "rotations" in parts:
+        card["rotations"] = rotation_spread(path, frame)
+    if "nve" in parts:
+        card["nve"] = nve(path, relaxed, nve_ps, folder / "nve.png")
+    card["hardware"] = hardware()
+    card_path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render(folder.name, header, card), encoding="utf-8")
+    logger.info("wrote %s and %s", card_path, folder / "README.md")
+
+
+def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
+    """The card as Markdown; every number is the file's or ``card.json``'s."""
+    metadata, network = header["metadata"], header["network"]
+    data, training = metadata.get("data", {}), metadata.get("training", {})
+    lines = [
+        f"# {name}",
+        "",
+        f"*Written by `python benchmarks/model_card.py potentials/{name}`; numbers from the potential's own file and "
+        "from `card.json`.*",
+        "",
+        f"PONITA in its force-field form: {network['num_layers']} layers, {network['channels']} channels, "
+        f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}.",
+        "",
+        "## Data and training",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| training frames | {data.get('train')} of `{data.get('file')}` (SHA-256 `{data.get('sha256')}`) |",
+        f"| validation frames | {data.get('validation')} of the same file, split seed {data.get('split_seed')} |",
+        f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
+        f"| reference energies | {metadata.get('reference_energies_from')} |",
+        f"| steps, time | {training.get('steps')} steps in {training.get('seconds', 0) / 3600:.2f} hours |",
+        f"| hardware | {training.get('hardware', '-')} |",
+        "",
+        "## Errors",
+        "",
+        "| frames | energy MAE (meV) | force MAE (meV/Å) | force RMSE (meV/Å) |",
+        "|---|---|---|---|",
+    ]
+    for part, errors in metadata.get("errors", {}).items():
+        lines.append(
+            f"| {part} ({errors['frames']}) | {1e3 * errors['energy_mae']:.2f} | {1e3 * errors['forces_mae']:.2f} "
+            f"| {1e3 * errors['forces_rmse']:.2f} |"
+        )
+    lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
+    if "rotations" in card:
+        lines += _render_rotations(card["rotations"])
+    lines += ["## Physics", ""]
+    if "forces_against_central_differences_eV_per_A" in card:
+        frequencies = card["frequencies_invcm"]
+        lines += [
+            "- Forces against central differences (float64): largest difference "
+            f"{card['forces_against_central_differences_eV_per_A']:.1e} eV/Å.",
+            "- Harmonic frequencies of the relaxed molecule (cm⁻¹; the six lowest belong to translation and rotation): "
+            + ", ".join(f"{value:.0f}" for value in frequencies)
+            + ".",
+        ]
+    if "nve" in card:
+        run = card["nve"]
+        lines += [
+            f"- NVE, {run['timestep_fs']} fs, {run['picoseconds']:.0f} ps at a mean {run['mean_temperature_K']:.0f} K: "
+            f"drift {run['drift_meV_per_atom_per_ns']:.2f} ± {run['drift_standard_error']:.2f} meV/atom/ns, "
+            f"fluctuation {run['rms_fluctuation_meV_per_atom']:.3f} meV/atom, no bond moved by more than "
+            f"{run['largest_bond_change_A']:.2f} Å; {run['steps_per_second']:.0f} steps/s (compiled).",
+            "",
+            "![Total energy and temperature](nve.png)",
+        ]
+    lines += ["", f"Measured on {card['hardware']}.", "", "## How to make it again", ""]
+    lines += [
+        "```",
+        "ponita-ff download rmd17 ethanol   # then cut out the official split 01, or point at your own files:",
+        f"ponita-ff train potentials/{name}/config.yaml --set data.path=TRAIN.npz --set data.test=TEST.npz --out run",
+        f"python benchmarks/model_card.py potentials/{name}",
+        "```",
+        "",
+        "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _render_rotations(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## How much the energy depends on how the molecule is turned",
+        "",
+        f"One distorted frame of the molecule, {NUM_ROTATIONS} random rotations; `num_ori` and `rotations` are options "
+        "of the calculator, the first row is the shipped setting. Shift: of the mean energy against that row.",
+        "",
+        "| num_ori | rotations | peak to peak (meV) | std (meV) | shift (meV) | max net force (meV/Å) "
+        "| max torque (meV) | ms per evaluation |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['num_ori']} | {row['rotations']} | {row['peak_to_peak_meV']:.2f} | {row['std_meV']:.2f} "
+            f"| {row['shift_meV']:.2f} | {row['max_net_force_meV_per_A']:.2g} | {row['max_torque_meV']:.2f} "
+            f"| {row['ms_per_evaluation']:.1f} |"
+        )
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    main()

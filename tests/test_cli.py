@@ -1,0 +1,110 @@
+"""The command line: what a user types, and what a user's mistake gets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
+from click.testing import CliRunner, Result
+
+from ponita_ff.cli import main
+
+
+def call(*arguments: object) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the command on frames made here, with its data and settings beside it."""
+    folder = tmp_path_factory.mktemp("cli")
+    generator = np.random.default_rng(0)
+    frames = []
+    for _ in range(12):
+        atoms = molecule("CH3OH")
+        atoms.positions += 0.05 * generator.normal(size=atoms.positions.shape)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        frames.append(atoms)
+    write(folder / "frames.xyz", frames, format="extxyz")
+    settings: dict[str, Any] = {
+        "name": "cli-test",
+        "data": {"path": "frames.xyz", "train": 8, "validation": 2, "test_frames": 2},
+        "model": {"cutoff": 4.0, "num_ori": 6, "channels": 8, "num_layers": 1, "l_max": 2},
+        "optimiser": {"steps": 20, "batch_size": 4, "validate_every": 10, "checkpoint_every": 10},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    result = call("train", folder / "config.yaml", "--out", folder / "run", "--no-progress")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_train_names_its_potential(run_folder: Path) -> None:
+    assert (run_folder / "run" / "potential.safetensors").is_file()
+
+
+def test_info_prints_provenance_errors_and_one_weights_hash(run_folder: Path) -> None:
+    path = run_folder / "run" / "potential.safetensors"
+    result = call("info", path)
+    assert result.exit_code == 0, result.output
+    header = json.loads(call("info", path, "--json").output)
+    assert len(re.findall(rf"weights SHA-256 +{header['weights_sha256']}", result.output)) == 1
+    for expected in ("cli-test", "frames.xyz", "least squares", "force MAE", "torch", "cutoff            4.0 Å"):
+        assert expected in result.output
+
+
+def test_evaluate_prints_the_same_errors_as_the_file_holds(run_folder: Path) -> None:
+    path = run_folder / "run" / "potential.safetensors"
+    out = run_folder / "evaluation"
+    result = call("evaluate", path, run_folder / "frames.xyz", "--out", out)
+    assert result.exit_code == 0, result.output
+    errors = json.loads((out / "errors.json").read_text(encoding="utf-8"))
+    assert f"{1e3 * errors['forces_mae']:.3f} meV/Å" in result.output
+    assert errors["frames"] == 12
+    assert (out / "parity.png").stat().st_size > 0
+
+
+def test_resume_of_a_longer_run(run_folder: Path) -> None:
+    result = call("train", "--resume", run_folder / "run", "--set", "optimiser.steps=30", "--no-progress")
+    assert result.exit_code == 0, result.output
+    report = json.loads((run_folder / "run" / "report.json").read_text(encoding="utf-8"))
+    assert report["training"]["steps"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["info", "no-such-potential"], "neither a file nor a shipped potential"),
+        (["evaluate", "no-such-potential", "x.xyz"], "neither a file nor a shipped potential"),
+        (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
+        (["train", "nowhere.yaml"], "--out"),
+        (["train", "--out", "x"], "CONFIG"),
+        (["train", "--resume", "nowhere"], "nothing to resume"),
+        (["train", "x.yaml", "--out", "x", "--tme", "5m"], "--tme"),
+        (["download", "qm9", "ethanol"], "qm9"),
+        (["download", "rmd17", "water"], "water"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    result = call(*arguments)
+    assert result.exit_code != 0
+    assert expected in result.output
+    assert "Traceback" not in result.output
+
+
+def test_wrong_set_option_is_named(run_folder: Path) -> None:
+    config = run_folder / "config.yaml"
+    for setting in ("optimiser.stepz=3", "optimiser.steps"):
+        result = call("train", config, "--out", run_folder / "x", "--set", setting)
+        assert result.exit_code != 0
+        assert setting.partition("=")[0] in result.output
+
