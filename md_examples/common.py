@@ -25,6 +25,7 @@ from ase.io.trajectory import TrajectoryWriter
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.neighborlist import natural_cutoffs, neighbor_list
+from ase.optimize.optimize import Optimizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -109,21 +110,73 @@ def ethanol() -> Atoms:
     return molecule("CH3CH2OH")
 
 
-def bonds(atoms: Atoms) -> NDArray[np.int64]:
-    """Pairs of bonded atoms, shape (bonds, 2), by covalent radii."""
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=1.2))
-    return np.array([(i, j) for i, j in zip(first, second, strict=True) if i < j])
+@dataclass(frozen=True)
+class Bonds:
+    """The bonds of a molecule at its start.
+
+    Attributes:
+        pairs: Atoms, shape (2, bonds).
+        lengths: In Å, shape (bonds,).
+    """
+
+    pairs: NDArray[np.int64]
+    lengths: Array
+
+    def largest_change(self, atoms: Atoms) -> float:
+        """Largest change of a bond length since the start in Å."""
+        first, second = self.pairs
+        now = np.linalg.norm(atoms.positions[first] - atoms.positions[second], axis=1)
+        return float(np.abs(now - self.lengths).max())
 
 
-def lengths(atoms: Atoms, pairs: NDArray[np.int64]) -> Array:
-    """Distances of pairs of atoms in Å."""
-    return np.linalg.norm(atoms.positions[pairs[:, 0]] - atoms.positions[pairs[:, 1]], axis=1)
+def bond_lengths(atoms: Atoms) -> Bonds:
+    """The bonds of a molecule, found by covalent radii."""
+    first, second, distance = neighbor_list("ijd", atoms, natural_cutoffs(atoms, mult=1.2))
+    once = first < second
+    return Bonds(np.array([first[once], second[once]]), distance[once])
 
 
 def set_thermal_momenta(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
     """Momenta of the Maxwell–Boltzmann distribution at a temperature in K."""
     width = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
+
+
+def torsion(atoms: Atoms) -> float:
+    """H–O–C–C angle of ethanol in degrees, −180 to 180."""
+    return float((atoms.get_dihedral(*TORSION) + 180) % 360 - 180)
+
+
+def relax(
+    atoms: Atoms, optimiser: type[Optimizer], fmax: float, max_steps: int, path: Path, name: str = "relaxing"
+) -> tuple[Array, bool]:
+    """Relax atoms under a progress bar and save every step.
+
+    Args:
+        atoms: Structure; it is changed.
+        optimiser: Any of ASE's.
+        fmax: Largest force on an atom to reach, eV/Å.
+        max_steps: Steps after which to give up.
+        path: Trajectory file.
+        name: For the progress bar.
+
+    Returns:
+        Energy (eV) and largest force (eV/Å) of every step, shape (steps, 2), and whether ``fmax`` was reached.
+    """
+    rows = []
+    converged = False
+    with (
+        TrajectoryWriter(path, "w", atoms) as trajectory,
+        optimiser(atoms, logfile=None) as dynamics,
+        tqdm(total=max_steps, desc=name, unit="step") as bar,
+    ):
+        dynamics.attach(trajectory)
+        for done in dynamics.irun(fmax=fmax, steps=max_steps):
+            converged = bool(done)
+            rows.append((atoms.get_potential_energy(), np.linalg.norm(atoms.get_forces(), axis=1).max()))
+            bar.update(dynamics.nsteps - bar.n)
+            bar.set_postfix_str(f"fmax {rows[-1][1]:.4f} eV/Å", refresh=False)
+    return np.array(rows), converged
 
 
 # --------------------------------------------------------------------------------------- dynamics
@@ -167,42 +220,54 @@ def hold_centre(atoms: Atoms) -> None:
     atoms.set_constraint(FixCom())
 
 
-def run(dynamics: MolecularDynamics, steps: int, path: Path, name: str, append: bool = False) -> Record:
+def steps(ps: float, timestep_fs: float) -> int:
+    """How many steps a time in ps takes."""
+    return max(1, round(1000 * ps / timestep_fs))
+
+
+def run(dynamics: MolecularDynamics, number: int, path: Path, name: str, start: Bonds, append: bool = False) -> Record:
     """Run dynamics under a progress bar, record every step, and save a frame every 10 fs.
 
     Args:
         dynamics: Any molecular dynamics of ASE.
-        steps: How many steps.
+        number: How many steps.
         path: Trajectory file.
         name: For the progress bar.
+        start: Bonds that the molecule should keep.
         append: Go on in an existing trajectory file.
     """
     atoms = dynamics.atoms
-    pairs = bonds(atoms)
-    start_lengths = lengths(atoms, pairs)
     every = max(1, round(FRAME_FS * units.fs / dynamics.dt))
     rows = []
     with TrajectoryWriter(path, "a" if append else "w", atoms) as trajectory:
         dynamics.attach(trajectory, interval=every)
-        start = time.perf_counter()
-        with tqdm(total=steps, desc=name, unit="step") as bar:
-            for _ in dynamics.irun(steps):
-                change = np.abs(lengths(atoms, pairs) - start_lengths).max()
+        began = time.perf_counter()
+        with tqdm(total=number, desc=name, unit="step") as bar:
+            for _ in dynamics.irun(number):
+                change = start.largest_change(atoms)
                 rows.append((dynamics.get_time(), atoms.get_temperature(), atoms.get_total_energy(), change))
                 bar.update(dynamics.nsteps - bar.n)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - began
     times, temperatures, energies, changes = np.array(rows).T
-    return Record(times / (1000 * units.fs), temperatures, energies, changes, steps / seconds)
+    return Record(times / (1000 * units.fs), temperatures, energies, changes, number / seconds)
 
 
-def say_intact(record: Record) -> None:
-    """Whether the molecule stayed intact."""
-    broken = record.bond_change > BOND_TOLERANCE
-    if broken.any():
-        at = record.time_ps[broken.argmax()]
-        say("molecule", f"BROKEN: after {at:.3f} ps a bond had moved by more than {BOND_TOLERANCE} Å")
-    else:
-        say("molecule", f"intact: no bond moved by more than {record.bond_change.max():.2f} Å from its start")
+def say_temperature(name: str, record: Record) -> None:
+    """Mean of the kinetic temperature, and its standard deviation over the steps."""
+    say(name, f"{record.temperature.mean():.1f} K, standard deviation {record.temperature.std():.1f} K")
+
+
+def say_intact(*records: Record) -> None:
+    """Whether the molecule stayed intact in runs that follow each other."""
+    passed, largest = 0.0, 0.0
+    for record in records:
+        broken = record.bond_change > BOND_TOLERANCE
+        if broken.any():
+            at = passed + record.time_ps[broken.argmax()]
+            say("molecule", f"BROKEN: at {at:.3f} ps a bond had moved by more than {BOND_TOLERANCE} Å")
+            return
+        passed, largest = passed + record.time_ps[-1], max(largest, record.bond_change.max())
+    say("molecule", f"intact: no bond moved by more than {largest:.2f} Å from its start length")
 
 
 def say_speed(record: Record, timestep_fs: float) -> None:
@@ -259,7 +324,7 @@ def say_drift(drift: Drift, num_atoms: int) -> None:
 
 # --------------------------------------------------------------------------------------- pictures
 
-STYLE = {
+STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -273,20 +338,28 @@ COLOURS = ("#1f5fa8", "#d1652b", "#3a8f5c", "#7a4fa3")
 
 
 @contextmanager
-def picture(path: Path, rows: int = 1, size: tuple[float, float] = (8.0, 4.5)) -> Iterator[Sequence[Any]]:
-    """Panels above each other that share their horizontal axis; the PNG is written on leaving.
+def picture(
+    path: Path,
+    rows: int = 1,
+    columns: int = 1,
+    size: tuple[float, float] = (8.0, 4.5),
+    widths: Sequence[float] | None = None,
+) -> Iterator[Sequence[Any]]:
+    """Panels, row by row; the PNG is written on leaving.
 
     Args:
         path: PNG file.
-        rows: How many panels.
+        rows: Panels above each other; they share the horizontal axis.
+        columns: Panels beside each other.
         size: Inches.
+        widths: Relative widths of the columns.
     """
     # Without pyplot, which keeps global state and may want a display.
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-        yield panels
-        figure.align_ylabels(panels)
+        panels = figure.subplots(rows, columns, sharex="col", squeeze=False, width_ratios=widths).ravel()
+        yield list(panels)
+        figure.align_ylabels()
         figure.savefig(path, dpi=150)
     print(f"Picture: {path}")

@@ -80,9 +80,9 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().cpu()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -193,10 +193,11 @@ def load_potential(path: Path | str) -> Potential:
             network, species, {}, header["scale"], header["zbl_cutoff"], metadata=header["metadata"]
         )
         potential.to(getattr(torch, header["dtype"]))
-        # The grid is part of the file, and may be a finer one than the configuration's.
+        # The grid and the rotations are part of the file, and may be more than the configuration's.
         for name in ("orientations", "orientation_weights"):
             if f"network.{name}" in tensors:
                 potential.network.register_buffer(name, tensors[f"network.{name}"])
+        potential.register_buffer("rotations", tensors["rotations"])
         potential.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError, AttributeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None

@@ -207,6 +207,49 @@ def evaluate(
             plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
 
 
+@main.command("import")
+@click.argument("checkpoint", type=PATH)
+@click.argument("potential", type=PATH)
+@click.option("--ori-grid", type=PATH, help="Grid of the training run (.npy or .npz) where the file holds none.")
+@click.option("--radius", type=float, help="Cutoff in Å where the file does not tell it.")
+@click.option("--species", help="Chemical symbols that the network was trained on, e.g. H,C,O (default: Z = 1 to 8).")
+@click.option("--scale", default=1.0, show_default=True, help="eV per unit of the network's output.")
+@click.option("--energy-per-atom", default=0.0, show_default=True, help="eV added for every atom.")
+def import_(
+    checkpoint: Path,
+    potential: Path,
+    ori_grid: Path | None,
+    radius: float | None,
+    species: str | None,
+    scale: float,
+    energy_per_atom: float,
+) -> None:
+    """Make a POTENTIAL file (.safetensors) of a CHECKPOINT of the published PONITA code.
+
+    No code in the checkpoint is run. The authors save neither grid nor scale with the weights: give them here.
+    """
+    from ase.data import atomic_numbers
+
+    from ponita_ff.checkpoint import save_potential
+    from ponita_ff.published import import_checkpoint
+
+    with _plain_errors():
+        symbols = [symbol.strip() for symbol in species.split(",")] if species else None
+        unknown = [symbol for symbol in symbols or () if symbol not in atomic_numbers]
+        if unknown:
+            raise click.UsageError(f"--species: {', '.join(unknown)} is no chemical symbol; give e.g. H,C,O")
+        imported = import_checkpoint(
+            checkpoint,
+            None if radius is None else {"radius": radius},
+            ori_grid=ori_grid,
+            species=None if symbols is None else sorted(atomic_numbers[symbol] for symbol in symbols),
+            scale=scale,
+            energy_per_atom=energy_per_atom,
+        )
+        save_potential(imported, potential)
+        click.echo(f"potential: {potential}")
+
+
 @main.command()
 @click.argument("dataset", type=click.Choice(["rmd17", "md22"]))
 @click.argument("molecule")

@@ -190,7 +190,7 @@ class PublishedPonita(Network):
 
     def _edge_basis(self, vectors: Tensor, used: Tensor) -> Tensor:
         """Spatial basis of every edge, times the envelope, zero in unused slots; shape (N, M, O or 1, K)."""
-        # The third power of an unused slot's length would be huge: a harmless vector instead, and zero below.
+        # High powers of an unused slot's length overflow float32 in second derivatives: a harmless vector instead.
         vectors = torch.where(used.unsqueeze(-1), vectors, torch.ones_like(vectors))
         distance = vectors.square().sum(-1).sqrt()
         if self.fibre_basis is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
         (["train", "--out", "x"], "CONFIG"),
         (["train", "--resume", "nowhere"], "nothing to resume"),
         (["train", "x.yaml", "--out", "x", "--tme", "5m"], "--tme"),
+        (["import", "nowhere.ckpt", "x.safetensors"], "nowhere.ckpt"),
+        (["import", "nowhere.ckpt", "x.safetensors", "--species", "H,Xx"], "Xx"),
         (["download", "qm9", "ethanol"], "qm9"),
         (["download", "rmd17", "water"], "water"),
     ],
@@ -99,6 +102,18 @@ def test_mistakes_end_in_one_sentence(arguments: list[str], expected: str, tmp_p
     assert result.exit_code != 0
     assert expected in result.output
     assert "Traceback" not in result.output
+
+
+def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "harmed",)
+
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Harm()))
+    result = call("import", tmp_path / "model.ckpt", tmp_path / "x.safetensors")
+    assert result.exit_code != 0
+    assert "model.ckpt" in result.output
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_wrong_set_option_is_named(run_folder: Path) -> None:

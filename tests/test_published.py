@@ -324,6 +324,17 @@ def test_unused_slots_and_far_edges_count_for_nothing(num_ori: int, radius: floa
     assert float(skinned.energy) == pytest.approx(float(wanted.energy), rel=1e-12)
 
 
+def test_unused_slots_do_not_overflow_high_degrees() -> None:
+    hyper, grid = make_hyper(3, None, degree=8), make_grid(3)
+    state = {n: v.float() if v.is_floating_point() else v for n, v in make_state(hyper).items()}
+    potential = load_published(state, hyper, grid)
+    graph = batch_graphs([make_graph(potential, "CH3CH2OH"), build_graph(np.array([1]), np.zeros((1, 3)), None)])
+    x = graph.positions.clone().requires_grad_(True)
+    total = potential.interaction_energies(graph, x, graph.offsets).sum()
+    (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+    assert torch.isfinite(torch.autograd.grad(gradient.square().sum(), x)[0]).all()
+
+
 @pytest.mark.parametrize(("num_ori", "radius"), FORMS)
 def test_single_atom(num_ori: int, radius: float | None) -> None:
     hyper, grid = make_hyper(num_ori, radius), make_grid(num_ori)

@@ -1,0 +1,75 @@
+"""Molecular dynamics of ethanol: equilibration at constant temperature, then constant energy.
+
+    python md_examples/md.py                      # or: make md
+    python md_examples/md.py --nve-ps 100 --temperature 400
+
+Langevin dynamics brings every vibration of the molecule to the wanted temperature; then the
+thermostat is switched off. What happens to the total energy from there on shows how well the
+forces fit the energy: it must neither drift nor jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import common
+import numpy as np
+from ase import units
+from ase.md.verlet import VelocityVerlet
+
+
+def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperature: float, path: Path) -> None:
+    """Temperature of both parts, and the total energy of the constant-energy part."""
+    blue, orange = common.COLOURS[:2]
+    switch = nvt.time_ps[-1]
+    with common.picture(path, rows=2, size=(8, 5.5)) as (top, bottom):
+        top.plot(nvt.time_ps, nvt.temperature, color=orange, linewidth=0.8, label="NVT (Langevin)")
+        top.plot(switch + nve.time_ps, nve.temperature, color=blue, linewidth=0.8, label="NVE")
+        top.axhline(temperature, color="0.3", linestyle="--", linewidth=1, label=f"{temperature:g} K")
+        top.set_ylabel("temperature (K)")
+        top.set_ylim(bottom=0, top=1.3 * max(nvt.temperature.max(), nve.temperature.max()))
+        top.legend(ncols=3, loc="upper right")
+        start = drift.line[0]
+        bottom.plot(switch + nve.time_ps, 1e3 * (nve.energy - start), color=blue, linewidth=0.8)
+        bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit")
+        bottom.set_ylabel("total energy in NVE\n− start of fit (meV)")
+        bottom.set_xlabel("time (ps)")
+        bottom.legend(loc="upper right")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run both parts, report, plot."""
+    parser = common.dynamics_options(__doc__, "md")
+    parser.add_argument("--nvt-ps", type=common.positive, default=2.0, help="equilibration in ps (2)")
+    parser.add_argument("--nve-ps", type=common.positive, default=8.0, help="constant energy in ps (8)")
+    args = parser.parse_args(argv)
+    nvt_ps, nve_ps = (0.01, 0.02) if args.fast else (args.nvt_ps, args.nve_ps)
+
+    atoms = common.ethanol()
+    atoms.calc = common.make_calculator(args)
+    rng = np.random.default_rng(common.SEED)
+    trajectory = args.out / "md.traj"
+    common.hold_centre(atoms)
+    common.set_thermal_momenta(atoms, args.temperature, rng)
+
+    print(f"Equilibrating {nvt_ps:g} ps at {args.temperature:g} K (Langevin), then {nve_ps:g} ps at constant energy")
+    start = common.bond_lengths(atoms)
+    thermostat = common.langevin(atoms, args.timestep, args.temperature, rng)
+    nvt = common.run(thermostat, common.steps(nvt_ps, args.timestep), trajectory, "NVT", start)
+    free = VelocityVerlet(atoms, args.timestep * units.fs)
+    nve = common.run(free, common.steps(nve_ps, args.timestep), trajectory, "NVE", start, append=True)
+    drift = common.energy_drift(nve, len(atoms))
+
+    print("Results:")
+    common.say_temperature("temperature (NVT)", nvt)
+    common.say_temperature("temperature (NVE)", nve)
+    common.say_drift(drift, len(atoms))
+    common.say_intact(nvt, nve)
+    common.say_speed(nve, args.timestep)
+    print(f"Trajectory: {trajectory} (look at it with: ase gui {trajectory})")
+    plot(nvt, nve, drift, args.temperature, args.out / "md.png")
+
+
+if __name__ == "__main__":
+    main()
