@@ -276,7 +276,7 @@ def say_speed(record: Record, timestep_fs: float) -> None:
     say("speed", f"{record.steps_per_second:.1f} steps/s, {ns_per_day:.3f} ns/day")
 
 
-def block_means(values: Array, blocks: int = 20) -> Array:
+def block_means(values: Array, blocks: int = 10) -> Array:
     """Means of consecutive blocks: longer than the correlation time, they are nearly independent."""
     size = max(1, len(values) // blocks)
     number = len(values) // size
@@ -304,7 +304,7 @@ def energy_drift(record: Record, num_atoms: int) -> Drift:
     """Linear regression of total energy on time.
 
     Energies of neighbouring steps go up and down together, so that the usual standard error would be far too small:
-    it is taken from a line through the means of 20 blocks.
+    it is taken from a line through the means of 10 blocks.
     """
     slope, offset = np.polyfit(record.time_ps, record.energy, 1)
     line = offset + slope * record.time_ps
@@ -334,6 +334,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
 }
+SMOOTH_FS = 100.0  # window of the running means
 COLOURS = ("#1f5fa8", "#d1652b", "#3a8f5c", "#7a4fa3")
 
 
@@ -363,3 +364,22 @@ def picture(
         figure.align_ylabels()
         figure.savefig(path, dpi=150)
     print(f"Picture: {path}")
+
+
+def plot_with_mean(panel: Any, time_ps: Array, values: Array, colour: str, label: str) -> None:
+    """Values faintly, and their running mean over 100 fs on top.
+
+    Args:
+        panel: matplotlib's axes.
+        time_ps: Equally spaced times in ps.
+        values: What to plot.
+        colour: Of both lines.
+        label: Of the running mean.
+    """
+    panel.plot(time_ps, values, color=colour, linewidth=0.5, alpha=0.35)
+    width = max(1, round(SMOOTH_FS / (1000 * (time_ps[1] - time_ps[0]))))
+    if len(values) < 2 * width:
+        panel.plot([], [], color=colour, label=label)
+        return
+    mean = np.convolve(values, np.full(width, 1 / width), mode="valid")
+    panel.plot(time_ps[width // 2 :][: len(mean)], mean, color=colour, linewidth=1.6, label=label)

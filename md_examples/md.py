@@ -24,18 +24,20 @@ def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperatur
     blue, orange = common.COLOURS[:2]
     switch = nvt.time_ps[-1]
     with common.picture(path, rows=2, size=(8, 5.5)) as (top, bottom):
-        top.plot(nvt.time_ps, nvt.temperature, color=orange, linewidth=0.8, label="NVT (Langevin)")
-        top.plot(switch + nve.time_ps, nve.temperature, color=blue, linewidth=0.8, label="NVE")
-        top.axhline(temperature, color="0.3", linestyle="--", linewidth=1, label=f"{temperature:g} K")
+        common.plot_with_mean(top, nvt.time_ps, nvt.temperature, orange, "NVT (Langevin)")
+        common.plot_with_mean(top, switch + nve.time_ps, nve.temperature, blue, "NVE")
+        top.axhline(temperature, color="black", linestyle="--", linewidth=1, label=f"{temperature:g} K")
         top.set_ylabel("temperature (K)")
-        top.set_ylim(bottom=0, top=1.3 * max(nvt.temperature.max(), nve.temperature.max()))
+        top.set_ylim(0, 1.3 * max(nvt.temperature.max(), nve.temperature.max()))
         top.legend(ncols=3, loc="upper right")
         start = drift.line[0]
-        bottom.plot(switch + nve.time_ps, 1e3 * (nve.energy - start), color=blue, linewidth=0.8)
+        energy = 1e3 * (nve.energy - start)
+        common.plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE, mean over 100 fs")
         bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit")
-        bottom.set_ylabel("total energy in NVE\n− start of fit (meV)")
+        bottom.set_ylabel("change of total energy (meV)")
         bottom.set_xlabel("time (ps)")
-        bottom.legend(loc="upper right")
+        bottom.set_ylim(top=1.5 * energy.max())
+        bottom.legend(ncols=2, loc="upper right")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

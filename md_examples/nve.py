@@ -25,8 +25,9 @@ def start(calculator: Calculator, temperature: float) -> Atoms:
     atoms = common.ethanol()
     atoms.calc = calculator
     common.hold_centre(atoms)
+    common.set_thermal_momenta(atoms, temperature, np.random.default_rng(common.SEED))
     # The molecule is near its minimum: half of this kinetic energy soon turns into potential energy.
-    common.set_thermal_momenta(atoms, 2 * temperature, np.random.default_rng(common.SEED))
+    atoms.set_momenta(atoms.get_momenta() * np.sqrt(2 * temperature / atoms.get_temperature()))
     return atoms
 
 
@@ -37,11 +38,14 @@ def plot(records: dict[float, common.Record], path: Path) -> None:
         top.plot(last.time_ps, last.temperature, color="0.35", linewidth=0.8)
         top.set_ylabel("temperature (K)")
         top.set_ylim(bottom=0)
+        peak = 0.0
         for (timestep, record), colour in zip(records.items(), common.COLOURS, strict=False):
             change = 1e3 * (record.energy - record.energy.mean())
             bottom.plot(record.time_ps, change, color=colour, linewidth=0.8, label=f"{timestep:g} fs steps")
+            peak = max(peak, change.max())
         bottom.set_ylabel("total energy − mean (meV)")
         bottom.set_xlabel("time (ps)")
+        bottom.set_ylim(top=1.4 * peak)
         bottom.legend(loc="upper right", ncols=2)
 
 

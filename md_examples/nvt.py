@@ -38,17 +38,18 @@ def plot(records: dict[str, common.Record], temperature: float, freedom: int, pa
     """Temperature against time, and its histogram beside the exact distribution."""
     with common.picture(path, columns=2, size=(10, 4.2), widths=(1.7, 1)) as (left, right):
         for (name, record), colour in zip(records.items(), common.COLOURS, strict=False):
-            left.plot(record.time_ps, record.temperature, color=colour, linewidth=0.6, alpha=0.8, label=name.title())
-            right.hist(production(record), bins=30, density=True, histtype="step", color=colour, linewidth=1.5)
+            common.plot_with_mean(left, record.time_ps, record.temperature, colour, name.title())
+            density, edges = np.histogram(production(record), bins=30, density=True)
+            right.stairs(1e3 * density, edges, color=colour, linewidth=1.5)
         left.axhline(temperature, color="black", linestyle="--", linewidth=1)
         left.set(xlabel="time (ps)", ylabel="temperature (K)")
         left.set_ylim(0, 1.25 * max(r.temperature.max() for r in records.values()))
         left.legend(loc="upper right", ncols=2)
         grid = np.linspace(1, left.get_ylim()[1], 300)
-        exact = canonical(grid, temperature, freedom)
+        exact = 1e3 * canonical(grid, temperature, freedom)
         right.plot(grid, exact, color="black", label="exact (canonical)")
-        right.set(xlabel="temperature (K)", ylabel="probability density (1/K)")
-        right.set_ylim(0, 1.35 * max(exact.max(), right.get_ylim()[1] / 1.05))
+        right.set(xlabel="temperature (K)", ylabel="probability density (10$^{-3}$/K)")
+        right.set_ylim(0, 1.25 * right.get_ylim()[1])
         right.legend(loc="upper right")
 
 
@@ -67,7 +68,7 @@ def production(record: common.Record) -> common.Array:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run each thermostat, report, plot."""
     parser = common.dynamics_options(__doc__, "nvt")
-    parser.add_argument("--ps", type=common.positive, default=5.0, help="length of each run in ps (5)")
+    parser.add_argument("--ps", type=common.positive, default=8.0, help="length of each run in ps (8)")
     parser.add_argument("--thermostat", choices=("langevin", "bussi", "both"), default="both", help="(both)")
     args = parser.parse_args(argv)
     ps = 0.02 if args.fast else args.ps

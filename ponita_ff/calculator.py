@@ -52,7 +52,12 @@ class PonitaCalculator(Calculator):
     """
 
     implemented_properties = [  # noqa: RUF012 - as the base class declares it
-        "energy", "free_energy", "energies", "forces", "stress"]
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
     name = "ponita"
 
     def __init__(

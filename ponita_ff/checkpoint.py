@@ -189,9 +189,7 @@ def load_potential(path: Path | str) -> Potential:
         config_class, network_class = _FORMS[header["form"]]
         species = [int(z) for z in header["species"]]
         network = network_class(config_class.model_validate(header["network"]), len(species))
-        potential = Potential(
-            network, species, {}, header["scale"], header["zbl_cutoff"], metadata=header["metadata"]
-        )
+        potential = Potential(network, species, {}, header["scale"], header["zbl_cutoff"], metadata=header["metadata"])
         potential.to(getattr(torch, header["dtype"]))
         # The grid and the rotations are part of the file, and may be more than the configuration's.
         for name in ("orientations", "orientation_weights"):

@@ -50,9 +50,7 @@ class RadialBasis(nn.Module):
         self.cutoff = cutoff
         self.frequencies: Tensor
         self.register_buffer("frequencies", torch.arange(1, num_bessel + 1) * math.pi / cutoff, persistent=False)
-        self.network = nn.Sequential(
-            nn.Linear(num_bessel, hidden), nn.SiLU(), nn.Linear(hidden, num_basis), nn.SiLU()
-        )
+        self.network = nn.Sequential(nn.Linear(num_bessel, hidden), nn.SiLU(), nn.Linear(hidden, num_basis), nn.SiLU())
 
     def forward(self, distance: Tensor) -> Tensor:
         """Distances (...), Å, to basis values (..., num_basis)."""

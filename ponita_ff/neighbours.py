@@ -280,9 +280,7 @@ class SkinCache:
             self.rebuilds += 1
         return points, matrix, rebuilt
 
-    def _is_stale(
-        self, points: Floats, species: NDArray[np.generic], cell: Floats, pbc: Bools
-    ) -> bool:
+    def _is_stale(self, points: Floats, species: NDArray[np.generic], cell: Floats, pbc: Bools) -> bool:
         """Whether the cached list may miss pairs within the cutoff or hold wrong shifts."""
         if (
             self._list is None
@@ -336,16 +334,11 @@ def _check_positions(positions: ArrayLike) -> Floats:
     """Positions as float64, shape (N, 3), all finite and of sane size."""
     points = _as_floats(positions, "positions")
     if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(
-            f"positions must have shape (N, 3), one row for each atom, but have shape "
-            f"{points.shape}"
-        )
+        raise ValueError(f"positions must have shape (N, 3), one row for each atom, but have shape {points.shape}")
     # One pass in the usual case: the comparison is false for NaN and infinity too.
     if len(points) and not np.abs(points).max() <= MAX_COORDINATE:
         bad = int(np.nonzero(~(np.abs(points) <= MAX_COORDINATE).all(axis=1))[0][0])
-        problem = (
-            f"larger than {MAX_COORDINATE:g} Å" if np.isfinite(points[bad]).all() else "not finite"
-        )
+        problem = f"larger than {MAX_COORDINATE:g} Å" if np.isfinite(points[bad]).all() else "not finite"
         raise ValueError(
             f"position of atom {bad} is {points[bad].tolist()}, {problem}: check the input "
             "structure and its units, or, in a simulation, the time step and the forces"
@@ -365,10 +358,7 @@ def _check_cell(cell: ArrayLike) -> Floats:
     """Cell as float64, shape (3, 3), all finite."""
     matrix = _as_floats(cell, "cell")
     if matrix.shape != (3, 3):
-        raise ValueError(
-            f"cell must have shape (3, 3) with the cell vectors as rows, but has shape "
-            f"{matrix.shape}"
-        )
+        raise ValueError(f"cell must have shape (3, 3) with the cell vectors as rows, but has shape {matrix.shape}")
     if not np.isfinite(matrix).all():
         raise ValueError(f"cell must be finite, but is {matrix.tolist()}")
     return matrix
@@ -482,9 +472,7 @@ def _no_pairs() -> tuple[Ints, Ints, Ints]:
     return np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 3), np.int64)
 
 
-def _candidates(
-    positions: Floats, cutoff: float, cell: Floats, pbc: Bools
-) -> tuple[Ints, Ints, Ints, Ints]:
+def _candidates(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> tuple[Ints, Ints, Ints, Ints]:
     """Each pair within the cutoff once, along with some pairs slightly further apart.
 
     Returns
@@ -527,9 +515,7 @@ def _candidates(
     return first, second, shifts, relative
 
 
-def _search_box(
-    positions: Floats, cutoff: float, cell: Floats, pbc: Bools
-) -> tuple[Floats, Floats, Ints]:
+def _search_box(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> tuple[Floats, Floats, Ints]:
     """Box for the search, which has a volume and holds all atoms along open directions.
 
     matscipy allocates a bin of about one cutoff for every part of the box, empty or not: two atoms
@@ -581,9 +567,7 @@ def _is_positive(shifts: NDArray[np.integer]) -> Bools:
     return positive
 
 
-def _mirror(
-    first: Ints, second: Ints, shifts: Ints, relative: Ints, num_atoms: int, cutoff: float
-) -> NeighbourList:
+def _mirror(first: Ints, second: Ints, shifts: Ints, relative: Ints, num_atoms: int, cutoff: float) -> NeighbourList:
     """Sorted, symmetric list from each pair once, as from `_candidates`."""
     half = len(first)
     order = _edge_order(first, second, relative, num_atoms)
@@ -638,9 +622,7 @@ def _within(full: NeighbourList, cutoff: float, positions: Floats, cell: Floats)
     )
 
 
-def _edge_vectors(
-    positions: Floats, receivers: Ints, senders: Ints, shifts: Ints, cell: Floats | None
-) -> Floats:
+def _edge_vectors(positions: Floats, receivers: Ints, senders: Ints, shifts: Ints, cell: Floats | None) -> Floats:
     """Displacements (E, 3) in Å; ``cell`` None leaves out the shifts.
 
     The translations are summed one cell vector at a time rather than by a matrix product, whose

@@ -143,9 +143,7 @@ class Potential(nn.Module):
                 "Train or fine-tune a potential on data with that element"
             )
 
-    def interaction_energies(
-        self, graph: Graph, positions: Tensor, offsets: Tensor, fused: bool = False
-    ) -> Tensor:
+    def interaction_energies(self, graph: Graph, positions: Tensor, offsets: Tensor, fused: bool = False) -> Tensor:
         """Atomic energies without the references, shape (N,), eV, in the network's dtype; differentiable."""
         species = self.species_index[graph.atomic_numbers]
         vectors = edge_vectors(positions, offsets, graph.neighbours, graph.reverse)

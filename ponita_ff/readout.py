@@ -50,9 +50,7 @@ class ZBL(nn.Module):
         charge_i, charge_j = charge.unsqueeze(1), charge[neighbours]
         screening_length = 0.46850 / (charge_i.pow(0.23) + charge_j.pow(0.23))
         reduced = distance / screening_length
-        screening = sum(
-            c * torch.exp(-k * reduced) for c, k in zip(_ZBL_COEFFICIENTS, _ZBL_EXPONENTS, strict=True)
-        )
+        screening = sum(c * torch.exp(-k * reduced) for c, k in zip(_ZBL_COEFFICIENTS, _ZBL_EXPONENTS, strict=True))
         u = (distance / self.cutoff).clamp(max=1.0)
         switch = (1.0 - u).pow(3) * (1.0 + 3.0 * u + 6.0 * u.square())
         energy: Tensor = 0.5 * (_COULOMB * charge_i * charge_j / distance * screening * switch).sum(1)

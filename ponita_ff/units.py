@@ -37,9 +37,7 @@ ENERGY_UNITS: Mapping[str, float] = MappingProxyType(
 )
 """Accepted energy units and their value in eV."""
 
-LENGTH_UNITS: Mapping[str, float] = MappingProxyType(
-    {"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": _ase.nm}
-)
+LENGTH_UNITS: Mapping[str, float] = MappingProxyType({"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": _ase.nm})
 """Accepted length units and their value in Å."""
 
 _ENERGY_ALIASES = {

@@ -109,7 +109,7 @@ def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "harmed",)
 
-    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Harm()))
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(Harm(), protocol=2))
     result = call("import", tmp_path / "model.ckpt", tmp_path / "x.safetensors")
     assert result.exit_code != 0
     assert "model.ckpt" in result.output
@@ -122,4 +122,3 @@ def test_wrong_set_option_is_named(run_folder: Path) -> None:
         result = call("train", config, "--out", run_folder / "x", "--set", setting)
         assert result.exit_code != 0
         assert setting.partition("=")[0] in result.output
-

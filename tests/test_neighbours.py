@@ -341,9 +341,7 @@ def test_error_positions_not_numbers(positions: Any) -> None:
         neighbour_list(positions, 5.0)
 
 
-@pytest.mark.parametrize(
-    ("bad", "text"), [(math.nan, "not finite"), (-math.inf, "not finite"), (2e9, "larger than")]
-)
+@pytest.mark.parametrize(("bad", "text"), [(math.nan, "not finite"), (-math.inf, "not finite"), (2e9, "larger than")])
 def test_error_positions_values_name_first_atom(bad: float, text: str) -> None:
     positions = GOOD.copy()
     positions[2, 1] = positions[3, 0] = bad
@@ -365,7 +363,7 @@ def test_error_cutoff(cutoff: Any) -> None:
 
 @pytest.mark.parametrize("cutoff", [None, math.inf])
 def test_error_all_pairs_with_pbc(cutoff: float | None) -> None:
-    with pytest.raises(ValueError, match="pbc is True along b, .*pass a finite cutoff"):
+    with pytest.raises(ValueError, match=r"pbc is True along b, .*pass a finite cutoff"):
         neighbour_list(GOOD, cutoff, BOX, [False, True, False])
     with pytest.raises(ValueError, match="pass a finite cutoff"):
         SkinCache(cutoff).update(GOOD, np.ones(4), BOX, True)

@@ -31,9 +31,7 @@ def test_energy_values(unit: str, value: float) -> None:
     assert energy_factor(unit) == pytest.approx(value, rel=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("unit", "value"), [("Angstrom", 1.0), ("Bohr", 0.529177211), ("nm", 10.0)]
-)
+@pytest.mark.parametrize(("unit", "value"), [("Angstrom", 1.0), ("Bohr", 0.529177211), ("nm", 10.0)])
 def test_length_values(unit: str, value: float) -> None:
     assert length_factor(unit) == pytest.approx(value, rel=1e-8)
 

@@ -34,9 +34,7 @@ class AseDbFrames(FrameSequence):
         stress in some rows only; contradictory units.
     """
 
-    def __init__(
-        self, path: str | Path, *, units: Units | None = None, read_stress: bool = True
-    ) -> None:
+    def __init__(self, path: str | Path, *, units: Units | None = None, read_stress: bool = True) -> None:
         self.path = Path(path)
         require_units(self.path, units, EV_ANGSTROM, "an ASE database is in")
         self._ids, self._has_stress = self._scan()
@@ -60,8 +58,7 @@ class AseDbFrames(FrameSequence):
             connection = sqlite3.connect(uri, uri=True)
             try:
                 rows = connection.execute(
-                    "SELECT id, energy IS NOT NULL, forces IS NOT NULL, stress IS NOT NULL "
-                    "FROM systems ORDER BY id"
+                    "SELECT id, energy IS NOT NULL, forces IS NOT NULL, stress IS NOT NULL FROM systems ORDER BY id"
                 ).fetchall()
             finally:
                 connection.close()

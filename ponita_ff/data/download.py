@@ -188,9 +188,7 @@ def remote_file(dataset: str, molecule: str) -> RemoteFile:
     by_key = {_name_key(name): file for name, file in files.items()}
     file = by_key.get(_name_key(molecule).removesuffix("acid"))
     if file is None:
-        raise DownloadError(
-            f"unknown molecule {molecule!r} of {dataset}; known: {', '.join(files)}"
-        )
+        raise DownloadError(f"unknown molecule {molecule!r} of {dataset}; known: {', '.join(files)}")
     return file
 
 
@@ -352,9 +350,7 @@ class _Transfer:
     validator, that they continue the same version of the file.
     """
 
-    def __init__(
-        self, file: RemoteFile, url: str, target: Path, timeout_s: float, progress: bool
-    ) -> None:
+    def __init__(self, file: RemoteFile, url: str, target: Path, timeout_s: float, progress: bool) -> None:
         self.file, self.url, self.timeout_s, self.progress = file, url, timeout_s, progress
         self.part = target.with_name(target.name + ".part")
         self._state_path = target.with_name(target.name + ".part.json")
@@ -415,9 +411,7 @@ class _Transfer:
             raise _TransientError(text) from error
         raise _FinalError(text) from error
 
-    def _receive(
-        self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]
-    ) -> None:
+    def _receive(self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]) -> None:
         length = response.headers.get("Content-Length")
         expected = int(length) if length is not None and length.isdigit() else None
         total: int | None
@@ -439,20 +433,13 @@ class _Transfer:
         if total is not None and begin + received != total:
             raise _TransientError(f"{begin + received} of {total} bytes have arrived")
 
-    def _continued(
-        self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]
-    ) -> int:
+    def _continued(self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]) -> int:
         """Total size, after checking that a 206 answer continues what we have."""
         text = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", text.strip())
         validator = _validator(response)
         same = validator is None or validator == state.get("validator")
-        if (
-            match is None
-            or int(match[1]) != begin
-            or int(match[2]) != state.get("total")
-            or not same
-        ):
+        if match is None or int(match[1]) != begin or int(match[2]) != state.get("total") or not same:
             self.discard()
             raise _TransientError("the file changed on the server; starting again")
         return int(match[2])
@@ -507,8 +494,7 @@ def _folder_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DownloadError(
-                f"{path.parent}: the disk is full. Make room and run the command again; "
-                "what has arrived is kept"
+                f"{path.parent}: the disk is full. Make room and run the command again; what has arrived is kept"
             ) from error
         raise DownloadError(f"{path}: cannot be written: {error}") from error
 
@@ -560,9 +546,7 @@ def _digest(path: Path, algorithm: str) -> str:
         return file_sha256(path)
     with path.open("rb") as handle:
         # Not for security: MD5 is what the archive publishes.
-        return hashlib.file_digest(
-            handle, lambda: hashlib.new(algorithm, usedforsecurity=False)
-        ).hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _record_hash(path: Path) -> None:

@@ -34,9 +34,7 @@ __all__ = ["iter_extxyz", "read_extxyz", "read_isolated_atoms"]
 _LOG = logging.getLogger(__name__)
 
 _ENERGY_MARKER = re.compile(r"e(nergy)?_?units?|units?_energy", re.IGNORECASE)
-_LENGTH_MARKER = re.compile(
-    r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE
-)
+_LENGTH_MARKER = re.compile(r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE)
 _FORCE_MARKER = re.compile(r"f(orces?)?_?units?|units?_forces?", re.IGNORECASE)
 _ANY_MARKER = re.compile(r"units?", re.IGNORECASE)
 
@@ -131,8 +129,7 @@ def _iter_atoms(path: Path, index: slice | None) -> Iterator[tuple[int, Atoms]]:
             return
         except Exception as error:  # ASE raises a dozen types for a damaged file
             raise DataError(
-                f"{path}, frame {number} or before: not readable as extended XYZ "
-                f"({type(error).__name__}: {error})"
+                f"{path}, frame {number} or before: not readable as extended XYZ ({type(error).__name__}: {error})"
             ) from error
         yield number, atoms
 
@@ -153,8 +150,7 @@ def _missing(atoms: Atoms, key: str, what: str, where: str) -> DataError:
     similar = [name for name in (*found, *arrays) if what in name.lower() and name != key]
     hint = f"; is it {what}_key={similar[0]!r}?" if similar else ""
     return DataError(
-        f"{where}: no {what} (looked for {key!r}). The frame has {found} per frame and "
-        f"{arrays} per atom{hint}"
+        f"{where}: no {what} (looked for {key!r}). The frame has {found} per frame and {arrays} per atom{hint}"
     )
 
 
@@ -215,8 +211,7 @@ def _check_same(
     # With units stated each marker is compared with those; unmarked frames follow the user.
     if units is None and marker_1 != marker_2:
         raise DataError(
-            f"{path}: mixed units: frame {number_1} is marked {marker_1.units()}, "
-            f"frame {number_2} {marker_2.units()}"
+            f"{path}: mixed units: frame {number_1} is marked {marker_1.units()}, frame {number_2} {marker_2.units()}"
         )
     if stress_1 != stress_2:
         has, has_not = (number_1, number_2) if stress_1 else (number_2, number_1)

@@ -211,8 +211,7 @@ def scalar_energy(value: Any, source: str) -> float:
     array = _as_float("energy", value, source)
     if array.size != 1:
         raise DataError(
-            f"{source}: the energy has shape {array.shape}; one total energy is expected, "
-            "not energies per atom"
+            f"{source}: the energy has shape {array.shape}; one total energy is expected, not energies per atom"
         )
     return float(array.ravel()[0])
 
@@ -285,9 +284,7 @@ class Subset(FrameSequence):
         if self._indices:
             low, high = min(self._indices), max(self._indices)
             if low < 0 or high >= len(frames):
-                raise DataError(
-                    f"indices {low}..{high} asked of {len(frames)} frames (0..{len(frames) - 1})"
-                )
+                raise DataError(f"indices {low}..{high} asked of {len(frames)} frames (0..{len(frames) - 1})")
         self._parent = frames
 
     def __len__(self) -> int:
@@ -408,8 +405,7 @@ def read_frames(
         frames = AseDbFrames(path, units=units, read_stress=read_stress)
     else:
         raise DataError(
-            f"{path}: unknown suffix {path.suffix!r}; "
-            "known are .npz, .xyz, .extxyz (also with .gz), .h5, .hdf5 and .db"
+            f"{path}: unknown suffix {path.suffix!r}; known are .npz, .xyz, .extxyz (also with .gz), .h5, .hdf5 and .db"
         )
     chosen = frames if index is None else frames[index]
     if len(chosen) == 0:
@@ -453,14 +449,12 @@ def check_plausible(frames: Sequence[Frame], *, max_frames: int = 100) -> None:
     distances = np.concatenate([_nearest_neighbours(frame) for frame in sample])
     if distances.size and not 0.5 <= (median := float(np.median(distances))) <= 5.0:
         raise DataError(
-            f"{name} and others: the median nearest-neighbour distance is {median:.3g} Å; "
-            "are the units right?"
+            f"{name} and others: the median nearest-neighbour distance is {median:.3g} Å; are the units right?"
         )
     force_rms = float(np.sqrt(np.mean(np.concatenate([f.forces.ravel() for f in sample]) ** 2)))
     if force_rms > 100.0:
         raise DataError(
-            f"{name} and others: the forces are {force_rms:.3g} eV/Å (root mean square); "
-            "are the units right?"
+            f"{name} and others: the forces are {force_rms:.3g} eV/Å (root mean square); are the units right?"
         )
     for frame in sample:
         bound = 2.0 * float(np.sum(13.6 * frame.numbers.astype(float) ** 2.4))

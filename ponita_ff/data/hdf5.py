@@ -110,9 +110,7 @@ def write_hdf5(
     return n_frames
 
 
-def _write_batches(
-    file: h5py.File, frames: Iterator[Frame], compression: str | None, path: Path
-) -> int:
+def _write_batches(file: h5py.File, frames: Iterator[Frame], compression: str | None, path: Path) -> int:
     has_stress: bool | None = None
     n_frames = n_atoms = 0
     while batch := list(islice(frames, _BATCH)):
@@ -122,8 +120,7 @@ def _write_batches(
         for frame in batch:
             if (frame.stress is not None) != has_stress:
                 raise DataError(
-                    f"{path}: {frame.source} has {'no' if has_stress else 'a'} stress, "
-                    "unlike the frames before it"
+                    f"{path}: {frame.source} has {'no' if has_stress else 'a'} stress, unlike the frames before it"
                 )
         _append_batch(file, batch, n_atoms)
         n_frames += len(batch)
@@ -183,9 +180,7 @@ class Hdf5Frames(FrameSequence):
         Not such a file, a truncated one, or one of a newer version; contradictory units.
     """
 
-    def __init__(
-        self, path: str | Path, *, units: Units | None = None, read_stress: bool = True
-    ) -> None:
+    def __init__(self, path: str | Path, *, units: Units | None = None, read_stress: bool = True) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
         self._columns: dict[str, h5py.Dataset] = {}
@@ -196,9 +191,7 @@ class Hdf5Frames(FrameSequence):
                 self._n_frames = self._check_shapes(file)
                 self._has_stress = read_stress and "stress" in file
         except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-            raise DataError(
-                f"{self.path}: truncated, damaged or not an HDF5 file of this package: {error}"
-            ) from error
+            raise DataError(f"{self.path}: truncated, damaged or not an HDF5 file of this package: {error}") from error
 
     def _check_header(self, file: h5py.File, stated: Units | None) -> tuple[Units, dict[str, Any]]:
         if file.attrs.get("format") != _FORMAT:
@@ -258,9 +251,7 @@ class Hdf5Frames(FrameSequence):
                 pbc=columns["pbc"][index],
                 energy=float(columns["energy"][index]) * self.units.energy_factor,
                 forces=columns["forces"][begin:end] * self.units.force_factor,
-                stress=columns["stress"][index] * self.units.stress_factor
-                if self._has_stress
-                else None,
+                stress=columns["stress"][index] * self.units.stress_factor if self._has_stress else None,
                 source=where,
             )
         except (OSError, KeyError, RuntimeError) as error:

@@ -135,8 +135,7 @@ class NpzFrames(FrameSequence):
     def _check(self, style: _Style) -> None:
         if self._positions.ndim != 3 or self._positions.shape[2] != 3:
             raise DataError(
-                f"{self.path}: {style.positions} has shape {self._positions.shape}, "
-                "expected (frames, atoms, 3)"
+                f"{self.path}: {style.positions} has shape {self._positions.shape}, expected (frames, atoms, 3)"
             )
         n_frames, n_atoms, _ = self._positions.shape
         energies = self._energies

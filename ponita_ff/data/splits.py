@@ -81,9 +81,7 @@ class Split:
             The dataset has not the number of frames that the split was made for.
         """
         if len(frames) != self.n_frames:
-            raise DataError(
-                f"the split was made for {self.n_frames} frames, but the dataset has {len(frames)}"
-            )
+            raise DataError(f"the split was made for {self.n_frames} frames, but the dataset has {len(frames)}")
         return (
             Subset(frames, self.train),
             Subset(frames, self.validation),
@@ -137,8 +135,7 @@ class Split:
         found = file_sha256(source)
         if found != split.source_sha256:
             raise DataError(
-                f"{path}: the split was made for a file with SHA-256 {split.source_sha256}, "
-                f"but {source} has {found}"
+                f"{path}: the split was made for a file with SHA-256 {split.source_sha256}, but {source} has {found}"
             )
         return split
 
@@ -183,8 +180,7 @@ def random_split(
     total = sum(sizes.values())
     if total > n:
         raise DataError(
-            f"{train} training + {validation} validation + {test} test = {total} frames asked, "
-            f"but there are {n}"
+            f"{train} training + {validation} validation + {test} test = {total} frames asked, but there are {n}"
         )
     order = [int(i) for i in np.random.default_rng(seed).permutation(n)]
     return Split(
@@ -197,9 +193,7 @@ def random_split(
     )
 
 
-def rmd17_split(
-    n_train_file: int = _RMD17_FILE, seed: int = 0, *, source_sha256: str | None = None
-) -> Split:
+def rmd17_split(n_train_file: int = _RMD17_FILE, seed: int = 0, *, source_sha256: str | None = None) -> Split:
     """The published rMD17 protocol, for a file with the 1,000 official training frames.
 
     950 frames to train on and the other 50 to validate; ``test`` is empty, since the official

@@ -120,9 +120,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def get(server: Server, folder: Path, file: RemoteFile = FILE, attempts: int = 3) -> Path:
-    return download_file(
-        file, folder, server.url, attempts=attempts, backoff_s=0.0, progress=False, timeout_s=5.0
-    )
+    return download_file(file, folder, server.url, attempts=attempts, backoff_s=0.0, progress=False, timeout_s=5.0)
 
 
 def names(folder: Path) -> list[str]:
@@ -252,9 +250,7 @@ def test_truncated_body_of_unknown_length(server: Server, tmp_path: Path) -> Non
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_busy_server_is_asked_again_and_a_missing_file_is_not(
-    server: Server, tmp_path: Path
-) -> None:
+def test_busy_server_is_asked_again_and_a_missing_file_is_not(server: Server, tmp_path: Path) -> None:
     server.behaviour.status = [503, 429]
     get(server, tmp_path / "a")
     assert len(server.behaviour.requests) == 3
@@ -264,9 +260,7 @@ def test_busy_server_is_asked_again_and_a_missing_file_is_not(
     assert len(server.behaviour.requests) == 4
 
 
-def test_back_off_is_bounded(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_back_off_is_bounded(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("ponita_ff.data.download.time.sleep", pauses.append)
     server.behaviour.status = [503] * 8
@@ -275,9 +269,7 @@ def test_back_off_is_bounded(
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
 
 
-def test_no_server_says_how_to_do_it_by_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_server_says_how_to_do_it_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -319,9 +311,7 @@ def test_too_little_room_is_found_before_the_transfer(
         get(server, tmp_path)
 
 
-def test_disk_full_in_the_middle(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_full_in_the_middle(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

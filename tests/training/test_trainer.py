@@ -99,9 +99,7 @@ def test_killed_and_resumed_equals_uninterrupted(config_path: Path, tmp_path: Pa
         arguments = ("--resume", folder)
     assert killed >= 1, "the run ended before it could be killed"
     subprocess.run(command("--resume", folder), check=True, env=environment)
-    hashes = [
-        read_header(tmp_path / name / "potential.safetensors")["weights_sha256"] for name in ("whole", "killed")
-    ]
+    hashes = [read_header(tmp_path / name / "potential.safetensors")["weights_sha256"] for name in ("whole", "killed")]
     assert hashes[0] == hashes[1]
 
 
@@ -159,7 +157,7 @@ def test_really_full_disk(settings: dict[str, Any], tmp_path: Path) -> None:
 def test_unwritable_folder_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder", encoding="utf-8")
-    with pytest.raises(OSError, match="cannot write .*file"):
+    with pytest.raises(OSError, match=r"cannot write .*file"):
         run(settings, blocked / "out")
 
 
