@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.checkpoint import read_header
+from ponita_ff.training.run import describe_hardware
 from ponita_ff.training.trainer import random_rotations
 
 logger = logging.getLogger(__name__)
@@ -160,17 +160,6 @@ def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarra
     figure.savefig(path, dpi=150)
 
 
-def hardware() -> str:
-    """The processor's name and how many threads torch uses."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--geometry", default="CH3CH2OH", show_default=True, help="Molecule of ase.build to measure on.")
@@ -202,7 +191,7 @@ def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> N
         card["rotations"] = rotation_spread(path, frame)
     if "nve" in parts:
         card["nve"] = nve(path, relaxed, nve_ps, folder / "nve.png")
-    card["hardware"] = hardware()
+    card["hardware"] = describe_hardware(torch.device("cpu"))
     card_path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(render(folder.name, header, card), encoding="utf-8")
     logger.info("wrote %s and %s", card_path, folder / "README.md")

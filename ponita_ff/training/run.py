@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ from ponita_ff.training.config import DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
 from ponita_ff.training.trainer import Trainer
 
-__all__ = ["TrainingData", "prepare_data", "train"]
+__all__ = ["TrainingData", "describe_hardware", "prepare_data", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,11 @@ def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Pat
         results["test"] = evaluate(potential, data.test)
     potential.metadata["data"] = data.provenance
     potential.metadata["errors"] = {name: result.errors.as_dict() for name, result in results.items()}
-    potential.metadata["training"] = {"steps": trainer.state.step, "seconds": round(trainer.state_seconds, 1)}
+    potential.metadata["training"] = {
+        "steps": trainer.state.step,
+        "seconds": round(trainer.state_seconds, 1),
+        "hardware": describe_hardware(potential.device),
+    }
     save_potential(potential, out / POTENTIAL_FILE)
     report = json.dumps(potential.metadata, indent=2)
     write_atomically(out / "report.json", lambda path: path.write_text(report + "\n", encoding="utf-8"))
@@ -140,6 +147,17 @@ def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Pat
     plot_parity(shown, f"{name} frames", out / "parity.png")
     for name, result in results.items():
         _log_errors(name, result)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """What computed a number: the GPU's name, or the processor's with cores and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _log_errors(name: str, result: Evaluation) -> None:

@@ -142,6 +142,7 @@ class Trainer:
         self.state = _State()
         self.step_function = TrainingStep(potential, config.loss, config.compile)
         self._clock = 0.0
+        self._best: dict[str, Tensor] | None = None
 
     @property
     def average(self) -> Potential:
@@ -173,7 +174,7 @@ class Trainer:
     # ------------------------------------------------------------------ loop
 
     def run(self) -> Potential:
-        """Train to the end and return the averaged potential, the best one seen in validation.
+        """Train to the end and return the averaged potential; after early stopping, the best one seen.
 
         Raises:
             FloatingPointError: When the loss stops being finite; the last checkpoint is intact.
@@ -204,6 +205,8 @@ class Trainer:
                 if self.state.step % 20 == 0 or done:
                     self._show(bar, fraction, terms)
             self.save_checkpoint()
+        if stop and self._best is not None:
+            self.average.load_state_dict(self._best)
         return self.average
 
     def _train_step(self, graph: Graph, rate: float) -> LossTerms:
@@ -228,6 +231,8 @@ class Trainer:
         score = validation_score(errors, self.config.loss)
         if score < self.state.best:
             self.state.best, self.state.best_step = score, self.state.step
+            if self.config.optimiser.patience is not None:
+                self._best = {name: tensor.clone() for name, tensor in self.average.state_dict().items()}
         row = {
             "step": float(self.state.step),
             "seconds": self._elapsed(),
@@ -283,6 +288,7 @@ class Trainer:
             "config": self.config.model_dump_json(),
             "potential": self.potential.state_dict(),
             "average": self._average.state_dict(),
+            "best": self._best,
             "optimiser": self.optimiser.state_dict(),
             "state": {
                 "step": self.state.step,
@@ -313,6 +319,7 @@ class Trainer:
         self.potential.load_state_dict(content["potential"])
         self._average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"])
+        self._best = content["best"]
         self.state = _State(**state)
 
     def save_config(self) -> None:

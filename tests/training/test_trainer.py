@@ -189,6 +189,19 @@ def test_early_stopping(settings: dict[str, Any], tmp_path: Path, monkeypatch: p
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["step"] == 30
 
 
+def test_early_stopping_keeps_the_best_weights(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = run(settings, tmp_path / "ten", steps=10, patience=2)
+    scores = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("ponita_ff.training.trainer.validation_score", lambda *_: next(scores))
+    # The schedule's length differs, so the first ten steps are compared through a constant learning rate.
+    monkeypatch.setattr(Trainer, "learning_rate", lambda *_: 0.01)
+    stopped = run(settings, tmp_path / "stopped", steps=1000, patience=2)
+    scores = iter([1.0])
+    assert run(settings, tmp_path / "constant", steps=10, patience=2) == stopped != best
+
+
 def test_time_budget_ends_the_run_and_the_schedule(settings: dict[str, Any], tmp_path: Path) -> None:
     start = time.monotonic()
     run(settings, tmp_path, steps=None, time="3s", validate_every=5)
