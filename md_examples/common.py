@@ -382,4 +382,4 @@ def plot_with_mean(panel: Any, time_ps: Array, values: Array, colour: str, label
         panel.plot([], [], color=colour, label=label)
         return
     mean = np.convolve(values, np.full(width, 1 / width), mode="valid")
-    panel.plot(time_ps[width // 2 :][: len(mean)], mean, color=colour, linewidth=1.6, label=label)
+    panel.plot(time_ps[width // 2 :][: len(mean)], mean, color=colour, linewidth=1.6, label=label, zorder=3)

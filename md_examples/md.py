@@ -33,10 +33,10 @@ def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperatur
         start = drift.line[0]
         energy = 1e3 * (nve.energy - start)
         common.plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE, mean over 100 fs")
-        bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit")
+        bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit", zorder=4)
         bottom.set_ylabel("change of total energy (meV)")
         bottom.set_xlabel("time (ps)")
-        bottom.set_ylim(top=1.5 * energy.max())
+        bottom.set_ylim(top=1.35 * energy.max())
         bottom.legend(ncols=2, loc="upper right")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import minimize_rotation_and_translation
 from ase.calculators.calculator import Calculator
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
@@ -77,8 +78,15 @@ def relax_path(images: list[Atoms], calculator: Calculator, fmax: float, max_ste
             for done in optimiser.irun(fmax=limit, steps=max_steps):
                 converged = bool(done)
                 bar.update(optimiser.nsteps - bar.n)
-    # These carry the energy and forces of their own image, not the shared calculator.
-    return list(band.iterimages()), converged
+    return [freeze(image) for image in images], converged
+
+
+def freeze(image: Atoms) -> Atoms:
+    """A copy that carries its own energy and forces: a shared calculator only knows its last image."""
+    energy, forces = image.get_potential_energy(), image.get_forces()
+    frozen = image.copy()
+    frozen.calc = SinglePointCalculator(frozen, energy=energy, forces=forces)
+    return frozen
 
 
 def report(path: list[Atoms], converged: bool) -> None:

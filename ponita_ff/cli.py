@@ -175,8 +175,8 @@ def evaluate(
 
     from ponita_ff.checkpoint import find_potential, load_potential, write_atomically
     from ponita_ff.data import Units, read_frames
-    from ponita_ff.plotting import plot_parity
     from ponita_ff.training.evaluate import evaluate as run_evaluation
+    from ponita_ff.training.plots import plot_parity
 
     with _plain_errors():
         if (energy_unit is None) != (length_unit is None):

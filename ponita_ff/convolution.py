@@ -47,15 +47,15 @@ class RadialBasis(nn.Module):
 
     def __init__(self, cutoff: float, num_bessel: int, hidden: int, num_basis: int) -> None:
         super().__init__()
-        self.cutoff = cutoff
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.arange(1, num_bessel + 1) * math.pi / cutoff, persistent=False)
+        self.cutoff, self.num_bessel = cutoff, num_bessel
         self.network = nn.Sequential(nn.Linear(num_bessel, hidden), nn.SiLU(), nn.Linear(hidden, num_basis), nn.SiLU())
 
     def forward(self, distance: Tensor) -> Tensor:
         """Distances (...), Å, to basis values (..., num_basis)."""
         r = distance.unsqueeze(-1)
-        bessel = torch.sin(self.frequencies * r) * (self.cutoff / r)
+        # Made here, in the dtype of the distances: a buffer would keep the rounding of the dtype it was made in.
+        frequencies = torch.arange(1, self.num_bessel + 1, dtype=r.dtype, device=r.device) * math.pi / self.cutoff
+        bessel = torch.sin(frequencies * r) * (self.cutoff / r)
         basis: Tensor = self.network(bessel)
         return basis * envelope(r, self.cutoff)
 

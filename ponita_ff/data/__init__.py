@@ -14,10 +14,10 @@ from ponita_ff.data.frames import (
     Subset,
     check_plausible,
     file_sha256,
-    read_frames,
 )
 from ponita_ff.data.hdf5 import Hdf5Frames, write_hdf5
 from ponita_ff.data.npz import NpzFrames
+from ponita_ff.data.reading import read_frames
 from ponita_ff.data.splits import (
     Split,
     random_split,

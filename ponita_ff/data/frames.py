@@ -1,4 +1,4 @@
-"""Labelled configurations, sequences of them, and the one function that reads any file.
+"""Labelled configurations and sequences of them.
 
 A dataset is any ``Sequence[Frame]``. Frames are always in eV and Å: readers convert, and refuse
 a file whose units nobody states. A `Frame` that exists is a valid one.
@@ -31,7 +31,6 @@ __all__ = [
     "Subset",
     "check_plausible",
     "file_sha256",
-    "read_frames",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -324,99 +323,6 @@ def require_units(path: Path, stated: Units | None, known: Units | None, why: st
     units = stated if stated is not None else known
     assert units is not None
     return units
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise DataError(f"{path}: not a file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-
-
-def read_frames(
-    path: str | Path,
-    *,
-    units: Units | None = None,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    stress_key: str | None = None,
-    index: slice | None = None,
-    read_stress: bool = True,
-) -> Sequence[Frame]:
-    """Read a labelled dataset; the suffix says how.
-
-    Parameters
-    ----------
-    path
-        ``.npz`` (rMD17 or sGDML keys), ``.xyz``/``.extxyz`` (also ``.gz``), ``.h5``/``.hdf5``
-        (written by `write_hdf5`) or ``.db`` (ASE's SQLite).
-    units
-        Units of the file. Needed where the file does not say; an error where it says otherwise.
-    energy_key, forces_key, stress_key
-        Names of the labels, where they are not the usual ones.
-    index
-        Which frames; all of them when None.
-    read_stress
-        False ignores stresses (needed where only some frames have one).
-
-    Returns
-    -------
-    Sequence[Frame]
-        Never empty. ``.npz``, ``.h5`` and ``.db`` build each frame when it is asked for.
-
-    Raises
-    ------
-    DataError
-        Unknown suffix; missing, empty or damaged file; missing labels; unknown or contradictory
-        units; a wrong frame; no frames.
-    """
-    # The readers import this module for Frame and DataError, hence not at the top.
-    from ponita_ff.data.asedb import AseDbFrames
-    from ponita_ff.data.extxyz import read_extxyz
-    from ponita_ff.data.hdf5 import Hdf5Frames
-    from ponita_ff.data.npz import NpzFrames
-
-    path = Path(path)
-    _check_file(path)
-    suffix = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-    keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
-    frames: FrameSequence
-    if suffix in (".xyz", ".extxyz"):
-        frames = read_extxyz(
-            path,
-            units=units,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            stress_key=stress_key,
-            index=index,
-            read_stress=read_stress,
-        )
-        index = None
-    elif path.suffix.lower() == ".npz":
-        _refuse_keys(path, {"stress_key": stress_key}, "stresses in .npz files are not read")
-        frames = NpzFrames(path, units=units, energy_key=energy_key, forces_key=forces_key)
-    elif path.suffix.lower() in (".h5", ".hdf5"):
-        _refuse_keys(path, keys, "our HDF5 format has fixed names")
-        frames = Hdf5Frames(path, units=units, read_stress=read_stress)
-    elif path.suffix.lower() == ".db":
-        _refuse_keys(path, keys, "an ASE database has fixed columns for the labels")
-        frames = AseDbFrames(path, units=units, read_stress=read_stress)
-    else:
-        raise DataError(
-            f"{path}: unknown suffix {path.suffix!r}; known are .npz, .xyz, .extxyz (also with .gz), .h5, .hdf5 and .db"
-        )
-    chosen = frames if index is None else frames[index]
-    if len(chosen) == 0:
-        raise DataError(f"{path}: no frames" + (f" at index {index}" if len(frames) else ""))
-    return chosen
-
-
-def _refuse_keys(path: Path, keys: dict[str, str | None], why: str) -> None:
-    given = [name for name, value in keys.items() if value is not None]
-    if given:
-        raise DataError(f"{path}: {', '.join(given)} cannot be given here: {why}")
 
 
 def check_plausible(frames: Sequence[Frame], *, max_frames: int = 100) -> None:

@@ -15,12 +15,22 @@ from typing import Any
 import torch
 
 from ponita_ff.checkpoint import save_potential, write_atomically
-from ponita_ff.data import DataError, Frame, Split, Units, file_sha256, random_split, read_frames, rmd17_split
-from ponita_ff.plotting import plot_learning_curve, plot_parity
+from ponita_ff.data import (
+    DataError,
+    Frame,
+    Split,
+    Units,
+    check_plausible,
+    file_sha256,
+    random_split,
+    read_frames,
+    rmd17_split,
+)
 from ponita_ff.potential import Potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
+from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.trainer import Trainer
 
 __all__ = ["TrainingData", "describe_hardware", "prepare_data", "train"]
@@ -75,13 +85,15 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
 
 def _read(config: DataConfig, path: Path) -> Sequence[Frame]:
     units = None if config.units is None else Units(config.units.energy, config.units.length)
-    return read_frames(
+    frames = read_frames(
         path,
         units=units,
         energy_key=config.energy_key,
         forces_key=config.forces_key,
         stress_key=config.stress_key,
     )
+    check_plausible(frames)
+    return frames
 
 
 def _pick_device(name: str) -> torch.device:

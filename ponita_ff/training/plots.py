@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from ponita_ff.training.evaluate import Evaluation
+from ponita_ff.training.evaluate import Evaluation
 
 __all__ = ["plot_learning_curve", "plot_parity"]
 
