@@ -16,13 +16,14 @@ from pathlib import Path
 import common
 import numpy as np
 from ase import Atoms, units
-from ase.build import minimize_rotation_and_translation
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixedLine, FixedPlane
 from ase.io import write
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.utils.forcecurve import fit_images
+from common import HYDROXYL_H, METHYL_C, METHYLENE_C, OXYGEN
 from tqdm import tqdm
 
 GAUCHE = 60.0  # degrees, where the relaxation of the second conformer starts
@@ -31,19 +32,32 @@ GAUCHE = 60.0  # degrees, where the relaxation of the second conformer starts
 def conformer(angle: float, calculator: Calculator, fmax: float, max_steps: int, path: Path) -> Atoms:
     """Ethanol relaxed from a given H–O–C–C angle in degrees."""
     atoms = common.ethanol()
-    atoms.set_dihedral(*common.TORSION, angle, indices=[common.HYDROXYL_H])
+    atoms.set_dihedral(*common.TORSION, angle, indices=[HYDROXYL_H])
+    hold_frame(atoms)
     atoms.calc = calculator
     common.relax(atoms, BFGS, fmax, max_steps, path, f"relaxing {path.stem}")
     return atoms
 
 
+def hold_frame(atoms: Atoms) -> None:
+    """Put the C–C bond on x and the oxygen into the xy plane, and hold them there.
+
+    This takes away exactly the six rigid motions. They are no part of the path, but images that turned as a whole
+    would stretch it, and the energy of a grid of orientations changes a little with them.
+    """
+    atoms.positions -= atoms.positions[METHYLENE_C]
+    atoms.rotate(atoms.positions[METHYL_C], "x")
+    _, y, z = atoms.positions[OXYGEN]
+    atoms.rotate(-np.degrees(np.arctan2(z, y)), "x")
+    atoms.set_constraint([FixAtoms([METHYLENE_C]), FixedLine(METHYL_C, [1, 0, 0]), FixedPlane(OXYGEN, [0, 0, 1])])
+
+
 def first_path(trans: Atoms, gauche: Atoms, number: int) -> list[Atoms]:
-    """Images from trans to gauche with ``number`` between them.
+    """Images from trans to gauche, both in the frame of `hold_frame`, with ``number`` between them.
 
     On a straight line the hydroxyl hydrogen would cut through the arc that it moves on, and come too close to the
     oxygen. So only the other atoms go straight; this one is put where its torsion, angle and distance belong.
     """
-    minimize_rotation_and_translation(trans, gauche)
     first, second, oxygen, hydrogen = common.TORSION
     turn = (common.torsion(gauche) - common.torsion(trans) + 180) % 360 - 180
     images = []
@@ -65,8 +79,7 @@ def relax_path(images: list[Atoms], calculator: Calculator, fmax: float, max_ste
     """The path of least energy, and whether ``fmax`` was reached."""
     for image in images:
         image.calc = calculator
-    # A molecule in vacuum may turn as a whole, which is no part of the path and would stretch it.
-    band = NEB(images, method="improvedtangent", allow_shared_calculator=True, remove_rotation_and_translation=True)
+    band = NEB(images, method="improvedtangent", allow_shared_calculator=True)
     converged = False
     # The highest image climbs only once the path is roughly right: else it may climb elsewhere.
     for climb, limit in ((False, 5 * fmax), (True, fmax)):

@@ -188,7 +188,8 @@ def load_potential(path: Path | str) -> Potential:
     try:
         config_class, network_class = _FORMS[header["form"]]
         species = [int(z) for z in header["species"]]
-        network = network_class(config_class.model_validate(header["network"]), len(species))
+        with torch.random.fork_rng(devices=[]):  # first weights, soon overwritten, must not draw from the user's
+            network = network_class(config_class.model_validate(header["network"]), len(species))
         potential = Potential(network, species, {}, header["scale"], header["zbl_cutoff"], metadata=header["metadata"])
         potential.to(getattr(torch, header["dtype"]))
         # The grid and the rotations are part of the file, and may be more than the configuration's.

@@ -53,9 +53,16 @@ class PonitaConfig(BaseModel):
             raise ValueError(f"no orientation grid of {value}: choose one of {GRID_SIZES}, or 0 for PNITA")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _distances_only(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("num_ori") == 0:
+            return {"l_max": 0, **data}
+        return data
+
     @model_validator(mode="after")
     def _no_angles_without_orientations(self) -> Self:
-        if self.num_ori == 0 and "l_max" in self.model_fields_set and self.l_max != 0:
+        if self.num_ori == 0 and self.l_max != 0:
             raise ValueError("l_max must be 0 (or left out) where num_ori is 0: PNITA sees distances only")
         return self
 
@@ -88,14 +95,13 @@ class Ponita(Network):
         super().__init__()
         self.config = config
         self.cutoff = config.cutoff
-        l_max = config.l_max if config.num_ori else 0
-        self.l_max = l_max
+        self.l_max = config.l_max
         self.embedding = nn.Embedding(num_species, config.channels)
         self.radial_basis = RadialBasis(config.cutoff, config.num_bessel, config.radial_hidden, config.radial_basis)
         self.layers = nn.ModuleList(
             ConvNeXt(
                 SeparableConvolution(
-                    config.channels, l_max, config.radial_basis, config.avg_num_neighbours, bool(config.num_ori)
+                    config.channels, config.l_max, config.radial_basis, config.avg_num_neighbours, bool(config.num_ori)
                 ),
                 config.channels,
                 config.widening,

@@ -63,7 +63,7 @@ class Potential(nn.Module):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if list(species) != sorted(set(species)) or not species or min(species) < 1:
+        if list(species) != sorted(set(species)) or not species or min(species) < 1 or max(species) > 118:
             raise ValueError(f"species must be distinct ascending atomic numbers, got {list(species)}")
         self.network = network
         self.species = tuple(int(z) for z in species)

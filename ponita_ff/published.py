@@ -401,7 +401,8 @@ def load_published(
     grid = _checked_grid(ori_grid, options.num_ori)
     config = options.config(_envelope_power(state, options.radius))
     numbers = _species(species, options.input_dim)
-    network = PublishedPonita(config, len(numbers))
+    with torch.random.fork_rng(devices=[]):  # first weights, soon overwritten, must not draw from the user's
+        network = PublishedPonita(config, len(numbers))
     names = _names(config)
     own = network.state_dict()
     expected = {theirs: tuple(own[here].shape) for theirs, here in names.items()}

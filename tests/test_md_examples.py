@@ -189,12 +189,19 @@ def test_first_path_of_neb_turns_only_the_hydroxyl(monkeypatch: pytest.MonkeyPat
     common, neb = importlib.import_module("common"), importlib.import_module("neb")
     trans, gauche = common.ethanol(), common.ethanol()
     gauche.set_dihedral(*common.TORSION, 60, indices=[common.HYDROXYL_H])
+    for end in (trans, gauche):
+        neb.hold_frame(end)
     path = neb.first_path(trans, gauche, 5)
     torsions = [common.torsion(atoms) % 360 for atoms in path]
     np.testing.assert_allclose(torsions, np.linspace(180, 60, 7), atol=1e-6)
     for atoms in path:
         assert atoms.get_distance(2, 3) == pytest.approx(trans.get_distance(2, 3))
         assert atoms.get_angle(1, 2, 3) == pytest.approx(trans.get_angle(1, 2, 3))
+        others = [0, 1, 2, 4, 5, 6, 7, 8]
+        np.testing.assert_allclose(atoms.positions[others], trans.positions[others], atol=1e-9)
+    # The frame takes away the rigid motions and nothing else.
+    assert path[0].get_number_of_degrees_of_freedom() == 3 * 9 - 6
+    np.testing.assert_allclose(trans.get_all_distances(), common.ethanol().get_all_distances(), atol=1e-9)
 
 
 def test_drift_of_a_known_line(monkeypatch: pytest.MonkeyPatch) -> None:

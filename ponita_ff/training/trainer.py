@@ -188,6 +188,7 @@ class Trainer:
                 batch_sampler=_Batches(len(self.dataset), settings.batch_size, self.config.seed, self.state.step),
                 collate_fn=batch_graphs,
                 num_workers=self.config.workers,
+                generator=torch.Generator(),  # a loader would else draw from torch's global one
             )
         )
         bar = tqdm(total=1000, disable=not self.progress, bar_format="{percentage:5.1f}% |{bar}| {desc}")

@@ -13,6 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from ponita_ff.data import DataError, Frame, Hdf5Frames, Units, read_frames, write_hdf5
 
@@ -165,16 +167,16 @@ def test_pickle_and_fork_get_a_handle_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_of_a_data_loader(tmp_path: Path, context: str) -> None:
-    data = pytest.importorskip("torch.utils.data")
     expected = random_frames(6)
     path = tmp_path / "a.h5"
     write_hdf5(path, expected, {})
     frames = Hdf5Frames(path)
     assert_same(frames[0], expected[0])
-    loader = data.DataLoader(
+    loader = DataLoader(
         frames,
         batch_size=2,
-        num_workers=1 if context == "spawn" else 2,  # a spawned worker imports torch: slow
+        num_workers=1,
+        generator=torch.Generator(),
         collate_fn=list,
         multiprocessing_context=context,
     )
