@@ -367,7 +367,7 @@ def picture(
 
 
 def plot_with_mean(panel: Any, time_ps: Array, values: Array, colour: str, label: str) -> None:
-    """Values faintly, and their running mean over 100 fs on top.
+    """Values faintly, and their running mean over 100 fs (less in a very short run) on top.
 
     Args:
         panel: matplotlib's axes.
@@ -377,9 +377,6 @@ def plot_with_mean(panel: Any, time_ps: Array, values: Array, colour: str, label
         label: Of the running mean.
     """
     panel.plot(time_ps, values, color=colour, linewidth=0.5, alpha=0.35)
-    width = max(1, round(SMOOTH_FS / (1000 * (time_ps[1] - time_ps[0]))))
-    if len(values) < 2 * width:
-        panel.plot([], [], color=colour, label=label)
-        return
+    width = max(1, min(round(SMOOTH_FS / (1000 * (time_ps[1] - time_ps[0]))), len(values) // 10))
     mean = np.convolve(values, np.full(width, 1 / width), mode="valid")
     panel.plot(time_ps[width // 2 :][: len(mean)], mean, color=colour, linewidth=1.6, label=label, zorder=3)

@@ -32,7 +32,7 @@ def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperatur
         top.legend(ncols=3, loc="upper right")
         start = drift.line[0]
         energy = 1e3 * (nve.energy - start)
-        common.plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE, mean over 100 fs")
+        common.plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE (bold: running mean)")
         bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit", zorder=4)
         bottom.set_ylabel("change of total energy (meV)")
         bottom.set_xlabel("time (ps)")

@@ -160,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     try:
         header = json.loads(raw) if raw is not None else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise PotentialFileError(f"{path} is a safetensors file, but not a ponita_ff potential")
@@ -198,7 +198,7 @@ def load_potential(path: Path | str) -> Potential:
                 potential.network.register_buffer(name, tensors[f"network.{name}"])
         potential.register_buffer("rotations", tensors["rotations"])
         potential.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
     return potential.eval().requires_grad_(False)
 

@@ -1,0 +1,150 @@
+"""Imports point one way: a module may import only what stands on a lower step than its own."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import ponita_ff
+
+ROOT = Path(ponita_ff.__file__).parent
+
+#: From the leaves up. A name that is a package stands for all its modules, which may import each other.
+STEPS: tuple[tuple[str, ...], ...] = (
+    ("compilation", "invariants", "neighbours", "orientations", "readout", "units"),
+    ("graph",),
+    ("convolution",),
+    ("model",),
+    ("potential",),
+    ("published",),
+    ("checkpoint",),
+    ("calculator", "training"),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+
+#: Beside the steps: what a module may import, and no more.
+EXACTLY = {"data": {"units"}}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name below the package: ``training.step``, ``data`` of data/__init__.py, ``__init__`` of the top."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if len(parts) > 1 and parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    """``if TYPE_CHECKING:``"""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(path: Path, lazy: bool) -> set[str]:
+    """Modules of this package that a file imports when run, inside functions too if ``lazy``."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if is_for_types_only(node) or (not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            return
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import in line {node.lineno}"
+            if node.module and node.module.split(".")[0] == "ponita_ff":
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}".removeprefix("ponita_ff.")
+                    part = node.module.removeprefix("ponita_ff").removeprefix(".") or "__init__"
+                    found.add(whole if whole in MODULES else part)
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "ponita_ff"]
+            found.update(name.removeprefix("ponita_ff").removeprefix(".") or "__init__" for name in names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def top(module: str) -> str:
+    """The part of a module's name that stands on a step."""
+    return module.split(".")[0]
+
+
+def step(module: str) -> int | None:
+    """Number of the step that a module stands on."""
+    return next((index for index, names in enumerate(STEPS) if top(module) in names), None)
+
+
+def test_every_module_has_its_place() -> None:
+    placed = {name for names in STEPS for name in names} | set(EXACTLY)
+    assert {top(module) for module in MODULES} == placed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    own = step(module)
+    for other in imports(MODULES[module], lazy=True):
+        assert other in MODULES, f"{module} imports {other}, which does not exist"
+        if top(other) == top(module) != module:
+            continue  # within a package
+        if top(other) == top(module):
+            assert MODULES[module].name == "__init__.py", f"{module} imports itself"
+            continue
+        if top(module) in EXACTLY:
+            assert top(other) in EXACTLY[top(module)], f"{module} must not import {other}"
+        elif top(other) in EXACTLY and step(other) is None:
+            continue
+        else:
+            below = step(other)
+            assert own is not None and below is not None and below < own, f"{module} must not import {other}"
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [("data", {"model", "potential", "graph", "training"}), ("calculator", {"training", "data"}), ("training", {"calculator"})],
+)
+def test_never_even_indirectly(module: str, never: set[str]) -> None:
+    reached: set[str] = set()
+    queue = [name for name in MODULES if top(name) == module]
+    while queue:
+        name = queue.pop()
+        if name not in reached:
+            reached.add(name)
+            queue.extend(imports(MODULES[name], lazy=True))
+    assert not {top(name) for name in reached} & never
+
+
+def test_no_cycles() -> None:
+    graph = {module: imports(path, lazy=True) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circular imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_reader_of_imports_reads_them(tmp_path: Path) -> None:
+    source = """
+from typing import TYPE_CHECKING
+import ponita_ff.graph
+from ponita_ff import model
+from ponita_ff.data.npz import NpzFrames
+import torch
+if TYPE_CHECKING:
+    from ponita_ff.cli import main
+def function():
+    from ponita_ff.training.run import train
+"""
+    path = tmp_path / "source.py"
+    path.write_text(source, encoding="utf-8")
+    assert imports(path, lazy=False) == {"graph", "model", "data.npz"}
+    assert imports(path, lazy=True) == {"graph", "model", "data.npz", "training.run"}
+
+
+def test_only_potentials_and_what_trains_them_differentiate() -> None:
+    users = {name for name, path in MODULES.items() if "autograd.grad" in path.read_text(encoding="utf-8")}
+    assert users <= {"potential", "calculator", "training.step"}
