@@ -79,6 +79,10 @@ class PonitaCalculator(Calculator):
         self._compile = compile
         self._functions: dict[bool, Function] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the functions, which belong to this calculator's own potential."""
+        return {**self.__dict__, "_functions": {}}
+
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse parameters: this calculator's options are given when it is made."""
         if kwargs:

@@ -16,6 +16,10 @@ from ponita_ff.orientations import GRID_SIZES, orientation_grid
 __all__ = ["Network", "Ponita", "PonitaConfig"]
 
 
+#: Neighbours that the first weights reckon with where nobody counted any.
+DEFAULT_NEIGHBOURS = 10.0
+
+
 class PonitaConfig(BaseModel):
     """Everything that fixes the network's shape. Refuses unknown and out-of-range values by field name.
 
@@ -29,7 +33,7 @@ class PonitaConfig(BaseModel):
         num_bessel: Bessel functions of the distance.
         radial_hidden: Width of the radial network's hidden layer.
         radial_basis: Radial functions that the layers combine.
-        avg_num_neighbours: Sets the initial scale of the sum over neighbours; from the training set.
+        avg_num_neighbours: Sets the initial scale of the sum over neighbours; None: counted in the training set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +48,7 @@ class PonitaConfig(BaseModel):
     num_bessel: Annotated[int, Field(ge=1)] = 8
     radial_hidden: Annotated[int, Field(ge=1)] = 64
     radial_basis: Annotated[int, Field(ge=1)] = 32
-    avg_num_neighbours: Annotated[float, Field(gt=0)] = 10.0
+    avg_num_neighbours: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("num_ori")
     @classmethod
@@ -101,7 +105,11 @@ class Ponita(Network):
         self.layers = nn.ModuleList(
             ConvNeXt(
                 SeparableConvolution(
-                    config.channels, config.l_max, config.radial_basis, config.avg_num_neighbours, bool(config.num_ori)
+                    config.channels,
+                    config.l_max,
+                    config.radial_basis,
+                    config.avg_num_neighbours or DEFAULT_NEIGHBOURS,
+                    bool(config.num_ori),
                 ),
                 config.channels,
                 config.widening,

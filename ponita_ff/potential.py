@@ -65,11 +65,16 @@ class Potential(nn.Module):
         super().__init__()
         if list(species) != sorted(set(species)) or not species or min(species) < 1 or max(species) > 118:
             raise ValueError(f"species must be distinct ascending atomic numbers, got {list(species)}")
+        reach = float("inf") if network.cutoff is None else network.cutoff
+        if zbl_cutoff is not None and not 0.0 < zbl_cutoff <= reach:
+            raise ValueError(
+                f"zbl_cutoff must lie above 0 and not beyond the network's {reach:g} Å, got {zbl_cutoff!r}"
+            )
         self.network = network
         self.species = tuple(int(z) for z in species)
         self.scale = float(scale)
         self.zbl_cutoff = zbl_cutoff
-        self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff else None
+        self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff is not None else None
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))

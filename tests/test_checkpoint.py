@@ -255,13 +255,17 @@ def test_altered_weight(path: Path) -> None:
     refused(path, "was altered")
 
 
-@pytest.mark.parametrize("name", ["reference_energies", "rotations", "network.orientations", "network.embedding.weight"])
+@pytest.mark.parametrize(
+    "name", ["reference_energies", "rotations", "network.orientations", "network.embedding.weight"]
+)
 def test_missing_tensor(name: str, path: Path) -> None:
     rewrite(path, lambda _, tensors: tensors.__delitem__(name), consistent=False)
     refused(path, "was altered")
 
 
-@pytest.mark.parametrize("name", ["reference_energies", "rotations", "network.orientations", "network.embedding.weight"])
+@pytest.mark.parametrize(
+    "name", ["reference_energies", "rotations", "network.orientations", "network.embedding.weight"]
+)
 def test_missing_tensor_in_a_consistent_file(name: str, path: Path) -> None:
     rewrite(path, lambda _, tensors: tensors.__delitem__(name))
     with pytest.raises(PotentialFileError, match=f"(?s){path.name}.*{name}"):

@@ -141,9 +141,7 @@ def test_over_orientations_is_the_same_either_way() -> None:
 def test_without_neighbours_only_the_bias_is_left(geometry: dict[str, Tensor]) -> None:
     module = SeparableConvolution(3, 2, 5, 6.0, fibre=True).double()
     torch.nn.init.normal_(module.bias)
-    result = module(
-        torch.randn(4, 6, 3, dtype=torch.float64), *{**geometry, "basis": 0 * geometry["basis"]}.values()
-    )
+    result = module(torch.randn(4, 6, 3, dtype=torch.float64), *{**geometry, "basis": 0 * geometry["basis"]}.values())
     assert torch.equal(result, module.bias.expand(4, 6, 3))
 
 

@@ -106,7 +106,11 @@ def test_imports_point_down(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "never"),
-    [("data", {"model", "potential", "graph", "training"}), ("calculator", {"training", "data"}), ("training", {"calculator"})],
+    [
+        ("data", {"model", "potential", "graph", "training"}),
+        ("calculator", {"training", "data"}),
+        ("training", {"calculator"}),
+    ],
 )
 def test_never_even_indirectly(module: str, never: set[str]) -> None:
     reached: set[str] = set()

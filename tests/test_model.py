@@ -114,9 +114,7 @@ def test_every_element_is_told_apart(tiny_potential: Potential, make_system: Cal
 @pytest.mark.parametrize("num_ori", [0, 12])
 def test_written_for_a_compiler_it_gives_the_same(num_ori: int, make_potential: Callable, system: Atoms) -> None:
     potential = make_potential(num_ori=num_ori)
-    assert torch.allclose(
-        evaluate(potential, system), evaluate(potential, system, fused=True), rtol=0, atol=1e-12
-    )
+    assert torch.allclose(evaluate(potential, system), evaluate(potential, system, fused=True), rtol=0, atol=1e-12)
 
 
 def test_pnita_is_exactly_invariant_under_rotation(tiny_pnita: Potential, system: Atoms) -> None:

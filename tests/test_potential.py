@@ -444,6 +444,12 @@ def test_species_must_be_ascending_atomic_numbers(species: list[int], tiny_poten
         Potential(tiny_potential.network, species, {})
 
 
+@pytest.mark.parametrize("zbl_cutoff", [0.0, -1.0, 4.1, float("nan")])
+def test_repulsion_beyond_the_network_cutoff_would_jump_and_is_refused(zbl_cutoff: float, make_potential: Make) -> None:
+    with pytest.raises(ValueError, match="zbl_cutoff"):
+        make_potential(zbl_cutoff=zbl_cutoff)
+
+
 def test_unknown_element_is_named_with_its_atom(tiny_potential: Potential) -> None:
     with pytest.raises(ValueError, match=r"atom 2 is N \(Z = 7\).*H, C, O"):
         tiny_potential.check_species(np.array([1, 6, 7]))

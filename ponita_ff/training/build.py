@@ -42,7 +42,7 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
     if scale == 0.0:
         raise DataError("all training forces are zero: the labels are missing or wrong")
     model = config.model
-    if "avg_num_neighbours" not in model.model_fields_set:
+    if model.avg_num_neighbours is None:
         model = model.model_copy(update={"avg_num_neighbours": _average_neighbours(sample, model.cutoff)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
