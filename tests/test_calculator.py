@@ -395,7 +395,7 @@ def trajectory(
     atoms = atoms.copy()
     atoms.calc = PonitaCalculator(potential, skin=skin)
     if not atoms.pbc.any():
-        # Random weights bind nothing: springs keep the atoms together and the motion regular, so that rounding stays small.
+        # Random weights bind nothing: springs keep the motion regular, so that rounding stays small.
         atoms.set_constraint([Hookean(index, tuple(x), k=0.5, rt=0.0) for index, x in enumerate(atoms.positions)])
     set_momenta(atoms, seed=1)
     positions = []
@@ -437,7 +437,7 @@ def test_unknown_element(calculator: PonitaCalculator) -> None:
 @pytest.mark.parametrize("pbc", [False, True])
 def test_position_that_is_no_number(value: float, pbc: bool, calculator: PonitaCalculator) -> None:
     atoms = Atoms("CO", positions=[[0, 0, 0], [0, value, 1.2]], cell=np.eye(3) * 6, pbc=pbc)
-    with pytest.raises(ValueError, match="position of atom 1 .*not finite"):
+    with pytest.raises(ValueError, match=r"position of atom 1 .*not finite"):
         calculator.get_property("energy", atoms)
 
 
@@ -445,7 +445,7 @@ def test_position_that_becomes_no_number_during_a_run(calculator: PonitaCalculat
     atoms = make_system("molecule")
     calculator.get_forces(atoms)
     atoms.positions[4] = np.nan
-    with pytest.raises(ValueError, match="position of atom 4 .*not finite"):
+    with pytest.raises(ValueError, match=r"position of atom 4 .*not finite"):
         calculator.get_forces(atoms)
 
 
