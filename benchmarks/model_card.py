@@ -230,7 +230,8 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         f"| training frames | {data.get('train')} of `{data.get('file')}` (SHA-256 `{data.get('sha256')}`) |",
         f"| validation frames | {data.get('validation')} of the same file, split seed {data.get('split_seed')} |",
         f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
-        f"| reference energies | {metadata.get('reference_energies_from')} |",
+        f"| reference energies | {metadata.get('reference_energies_from')}; one molecule cannot tell its elements' "
+        "energies apart, so only totals of this molecule mean anything |",
         f"| steps, time | {training.get('steps')} steps in {training.get('seconds', 0) / 3600:.2f} hours |",
         f"| hardware | {training.get('hardware', '-')} |",
         "",
@@ -269,11 +270,27 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         ]
     lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
     lines += [
+        f"`ponita-ff download rmd17 {name.removesuffix('-rmd17')}` fetches the 100,000 frames, `ponita-ff download "
+        "rmd17 index_train_01` (and `index_test_01`) the official split; cut the two files out, then train:",
+        "",
+        "```python",
+        "import numpy as np",
+        f'full = np.load("{data.get("file", "").replace("_train_01", "")}")',
+        'for part in ("train", "test"):',
+        '    rows = np.loadtxt(f"index_{part}_01.csv", dtype=int)',
+        '    picked = {k: v if k == "nuclear_charges" else v[rows] for k, v in full.items()}',
+        f'    np.savez(f"{data.get("file", "").replace("_train_01.npz", "")}_{{part}}_01.npz", **picked)',
         "```",
-        "ponita-ff download rmd17 ethanol   # then cut out the official split 01, or point at your own files:",
-        f"ponita-ff train potentials/{name}/config.yaml --set data.path=TRAIN.npz --set data.test=TEST.npz --out run",
+        "",
+        "```",
+        f"ponita-ff train potentials/{name}/config.yaml --set data.path={data.get('file')} "
+        f"--set data.test={data.get('test_file')} --out run",
         f"python benchmarks/model_card.py potentials/{name}",
         "```",
+        "",
+        "The schedule is bound to the wall clock (`optimiser.time`): a faster machine or a longer `--time` takes more "
+        "steps. This run ended with its budget, not because more steps would not have helped.",
+        "",
         "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
