@@ -385,7 +385,7 @@ def test_all_pairs_of_a_crystal_are_refused() -> None:
 
 def test_network_without_its_grid_predicts_nothing() -> None:
     with torch.random.fork_rng(devices=[]):
-        with torch.random.fork_rng(devices=[]):
+        network = PublishedPonita(PublishedConfig(num_ori=4, channels=4, num_layers=1, basis_dim=4, cutoff=5.0), 8)
     potential = Potential(network, range(1, 9), {})
     assert torch.isnan(potential(make_graph(potential, "CH3CH2OH"), forces=False).energies).all()
 
