@@ -43,8 +43,8 @@ def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperatur
 def main(argv: Sequence[str] | None = None) -> None:
     """Run both parts, report, plot."""
     parser = common.dynamics_options(__doc__, "md")
-    parser.add_argument("--nvt-ps", type=common.positive, default=2.0, help="equilibration in ps (2)")
-    parser.add_argument("--nve-ps", type=common.positive, default=8.0, help="constant energy in ps (8)")
+    parser.add_argument("--nvt-ps", type=common.positive, default=1.0, help="equilibration in ps (1)")
+    parser.add_argument("--nve-ps", type=common.positive, default=4.0, help="constant energy in ps (4)")
     args = parser.parse_args(argv)
     nvt_ps, nve_ps = (0.01, 0.02) if args.fast else (args.nvt_ps, args.nve_ps)
 
