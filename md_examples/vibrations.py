@@ -84,7 +84,7 @@ def plot(vibrations: common.Array, path: Path) -> None:
         panel.set(xlabel="frequency (cm$^{-1}$)", ylabel="density of modes (arb. units)", xlim=(0, grid[-1]))
         panel.set_ylim(bottom=0)
         panel.set_yticks([])
-        panel.legend(loc="upper center")
+        panel.legend(loc="upper center", bbox_to_anchor=(0.6, 1.0))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
