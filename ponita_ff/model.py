@@ -138,9 +138,17 @@ class Ponita(Network):
         else:
             grid = orientation_grid(num_ori)
             points, weights = torch.from_numpy(grid.orientations), torch.from_numpy(grid.weights)
-        like = self.embedding.weight
-        self.register_buffer("orientations", points.to(like))
-        self.register_buffer("orientation_weights", weights.to(like))
+        device = self.embedding.weight.device
+        self.register_buffer("orientations", points.to(device))
+        self.register_buffer("orientation_weights", weights.to(device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Ponita:
+        """Move or cast like any module, but keep the grid in float64: its symmetry is exact only to its rounding."""
+        exact = {name: getattr(self, name) for name in ("orientations", "orientation_weights")}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     def forward(self, graph: Graph, species: Tensor, vectors: Tensor, fused: bool = False) -> Tensor:
         """Atomic energies in the network's own scale, shape (N,).
@@ -151,18 +159,18 @@ class Ponita(Network):
             vectors: Edge vectors, shape (N, M, 3), Å, in the network's dtype.
             fused: See :class:`SeparableConvolution`.
         """
-        distance, cosine = bond_invariants(vectors, self.orientations)
+        grid, weights = self.orientations.to(vectors.dtype), self.orientation_weights.to(vectors.dtype)
+        distance, cosine = bond_invariants(vectors, grid)
         basis = self.radial_basis(distance)
         angular = legendre(cosine, self.l_max)
-        fibre_angular = legendre(self.orientations @ self.orientations.T, self.l_max).transpose(0, 1)
-        fibre_angular = fibre_angular * self.orientation_weights[:, None]
+        fibre_angular = legendre(grid @ grid.T, self.l_max).transpose(0, 1) * weights[:, None]
 
         # A product with a one-hot matrix, not a look-up: its gradient adds up in the same order in every run.
         every = torch.arange(self.embedding.num_embeddings, device=species.device)
         one_hot = (species.unsqueeze(-1) == every).to(vectors.dtype)
-        features = (one_hot @ self.embedding.weight).unsqueeze(1).expand(-1, len(self.orientations), -1)
+        features = (one_hot @ self.embedding.weight).unsqueeze(1).expand(-1, len(grid), -1)
         energy = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
             features = layer(features, basis, angular, fibre_angular, graph.neighbours, graph.reverse, fused=fused)
             energy = energy + readout(features).squeeze(-1)
-        return (energy @ self.orientation_weights) / len(self.layers)
+        return (energy @ weights) / len(self.layers)

@@ -16,6 +16,7 @@ from ase.optimize import BFGS
 from ponita_ff import PonitaCalculator, load_potential
 from ponita_ff.checkpoint import find_potential, read_header
 from ponita_ff.data import read_frames
+from ponita_ff.orientations import rotation_group
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
 
@@ -60,6 +61,18 @@ def test_ethanol_relaxes_and_stays_whole_at_constant_energy() -> None:
     assert abs(atoms.get_total_energy() - start) / len(atoms) < 1e-3
     bonds = (before > 0) & (before < 1.65)
     assert np.abs(atoms.get_all_distances() - before)[bonds].max() < 0.5
+
+
+def test_ethanol_is_exactly_invariant_under_the_grid_s_own_group() -> None:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=0)
+    calculator = PonitaCalculator("ethanol-rmd17", device="cpu", dtype="float64")
+    energies = []
+    for rotation in rotation_group("icosahedral"):
+        turned = atoms.copy()
+        turned.positions = atoms.positions @ rotation.T
+        energies.append(calculator.get_property("energy", turned))
+    assert np.ptp(energies) < 1e-9
 
 
 def test_ethanol_on_real_frames() -> None:

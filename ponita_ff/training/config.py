@@ -199,6 +199,8 @@ class TrainConfig(_Section):
             problems.append("optimiser: give steps or time, so that the run has an end")
         if self.data.protocol == "random" and (self.data.train is None or self.data.validation is None):
             problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
+        if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
+            problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
         if self.loss.energy + self.loss.forces + self.loss.stress == 0:
             problems.append("loss: at least one weight must be above zero")
         if problems:

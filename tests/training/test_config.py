@@ -54,6 +54,12 @@ def test_split_sizes_are_required(settings: dict[str, Any]) -> None:
         TrainConfig.from_mapping(settings)
 
 
+def test_zbl_beyond_the_cutoff_is_refused(settings: dict[str, Any]) -> None:
+    settings["potential"] = {"zbl_cutoff": 4.5}
+    with pytest.raises(ConfigError, match=r"potential\.zbl_cutoff"):
+        TrainConfig.from_mapping(settings)
+
+
 def test_pnita_has_no_angles(settings: dict[str, Any]) -> None:
     settings["model"]["num_ori"] = 0
     with pytest.raises(ConfigError, match="l_max"):
