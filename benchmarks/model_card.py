@@ -316,7 +316,8 @@ def _render_rotations(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         lines.append(
             f"| {row['num_ori']} | {row['rotations']} | {row['peak_to_peak_meV']:.2f} | {row['std_meV']:.2f} "
-            f"| {row['shift_meV']:.2f} | {row['force_change_meV_per_A']:.2f} | {row['max_net_force_meV_per_A']:.2g} | {row['max_torque_meV']:.2f} "
+            f"| {row['shift_meV']:.2f} | {row['force_change_meV_per_A']:.2f} "
+            f"| {row['max_net_force_meV_per_A']:.2g} | {row['max_torque_meV']:.2f} "
             f"| {row['ms_per_evaluation']:.1f} |"
         )
     return [*lines, ""]
