@@ -36,8 +36,8 @@ class PonitaCalculator(Calculator):
         dtype: ``"float32"`` or ``"float64"``; None for the file's own. Float64 is for vibrations and tight relaxations.
         skin: Å added to the cutoff of the neighbour list, which is made again only after an atom has moved by half of
             it. Changes speed, never results; 0 makes a list every time.
-        num_ori: Another orientation grid than the file's (finer: less dependence on how a molecule is turned, at
-            proportional cost); None for the file's own.
+        num_ori: Another orientation grid than the file's; only for networks trained on it too (see the model card:
+            energies and forces change on any other). None for the file's own.
         rotations: Average over this many fixed rotations, at proportional cost; None for the file's own.
         compile: Compile for the first few sizes of system that come by (up to a minute each, then faster).
         label: ASE's name for files of this calculator; unused.

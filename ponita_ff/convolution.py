@@ -7,7 +7,7 @@ One block computes, at every atom i, orientation n and channel c (PONITA, arXiv:
     f_i(n) += W2 gelu(W1 layernorm(h_i(n)))    channels
 
 The force-field form expands both kernels in Legendre polynomials, k1 = Σ_l R_l(r) P_l(c) and k2 = Σ_l w_l P_l(n·n'):
-smooth everywhere, any grid, and the network runs once an edge instead of once an edge and orientation.
+smooth everywhere, defined on any grid, and the network runs once an edge instead of once an edge and orientation.
 """
 
 from __future__ import annotations

@@ -126,7 +126,9 @@ class Ponita(Network):
         self.set_grid(config.num_ori)
 
     def set_grid(self, num_ori: int) -> None:
-        """Use another orientation grid: the kernels are continuous, so the same weights work on any.
+        """Use another orientation grid: the kernels are continuous, so it runs on any.
+
+        Weights know the grids that they were trained on, though: on another one energies and forces change.
 
         Raises:
             ValueError: For a grid that does not exist, or one where the network was made without (or the reverse).

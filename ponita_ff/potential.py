@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
 __all__ = ["Potential", "Prediction"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Potential(nn.Module):
         """
         if not isinstance(self.network, Ponita):
             raise ValueError("this potential's network is bound to the orientation grid in its file")
+        if num_ori != self.network.config.num_ori:
+            logger.warning("num_ori=%d is not the grid of the training: energies and forces change with it", num_ori)
         self.network.set_grid(num_ori)
 
     @property
