@@ -1,0 +1,1 @@
+"""C++ kernels for the CPU, compiled where they run, and their use from torch."""
