@@ -1,0 +1,764 @@
+// Energy, forces and virial of the force-field form in one hand-written pass forwards and one backwards.
+//
+// Forward, layer by layer, for atom i, orientation n, channel c (ponita_ff/convolution.py has the formulas):
+//     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j          spatial convolution, R_l from a table
+//     h_i = sum_n' K(n', n) s_i(n') + b                      fibre convolution, K fixed
+//     f_i += W2 gelu(W1 norm(h_i) + b1) + b2                 two matrix products
+// Backward is the adjoint of each line. What makes it fast:
+//   - a block of a few atoms goes through a whole layer at once, so that all between two features stays in cache;
+//   - nothing as large as edges x orientations x channels exists: kernels live in registers;
+//   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
+//     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
+//   - one parallel region an evaluation, whose threads meet at 2 barriers a layer.
+// T is float or double. Channels and hidden width come padded with zeros to a multiple of two vectors (`stride`),
+// orientations to a multiple of one (`ori_stride`).
+
+#include "simd.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+extern "C" {
+
+struct Layer {
+    const void* table;             // (grid + 1, 2, degrees, stride): R_l and dR_l/dr times the spacing
+    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
+    const void* fibre_adjoint;     // (stride / W, ori', ori, W)
+    const void* bias;              // (stride)
+    const void* expand;            // packed (stride -> hidden), with the norm's weight in it
+    const void* expand_bias;       // (hidden), with the norm's bias in it
+    const void* contract;          // packed (hidden -> stride)
+    const void* contract_bias;     // (stride)
+    const void* contract_adjoint;  // packed (stride -> hidden)
+    const void* expand_adjoint;    // packed (hidden -> stride)
+    const void* readout;           // (stride)
+    double readout_bias;
+};
+
+struct Model {
+    int64_t num_ori, ori_stride, degrees, channels, stride, hidden, num_layers, has_fibre, grid;
+    double cutoff, norm_eps;
+    const void* orientations;  // (3, ori_stride)
+    const void* weights;       // (ori_stride)
+    const void* embedding;     // (species, stride)
+    const Layer* layers;
+};
+
+struct Task {
+    int64_t atoms, slots, structures, threads;
+    const double *positions, *offsets;
+    const int64_t *neighbours, *reverse, *species, *batch;
+    const double* rotation;  // (3, 3) or null
+    void* workspace;         // workspace_bytes_*()
+    double *energies, *gradient, *virial;
+};
+}
+
+namespace {
+
+constexpr int64_t MAX_DEGREES = 13;
+constexpr int64_t BLOCK_ROWS = 96;  // atoms x orientations of a block: its buffers fit a core's second-level cache
+constexpr int TILE_ROWS = PONITA_VECTOR_BYTES == 64 ? 12 : 6;  // as many as registers hold beside two vectors
+
+template <typename T>
+struct Edge {
+    int32_t neighbour, slot, cell;  // cell: interval of the radial table
+    T fraction, inverse_distance, direction[3];
+};
+
+// ---------------------------------------------------------------------------------------------------- activation
+
+INLINE Vector<float> exp_of(Vector<float> x) {
+    typedef int32_t Integers __attribute__((vector_size(PONITA_VECTOR_BYTES)));
+    x = x < -87.0f ? all(-87.0f) : x;  // only ever called for x <= 0
+    const Vector<float> magic = all(12582912.0f);
+    const Vector<float> n = (x * 1.44269504088896341f + magic) - magic;
+    const Vector<float> f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vector<float> p = all(1.9875691500e-4f);  // Cephes' expf
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    const Integers bits = (__builtin_convertvector(n, Integers) + 127) << 23;
+    Vector<float> scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+// gelu(x) = x Phi(x) and its derivative Phi(x) + x phi(x). Phi(-|x|) = exp(-x^2 / 2) t q(t), t = 1 / (1 + k |x|), q
+// fitted to 9e-9: within float's rounding.
+INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& slope) {
+    const Vector<float> size = x < 0.0f ? -x : x;
+    const Vector<float> gauss = exp_of(-0.5f * x * x);
+    const Vector<float> t = 1.0f / (1.0f + 0.38890873f * size);
+    Vector<float> q = all(0.0536624767f);
+    q = q * t - 0.259020051f;
+    q = q * t + 0.379858615f;
+    q = q * t - 0.0207141335f;
+    q = q * t + 0.195421439f;
+    q = q * t + 0.150791662f;
+    q = q * t * gauss;
+    const Vector<float> phi = x < 0.0f ? q : 1.0f - q;
+    value = x * phi;
+    slope = phi + x * gauss * 0.39894228040f;
+}
+
+INLINE void gelu(Vector<double> x, Vector<double>& value, Vector<double>& slope) {
+    for (int64_t i = 0; i < Simd<double>::width; ++i) {
+        const double phi = 0.5 * std::erfc(-x[i] * 0.70710678118654752440);
+        value[i] = x[i] * phi;
+        slope[i] = phi + x[i] * std::exp(-0.5 * x[i] * x[i]) * 0.39894228040143267794;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ matrix products
+
+// out(r, :) = a(r, :) B for R rows and one panel of two vectors of B, packed (depth, 2 W).
+template <int R, typename T, typename Epilogue>
+INLINE void tile(const T* a, int64_t stride, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
+    constexpr int64_t W = Simd<T>::width;
+    Vector<T> sums[R][2] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+        const Vector<T> left = load(panel + 2 * W * k), right = load(panel + 2 * W * k + W);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+            const Vector<T> value = all(a[(row + r) * stride + k]);
+            sums[r][0] += value * left;
+            sums[r][1] += value * right;
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        epilogue(row + r, 0, sums[r][0]);
+        epilogue(row + r, W, sums[r][1]);
+    }
+}
+
+// Calls epilogue(row, column, vector of sums) for all of a(rows, depth) B(depth, width), B packed in panels.
+template <typename T, typename Epilogue>
+void product(const T* a, int64_t rows, int64_t stride, const T* packed, int64_t depth, int64_t width, Epilogue&& use) {
+    constexpr int64_t panel_width = 2 * Simd<T>::width;
+    for (int64_t start = 0; start < width; start += panel_width) {
+        const T* panel = packed + start * depth;
+        const auto shifted = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+            use(row, start + column, value);
+        };
+        int64_t row = 0;
+        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, stride, panel, depth, row, shifted);
+        for (; row + 4 <= rows; row += 4) tile<4>(a, stride, panel, depth, row, shifted);
+        for (; row < rows; ++row) tile<1>(a, stride, panel, depth, row, shifted);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- kernels of an edge
+
+// P_l at all orientations, (degrees, ori_stride), and dP_l/dc if asked for, of a bond along `direction`.
+template <typename T>
+void legendre(const Model& model, const T* direction, T* values, T* slopes) {
+    constexpr int64_t W = Simd<T>::width;
+    const T* grid = static_cast<const T*>(model.orientations);
+    const int64_t stride = model.ori_stride, degrees = model.degrees;
+    for (int64_t o = 0; o < stride; o += W) {
+        const Vector<T> c = load(grid + o) * direction[0] + load(grid + stride + o) * direction[1] +
+                            load(grid + 2 * stride + o) * direction[2];
+        Vector<T> before = all(T(1)), value = c;
+        store(values + o, before);
+        if (degrees > 1) store(values + stride + o, value);
+        for (int64_t l = 1; l + 1 < degrees; ++l) {  // Bonnet's recursion
+            const Vector<T> next = (T(2 * l + 1) * c * value - T(l) * before) * (T(1) / T(l + 1));
+            before = value, value = next;
+            store(values + (l + 1) * stride + o, value);
+        }
+        if (!slopes) continue;
+        Vector<T> slope_before = all(T(0)), slope = all(T(1));
+        store(slopes + o, slope_before);
+        if (degrees > 1) store(slopes + stride + o, slope);
+        for (int64_t l = 1; l + 1 < degrees; ++l) {  // P'_{l+1} = P'_{l-1} + (2l + 1) P_l
+            const Vector<T> next = slope_before + T(2 * l + 1) * load(values + l * stride + o);
+            slope_before = slope, slope = next;
+            store(slopes + (l + 1) * stride + o, slope);
+        }
+    }
+}
+
+// R_l, and dR_l/dr if asked for, (degrees, stride): cubic Hermite interpolation. `factor` (stride), if any, multiplies.
+template <typename T>
+void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* slopes) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t size = model.degrees * model.stride;
+    const T *first = table + 2 * size * edge.cell, *second = first + 2 * size;
+    const T t = edge.fraction, u = 1 - t, per_length = T(model.grid / model.cutoff);
+    const T h00 = (1 + 2 * t) * u * u, h10 = t * u * u, h01 = t * t * (3 - 2 * t), h11 = -t * t * u;
+    const T d00 = -6 * t * u * per_length, d10 = u * (1 - 3 * t) * per_length, d11 = t * (3 * t - 2) * per_length;
+    for (int64_t l = 0; l < model.degrees; ++l)
+        for (int64_t c = 0; c < model.stride; c += W) {
+            const int64_t k = l * model.stride + c;
+            const Vector<T> v0 = load(first + k), m0 = load(first + size + k);
+            const Vector<T> v1 = load(second + k), m1 = load(second + size + k);
+            const Vector<T> scale = factor ? load(factor + c) : all(T(1));
+            store(values + k, scale * (h00 * v0 + h10 * m0 + h01 * v1 + h11 * m1));
+            if (slopes) store(slopes + k, scale * (d00 * (v0 - v1) + d10 * m0 + d11 * m1));
+        }
+}
+
+// ---------------------------------------------------------------------------------------------- one edge's messages
+
+// out(o, :) += sum_l P_l(o) R_l(:) f(o, :). Degrees D at compile time, or at run time where D is 0; CONSTANT: f is the
+// same at every orientation and already in R.
+template <typename T, int D, bool CONSTANT>
+void send(const Model& model, const T* angular, const T* values, const T* features, T* out) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t degrees = D ? D : model.degrees, stride = model.stride, ori_stride = model.ori_stride;
+    for (int64_t c = 0; c < stride; c += 2 * W) {
+        Vector<T> left[D ? D : MAX_DEGREES], right[D ? D : MAX_DEGREES];
+        for (int64_t l = 0; l < degrees; ++l) {
+            left[l] = load(values + l * stride + c);
+            right[l] = load(values + l * stride + c + W);
+        }
+        for (int64_t o = 0; o < model.num_ori; ++o) {
+            Vector<T> one = left[0], two = right[0];  // P_0 = 1
+#pragma GCC unroll 13
+            for (int64_t l = 1; l < degrees; ++l) {
+                const Vector<T> factor = all(angular[l * ori_stride + o]);
+                one += factor * left[l];
+                two += factor * right[l];
+            }
+            T* target = out + o * stride + c;
+            if constexpr (CONSTANT) {
+                store(target, load(target) + one);
+                store(target + W, load(target + W) + two);
+            } else {
+                store(target, load(target) + one * load(features + o * stride + c));
+                store(target + W, load(target + W) + two * load(features + o * stride + c + W));
+            }
+        }
+    }
+}
+
+// Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (unless CONSTANT), and
+// gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
+// be added up) and, returned, with respect to the distance.
+template <typename T, int D, bool CONSTANT>
+T receive(const Model& model, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
+          const T* features, const T* gradient, T* out, T* angles) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t degrees = D ? D : model.degrees, stride = model.stride, ori_stride = model.ori_stride;
+    Vector<T> stretch = all(T(0));
+    for (int64_t o = 0; o < model.num_ori; ++o) store(angles + o * W, all(T(0)));
+    for (int64_t c = 0; c < stride; c += W) {
+        Vector<T> kernel[D ? D : MAX_DEGREES], moment[D ? D : MAX_DEGREES];
+        for (int64_t l = 0; l < degrees; ++l) {
+            kernel[l] = load(values + l * stride + c);
+            moment[l] = all(T(0));
+        }
+        for (int64_t o = 0; o < model.num_ori; ++o) {
+            const Vector<T> g = load(gradient + o * stride + c);
+            const Vector<T> product = CONSTANT ? g : g * load(features + o * stride + c);
+            Vector<T> whole = kernel[0], turned = all(T(0));
+            moment[0] += product;
+#pragma GCC unroll 13
+            for (int64_t l = 1; l < degrees; ++l) {
+                const Vector<T> factor = all(angular[l * ori_stride + o]);
+                moment[l] += factor * product;
+                turned += all(angular_slopes[l * ori_stride + o]) * kernel[l];
+                if constexpr (!CONSTANT) whole += factor * kernel[l];
+            }
+            store(angles + o * W, load(angles + o * W) + turned * product);
+            if constexpr (!CONSTANT) store(out + o * stride + c, load(out + o * stride + c) + whole * g);
+        }
+        for (int64_t l = 0; l < degrees; ++l) stretch += load(slopes + l * stride + c) * moment[l];
+    }
+    return sum<T>(stretch);
+}
+
+template <typename T>
+struct Messages {
+    decltype(&send<T, 1, false>) send, send_constant;
+    decltype(&receive<T, 1, false>) receive, receive_constant;
+};
+
+template <typename T, int D>
+Messages<T> messages_of() {
+    return {send<T, D, false>, send<T, D, true>, receive<T, D, false>, receive<T, D, true>};
+}
+
+template <typename T>
+Messages<T> messages(int64_t degrees) {
+    switch (degrees) {
+        case 1: return messages_of<T, 1>();
+        case 2: return messages_of<T, 2>();
+        case 3: return messages_of<T, 3>();
+        case 4: return messages_of<T, 4>();
+        case 5: return messages_of<T, 5>();
+        case 6: return messages_of<T, 6>();
+        case 7: return messages_of<T, 7>();
+        default: return messages_of<T, 0>();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ threads, memory
+
+// Meets quickly while all threads run, and gives the core away when one of them does not.
+class Barrier {
+public:
+    explicit Barrier(int64_t threads) : threads_(threads) {}
+    void wait() {
+        const int64_t round = round_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int64_t spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
+            if (spins > 20000) std::this_thread::yield();
+    }
+
+private:
+    const int64_t threads_;
+    std::atomic<int64_t> arrived_{0}, round_{0};
+};
+
+// Hands out consecutive pieces of one block of memory, each on a cache line of its own.
+class Arena {
+public:
+    explicit Arena(void* start) : next_(static_cast<char*>(start)) {}
+    template <typename T>
+    T* take(int64_t count) {
+        T* piece = reinterpret_cast<T*>(next_);
+        next_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+        return piece;
+    }
+    int64_t used(void* start) const { return next_ - static_cast<char*>(start); }
+
+private:
+    char* next_;
+};
+
+template <typename T>
+class Engine {
+    static constexpr int64_t W = Simd<T>::width;
+
+    struct Scratch {
+        T *rows, *more_rows, *hidden, *angular, *angular_slopes, *values, *slopes, *angles;
+    };
+
+public:
+    Engine(const Model& model, const Task& task, int64_t threads)
+        : model_(model), task_(task), threads_(threads), row_(model.num_ori * model.stride),
+          messages_(messages<T>(model.degrees)), barrier_(threads) {
+        const int64_t most = std::max<int64_t>(1, BLOCK_ROWS / model.num_ori), atoms = task.atoms;
+        blocks_ = std::max((atoms + most - 1) / most, std::min(atoms, threads));
+        if (blocks_ < 8 * threads) blocks_ = std::min((blocks_ + threads - 1) / threads * threads, atoms);
+        block_rows_ = (atoms + blocks_ - 1) / blocks_ * model.num_ori;
+        bytes_ = lay_out();
+    }
+
+    int64_t bytes() const { return bytes_; }
+
+    // Called by every thread.
+    void run(int64_t thread) {
+        const Scratch& scratch = scratch_[thread];
+        int64_t stage = 0;
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { measure(begin, end); });
+        for (int64_t layer = 0; layer < model_.num_layers; ++layer)
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, scratch); });
+        for (int64_t layer = model_.num_layers - 1; layer >= 0; --layer)
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { backward(layer, begin, end, scratch); });
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { first_messages(begin, end, scratch); });
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { collect(begin, end); });
+        if (thread == 0) sum_virial();
+    }
+
+private:
+    // Blocks are fixed by the task and fetched by whoever is free: a slow core does not hold up the others.
+    template <typename Work>
+    void in_blocks(int64_t stage, Work&& work) {
+        for (int64_t block; (block = next_[stage].fetch_add(1)) < blocks_;)
+            work(task_.atoms * block / blocks_, task_.atoms * (block + 1) / blocks_);
+        barrier_.wait();
+    }
+
+    int64_t lay_out() {
+        Arena arena(task_.workspace);
+        const int64_t atoms = task_.atoms, layers = model_.num_layers, degrees = model_.degrees;
+        next_ = arena.take<std::atomic<int64_t>>(2 * layers + 3);
+        counts_ = arena.take<int64_t>(atoms);
+        edges_ = arena.take<Edge<T>>(atoms * task_.slots);
+        edge_gradients_ = arena.take<T>(atoms * task_.slots * 3);
+        virials_ = arena.take<double>(atoms * 9);
+        for (int64_t layer = 0; layer < layers; ++layer) {
+            features_[layer] = arena.take<T>(layer ? atoms * row_ : 0);  // the first layer's are the embedding
+            normal_[layer] = arena.take<T>(atoms * row_);
+            deviation_[layer] = arena.take<T>(atoms * model_.num_ori);
+            gelu_slopes_[layer] = arena.take<T>(atoms * model_.num_ori * model_.hidden);
+        }
+        carried_ = arena.take<T>(atoms * row_);
+        spatial_[0] = arena.take<T>(atoms * row_);
+        spatial_[1] = arena.take<T>(atoms * row_);
+        for (int64_t thread = 0; thread < threads_; ++thread) {
+            Scratch& s = scratch_[thread];
+            s.rows = arena.take<T>(block_rows_ * model_.stride);
+            s.more_rows = arena.take<T>(block_rows_ * model_.stride);
+            s.hidden = arena.take<T>(block_rows_ * model_.hidden);
+            s.angular = arena.take<T>(degrees * model_.ori_stride);
+            s.angular_slopes = arena.take<T>(degrees * model_.ori_stride);
+            s.values = arena.take<T>(degrees * model_.stride);
+            s.slopes = arena.take<T>(degrees * model_.stride);
+            s.angles = arena.take<T>(model_.num_ori * W);
+        }
+        return arena.used(task_.workspace);
+    }
+
+    // x_j - x_i + offset of a slot, Å, not turned.
+    void vector_of(int64_t atom, int64_t slot, double* out) const {
+        const int64_t at = atom * task_.slots + slot;
+        for (int k = 0; k < 3; ++k)
+            out[k] = task_.positions[3 * task_.neighbours[at] + k] - task_.positions[3 * atom + k] +
+                     task_.offsets[3 * at + k];
+    }
+
+    // Edges within the cutoff, in the order of their slots.
+    void measure(int64_t begin, int64_t end) {
+        const double cutoff = model_.cutoff, per_length = model_.grid / cutoff;
+        for (int64_t atom = begin; atom < end; ++atom) {
+            Edge<T>* edge = edges_ + atom * task_.slots;
+            for (int64_t slot = 0; slot < task_.slots; ++slot) {
+                double plain[3], turned[3];
+                vector_of(atom, slot, plain);
+                const double distance = std::sqrt(plain[0] * plain[0] + plain[1] * plain[1] + plain[2] * plain[2]);
+                T* gradient = edge_gradients_ + 3 * (atom * task_.slots + slot);
+                gradient[0] = gradient[1] = gradient[2] = 0;
+                if (!(distance < cutoff)) continue;
+                for (int k = 0; k < 3; ++k)
+                    turned[k] = !task_.rotation ? plain[k]
+                                                : plain[0] * task_.rotation[k] + plain[1] * task_.rotation[3 + k] +
+                                                      plain[2] * task_.rotation[6 + k];
+                const double place = distance * per_length;
+                const int64_t cell = std::min(int64_t(place), model_.grid - 1);
+                edge->neighbour = int32_t(task_.neighbours[atom * task_.slots + slot]);
+                edge->slot = int32_t(slot);
+                edge->cell = int32_t(cell);
+                edge->fraction = T(place - double(cell));
+                edge->inverse_distance = T(1 / distance);
+                for (int k = 0; k < 3; ++k) edge->direction[k] = T(turned[k] / distance);
+                ++edge;
+            }
+            counts_[atom] = edge - (edges_ + atom * task_.slots);
+            task_.energies[atom] = 0;
+        }
+    }
+
+    const T* embedding(int64_t atom) const {
+        return static_cast<const T*>(model_.embedding) + task_.species[atom] * model_.stride;
+    }
+
+    // out(a, n, :) = bias + sum_n' matrix(n, n', :) in(a, n', :), the bias optional.
+    void over_orientations(const void* matrix, const void* bias, int64_t atoms, const T* in, T* out) const {
+        const int64_t stride = model_.stride, ori = model_.num_ori;
+        const T* kernel = static_cast<const T*>(matrix);
+        for (int64_t c = 0; c < stride; c += W) {
+            const Vector<T> start = bias ? load(static_cast<const T*>(bias) + c) : all(T(0));
+            int64_t atom = 0;
+            for (; atom + 4 <= atoms; atom += 4) one_channel<4>(kernel, start, in + atom * row_ + c, out + atom * row_ + c);
+            for (; atom < atoms; ++atom) one_channel<1>(kernel, start, in + atom * row_ + c, out + atom * row_ + c);
+            kernel += ori * ori * W;
+        }
+    }
+
+    template <int ATOMS>
+    INLINE void one_channel(const T* kernel, Vector<T> start, const T* in, T* out) const {
+        const int64_t stride = model_.stride, ori = model_.num_ori;
+        for (int64_t n = 0; n < ori; ++n) {
+            Vector<T> sums[ATOMS];
+            for (int a = 0; a < ATOMS; ++a) sums[a] = start;
+            for (int64_t m = 0; m < ori; ++m) {
+                const Vector<T> k = load(kernel + (n * ori + m) * W);
+#pragma GCC unroll 4
+                for (int a = 0; a < ATOMS; ++a) sums[a] += k * load(in + a * row_ + m * stride);
+            }
+            for (int a = 0; a < ATOMS; ++a) store(out + a * row_ + n * stride, sums[a]);
+        }
+    }
+
+    void add(const T* vector, int64_t rows, T* out) const {
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t c = 0; c < model_.stride; c += W)
+                store(out + row * model_.stride + c, load(out + row * model_.stride + c) + load(vector + c));
+    }
+
+    // (h - mean) / deviation of each row; the padding stays zero.
+    void normalise(const T* in, int64_t rows, T* out, T* inverse_deviation) const {
+        const int64_t stride = model_.stride, channels = model_.channels;
+        for (int64_t row = 0; row < rows; ++row, in += stride, out += stride) {
+            Vector<T> total = all(T(0)), squares = all(T(0));
+            for (int64_t c = 0; c < stride; c += W) total += load(in + c);
+            const T mean = sum<T>(total) / T(channels);
+            for (int64_t c = 0; c < stride; c += W) {
+                const Vector<T> centred = load(in + c) - mean;
+                store(out + c, centred);
+                squares += centred * centred;
+            }
+            const T padding = T(stride - channels) * mean * mean;
+            const T factor = 1 / std::sqrt((sum<T>(squares) - padding) / T(channels) + T(model_.norm_eps));
+            for (int64_t c = 0; c < stride; c += W) store(out + c, load(out + c) * factor);
+            std::fill(out + channels, out + stride, T(0));
+            inverse_deviation[row] = factor;
+        }
+    }
+
+    void normalise_adjoint(const T* normal, const T* inverse_deviation, int64_t rows, T* gradient) const {
+        const int64_t stride = model_.stride, channels = model_.channels;
+        for (int64_t row = 0; row < rows; ++row, normal += stride, gradient += stride) {
+            Vector<T> total = all(T(0)), along = all(T(0));
+            for (int64_t c = 0; c < stride; c += W) {
+                total += load(gradient + c);
+                along += load(gradient + c) * load(normal + c);
+            }
+            const T mean = sum<T>(total) / T(channels), slope = sum<T>(along) / T(channels);
+            for (int64_t c = 0; c < stride; c += W)
+                store(gradient + c, (load(gradient + c) - mean - load(normal + c) * slope) * inverse_deviation[row]);
+            std::fill(gradient + channels, gradient + stride, T(0));
+        }
+    }
+
+    void forward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = model_.stride, hidden = model_.hidden, rows = (end - begin) * model_.num_ori;
+        const T* features = features_[index];
+        std::fill(s.rows, s.rows + rows * stride, T(0));
+        for (int64_t atom = begin; atom < end; ++atom)
+            for (int64_t k = 0; k < counts_[atom]; ++k) {
+                const Edge<T>& edge = edges_[atom * task_.slots + k];
+                T* out = s.rows + (atom - begin) * row_;
+                const T* factor = index ? nullptr : embedding(edge.neighbour);
+                legendre(model_, edge.direction, s.angular, static_cast<T*>(nullptr));
+                radial(model_, static_cast<const T*>(layer.table), edge, factor, s.values, static_cast<T*>(nullptr));
+                if (index)
+                    messages_.send(model_, s.angular, s.values, features + edge.neighbour * row_, out);
+                else
+                    messages_.send_constant(model_, s.angular, s.values, nullptr, out);
+            }
+        T* convolved = s.rows;
+        if (model_.has_fibre)
+            over_orientations(layer.fibre, layer.bias, end - begin, s.rows, convolved = s.more_rows);
+        else
+            add(static_cast<const T*>(layer.bias), rows, convolved);
+        T* normal = normal_[index] + begin * row_;
+        normalise(convolved, rows, normal, deviation_[index] + begin * model_.num_ori);
+
+        const T* expand_bias = static_cast<const T*>(layer.expand_bias);
+        T* slopes = gelu_slopes_[index] + begin * model_.num_ori * hidden;
+        product(normal, rows, stride, static_cast<const T*>(layer.expand), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    Vector<T> slope, activated;
+                    gelu(value + load(expand_bias + column), activated, slope);
+                    store(s.hidden + row * hidden + column, activated);
+                    store(slopes + row * hidden + column, slope);
+                });
+        // The last features are read out and gone: nobody needs them again.
+        const bool last = index + 1 == model_.num_layers;
+        T* out = last ? s.rows : features_[index + 1] + begin * row_;
+        const T* contract_bias = static_cast<const T*>(layer.contract_bias);
+        product(s.hidden, rows, hidden, static_cast<const T*>(layer.contract), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const T* before = index ? features + begin * row_ + row * stride
+                                            : embedding(begin + row / model_.num_ori);
+                    store(out + row * stride + column, value + load(contract_bias + column) + load(before + column));
+                });
+        read_out(layer, begin, end, out);
+    }
+
+    void read_out(const Layer& layer, int64_t begin, int64_t end, const T* features) {
+        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(model_.weights);
+        for (int64_t atom = begin; atom < end; ++atom, features += row_) {
+            Vector<T> total = all(T(0));
+            T weight = 0;
+            for (int64_t o = 0; o < model_.num_ori; ++o) {
+                Vector<T> row = all(T(0));
+                for (int64_t c = 0; c < model_.stride; c += W)
+                    row += load(readout + c) * load(features + o * model_.stride + c);
+                total += weights[o] * row;
+                weight += weights[o];
+            }
+            task_.energies[atom] += (double(sum<T>(total)) + weight * layer.readout_bias) / double(model_.num_layers);
+        }
+    }
+
+    // Adjoint of the messages that left each atom in a layer; `gradient` is that of the layer's spatial sums. Adds to
+    // the atoms' gradients (unless it is the first layer) and to those of the edges.
+    void messages_adjoint(int64_t index, int64_t begin, int64_t end, const T* gradient, const Scratch& s) {
+        const T *table = static_cast<const T*>(model_.layers[index].table), *features = features_[index];
+        for (int64_t atom = begin; atom < end; ++atom)
+            for (int64_t k = 0; k < counts_[atom]; ++k) {
+                const Edge<T>& edge = edges_[atom * task_.slots + k];
+                // The message from here to there: its vector is this edge's, turned round.
+                const T back[3] = {-edge.direction[0], -edge.direction[1], -edge.direction[2]};
+                const T* received = gradient + edge.neighbour * row_;
+                legendre(model_, back, s.angular, s.angular_slopes);
+                radial(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.slopes);
+                const T stretch =
+                    index ? messages_.receive(model_, s.angular, s.angular_slopes, s.values, s.slopes,
+                                              features + atom * row_, received, carried_ + atom * row_, s.angles)
+                          : messages_.receive_constant(model_, s.angular, s.angular_slopes, s.values, s.slopes,
+                                                       nullptr, received, nullptr, s.angles);
+                add_edge_gradient(edge, back, stretch, s, edge_gradients_ + 3 * (atom * task_.slots + edge.slot));
+            }
+    }
+
+    // d/dvector of a function of r and c_n = u . n: df/dr u + sum_n df/dc_n (n - c_n u) / r.
+    void add_edge_gradient(const Edge<T>& edge, const T* direction, T stretch, const Scratch& s, T* out) const {
+        const T* grid = static_cast<const T*>(model_.orientations);
+        T turn[3] = {0, 0, 0};
+        for (int64_t o = 0; o < model_.num_ori; ++o) {
+            const T angle = sum<T>(load(s.angles + o * W));
+            for (int k = 0; k < 3; ++k) turn[k] += angle * grid[k * model_.ori_stride + o];
+        }
+        const T along = turn[0] * direction[0] + turn[1] * direction[1] + turn[2] * direction[2];
+        for (int k = 0; k < 3; ++k)
+            out[k] += stretch * direction[k] + (turn[k] - along * direction[k]) * edge.inverse_distance;
+    }
+
+    void backward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = model_.stride, hidden = model_.hidden, ori = model_.num_ori;
+        const int64_t rows = (end - begin) * ori;
+        T* carried = carried_ + begin * row_;
+        if (index + 1 == model_.num_layers)
+            std::fill(carried, carried + rows * stride, T(0));
+        else
+            messages_adjoint(index + 1, begin, end, spatial_[(index + 1) % 2], s);
+        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(model_.weights);
+        for (int64_t row = 0; row < rows; ++row) {
+            const T weight = weights[row % ori] / T(model_.num_layers);
+            for (int64_t c = 0; c < stride; c += W)
+                store(carried + row * stride + c, load(carried + row * stride + c) + weight * load(readout + c));
+        }
+
+        const T* slopes = gelu_slopes_[index] + begin * ori * hidden;
+        product(carried, rows, stride, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(s.hidden + row * hidden + column, value * load(slopes + row * hidden + column));
+                });
+        T* out = spatial_[index % 2] + begin * row_;
+        T* gradient = model_.has_fibre ? s.rows : out;
+        product(s.hidden, rows, hidden, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(gradient + row * stride + column, value);
+                });
+        normalise_adjoint(normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
+        if (model_.has_fibre) over_orientations(layer.fibre_adjoint, nullptr, end - begin, gradient, out);
+    }
+
+    void first_messages(int64_t begin, int64_t end, const Scratch& s) {
+        messages_adjoint(0, begin, end, spatial_[0], s);
+    }
+
+    // Gradient of each atom: what it sent counts with it, what it received against it. And its share of the virial.
+    void collect(int64_t begin, int64_t end) {
+        for (int64_t atom = begin; atom < end; ++atom) {
+            double total[3] = {0, 0, 0}, virial[9] = {};
+            for (int64_t k = 0; k < counts_[atom]; ++k) {
+                const int64_t slot = edges_[atom * task_.slots + k].slot, at = atom * task_.slots + slot;
+                const T* sent = edge_gradients_ + 3 * at;
+                const T* received = edge_gradients_ + 3 * (task_.neighbours[at] * task_.slots + task_.reverse[at]);
+                double vector[3], own[3];
+                vector_of(atom, slot, vector);
+                turn_back(sent, own);
+                for (int i = 0; i < 3; ++i) {
+                    for (int j = 0; j < 3; ++j) virial[3 * i + j] -= own[i] * vector[j];
+                    total[i] += own[i];
+                }
+                turn_back(received, own);
+                for (int i = 0; i < 3; ++i) total[i] -= own[i];
+            }
+            std::copy(total, total + 3, task_.gradient + 3 * atom);
+            std::copy(virial, virial + 9, virials_ + 9 * atom);
+        }
+    }
+
+    void turn_back(const T* vector, double* out) const {
+        for (int k = 0; k < 3; ++k)
+            out[k] = !task_.rotation ? vector[k]
+                                     : vector[0] * task_.rotation[3 * k] + vector[1] * task_.rotation[3 * k + 1] +
+                                           vector[2] * task_.rotation[3 * k + 2];
+    }
+
+    void sum_virial() {
+        std::fill(task_.virial, task_.virial + 9 * task_.structures, 0.0);
+        for (int64_t atom = 0; atom < task_.atoms; ++atom)
+            for (int64_t k = 0; k < 9; ++k) task_.virial[9 * task_.batch[atom] + k] += virials_[9 * atom + k];
+    }
+
+    static constexpr int64_t MAX_LAYERS = 64, MAX_THREADS = 256;
+    const Model& model_;
+    const Task& task_;
+    const int64_t threads_, row_;
+    const Messages<T> messages_;
+    Barrier barrier_;
+    int64_t blocks_, block_rows_, bytes_;
+    std::atomic<int64_t>* next_;
+    int64_t* counts_;
+    Edge<T>* edges_;
+    T* edge_gradients_;
+    double* virials_;
+    T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_slopes_[MAX_LAYERS];
+    T *carried_, *spatial_[2];
+    Scratch scratch_[MAX_THREADS];
+
+public:
+    static int64_t allowed_threads(int64_t asked) { return std::clamp<int64_t>(asked, 1, MAX_THREADS); }
+    static bool fits(const Model& model) {
+        return model.num_layers <= MAX_LAYERS && model.degrees <= MAX_DEGREES && model.num_layers > 0;
+    }
+    void clear_counters() {
+        for (int64_t stage = 0; stage < 2 * model_.num_layers + 3; ++stage) next_[stage].store(0);
+    }
+};
+
+template <typename T>
+int64_t workspace_bytes(const Model* model, const Task* task) {
+    if (!Engine<T>::fits(*model)) return -1;
+    return Engine<T>(*model, *task, Engine<T>::allowed_threads(task->threads)).bytes();
+}
+
+template <typename T>
+void evaluate(const Model* model, const Task* task) {
+    const int64_t threads = Engine<T>::allowed_threads(task->threads);
+#ifdef _OPENMP
+    // The runtime may give fewer threads than asked for (inside another parallel region: one); the first tells.
+    Engine<T>* engine = nullptr;
+#pragma omp parallel num_threads(int(threads))
+    {
+#pragma omp single
+        {
+            engine = new Engine<T>(*model, *task, omp_get_num_threads());
+            engine->clear_counters();
+        }
+        engine->run(omp_get_thread_num());
+    }
+    delete engine;
+#else
+    Engine<T> engine(*model, *task, 1);
+    engine.clear_counters();
+    engine.run(0);
+#endif
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t vector_width_f32() { return Simd<float>::width; }
+int64_t vector_width_f64() { return Simd<double>::width; }
+int64_t workspace_bytes_f32(const Model* model, const Task* task) { return workspace_bytes<float>(model, task); }
+int64_t workspace_bytes_f64(const Model* model, const Task* task) { return workspace_bytes<double>(model, task); }
+void evaluate_f32(const Model* model, const Task* task) { evaluate<float>(model, task); }
+void evaluate_f64(const Model* model, const Task* task) { evaluate<double>(model, task); }
+}

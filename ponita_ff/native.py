@@ -1,0 +1,297 @@
+"""The force-field network as one C++ function on the CPU: atomic energies, their gradient and the virial in one pass.
+
+What depends on no position is worked out once, when the engine is made: fibre kernels, the radial functions R_l(r) of
+every layer as tables (cubic Hermite interpolation, as fine as the asked-for error needs), the norms' weights folded
+into the matrices behind them, and the matrices in the order in which the kernels read them.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ponita_ff.convolution import SeparableConvolution
+from ponita_ff.graph import Graph
+from ponita_ff.invariants import legendre
+from ponita_ff.kernels.build import KernelError, load
+from ponita_ff.model import Network, Ponita
+
+__all__ = ["NativeNetwork", "radial_table"]
+
+#: Largest error of the tabulated radial functions and of their derivatives, over the largest value of each.
+TABLE_ERROR = 1e-6
+
+#: Intervals of a table: never fewer, never more.
+_FEWEST, _MOST = 64, 8192
+
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "table",
+                "fibre",
+                "fibre_adjoint",
+                "bias",
+                "expand",
+                "expand_bias",
+                "contract",
+                "contract_bias",
+                "contract_adjoint",
+                "expand_adjoint",
+                "readout",
+            )
+        ),
+        ("readout_bias", ctypes.c_double),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "num_ori",
+                "ori_stride",
+                "degrees",
+                "channels",
+                "stride",
+                "hidden",
+                "num_layers",
+                "has_fibre",
+                "grid",
+            )
+        ),
+        ("cutoff", ctypes.c_double),
+        ("norm_eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("orientations", "weights", "embedding")),
+        ("layers", ctypes.POINTER(_Layer)),
+    )
+
+
+class _Task(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("atoms", "slots", "structures", "threads")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "positions",
+                "offsets",
+                "neighbours",
+                "reverse",
+                "species",
+                "batch",
+                "rotation",
+                "workspace",
+                "energies",
+                "gradient",
+                "virial",
+            )
+        ),
+    )
+
+
+def radial_table(functions: Callable[[Tensor], Tensor], cutoff: float, error: float) -> Tensor:
+    """Values and slopes of smooth functions of the distance at evenly spaced points, for cubic Hermite interpolation.
+
+    The number of intervals is doubled until, halfway between the points, the interpolated functions are within
+    ``error`` of the largest value that any of them takes, and their derivatives of the largest derivative.
+
+    Args:
+        functions: Distances (n,), Å, to values (n, F), float64, differentiable.
+        cutoff: Å; the table reaches from 0 to it.
+        error: See above.
+
+    Returns:
+        Shape (intervals + 1, 2, F), float64: values, and slopes times the spacing.
+
+    Raises:
+        KernelError: Where no table of a sensible size is so exact.
+    """
+    intervals = _FEWEST
+    while intervals <= _MOST:
+        spacing = cutoff / intervals
+        # The functions are even in the distance and finite at 0, but their formula is 0/0 there.
+        points = (torch.arange(intervals + 1, dtype=torch.float64) * spacing).clamp(min=1e-5 * spacing)
+        middles = points[:-1] + 0.5 * spacing
+        values, slopes = torch.func.jvp(functions, (points,), (torch.ones_like(points),))
+        exact, exact_slopes = torch.func.jvp(functions, (middles,), (torch.ones_like(middles),))
+        halfway = 0.5 * (values[:-1] + values[1:]) + 0.125 * spacing * (slopes[:-1] - slopes[1:])
+        slope_halfway = 1.5 * (values[1:] - values[:-1]) / spacing - 0.25 * (slopes[:-1] + slopes[1:])
+        wrong = (halfway - exact).abs().max() / exact.abs().max()
+        slope_wrong = (slope_halfway - exact_slopes).abs().max() / exact_slopes.abs().max()
+        if max(wrong, slope_wrong) <= error:
+            return torch.stack((values, slopes * spacing), dim=1)
+        intervals *= 2
+    raise KernelError(f"the radial functions are too rough for tables of {_MOST} intervals")
+
+
+class NativeNetwork:
+    """A network's weights, laid out for the C++ engine. A snapshot: make a new one when the network changes.
+
+    Args:
+        network: In the force-field form, on the CPU, float32 or float64.
+        error: Largest error of the tables (see :func:`radial_table`).
+
+    Raises:
+        KernelError: Where this network or this machine cannot do it; the message says why.
+    """
+
+    def __init__(self, network: Network, error: float = TABLE_ERROR) -> None:
+        if not isinstance(network, Ponita):
+            raise KernelError("only the force-field form has native kernels")
+        weight = network.embedding.weight
+        if weight.device.type != "cpu" or weight.dtype not in _SUFFIX:
+            raise KernelError(f"the native kernels run float32 and float64 on the CPU, not {weight.dtype}")
+        self._library = load("engine")
+        self._dtype = weight.dtype
+        suffix = _SUFFIX[self._dtype]
+        width = int(self._function(f"vector_width_{suffix}", ctypes.c_int64)())
+        self._evaluate = self._function(f"evaluate_{suffix}", None, ctypes.c_void_p, ctypes.c_void_p)
+        self._size = self._function(f"workspace_bytes_{suffix}", ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        self._tensors: list[Tensor] = []
+        with torch.no_grad():
+            # Worked out in float64 and rounded once, however the network computes.
+            self._model = self._lay_out(copy.deepcopy(network).double(), width, error)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+
+    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
+        function = getattr(self._library, name)
+        function.restype, function.argtypes = result, arguments
+        return function
+
+    def __call__(
+        self, graph: Graph, species: Tensor, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate, in the network's own scale.
+
+        Args:
+            graph: One structure or a batch, on the CPU, positions and offsets in float64.
+            species: Index of each atom's element, shape (N,).
+            rotation: Shape (3, 3), float64; edge vectors are taken as ``vectors @ rotation``. None: as they are.
+
+        Returns:
+            Atomic energies (N,), their sum's gradient with respect to positions (N, 3) and its derivative with respect
+            to a symmetric strain (B, 3, 3); all float64.
+        """
+        atoms, slots = graph.neighbours.shape
+        structures = graph.cell.shape[0]
+        inputs = {
+            name: _contiguous(graph[name], torch.float64 if name in ("positions", "offsets") else torch.int64)
+            for name in ("positions", "offsets", "neighbours", "reverse", "batch")
+        }
+        inputs["species"] = _contiguous(species, torch.int64)
+        if rotation is not None:
+            inputs["rotation"] = _contiguous(rotation, torch.float64)
+        energies = torch.empty(atoms, dtype=torch.float64)
+        gradient = torch.empty(atoms, 3, dtype=torch.float64)
+        virial = torch.empty(structures, 3, 3, dtype=torch.float64)
+        outputs = {"energies": energies, "gradient": gradient, "virial": virial}
+        addresses = {name: tensor.data_ptr() for name, tensor in (inputs | outputs).items()}
+        task = _Task(atoms, slots, structures, torch.get_num_threads(), **addresses)
+        model, where = ctypes.addressof(self._model), ctypes.addressof(task)
+        needed = self._size(model, where)
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        task.workspace = self._workspace.data_ptr()
+        self._evaluate(model, where)
+        return energies, gradient, 0.5 * (virial + virial.transpose(-1, -2))
+
+    def _keep(self, tensor: Tensor) -> int:
+        """Address of a copy in the network's dtype that lives as long as the engine."""
+        self._tensors.append(tensor.to(self._dtype, copy=True).contiguous())
+        return self._tensors[-1].data_ptr()
+
+    def _lay_out(self, network: Ponita, width: int, error: float) -> _Model:
+        config, grid = network.config, network.orientations
+        stride = _round_up(config.channels, 2 * width)
+        hidden = _round_up(config.channels * config.widening, 2 * width)
+        basis, layers = network.radial_basis, list(network.layers)
+        # One spacing for all layers.
+        convolutions = [layer.convolution for layer in layers]
+        table = radial_table(
+            lambda r: torch.cat([convolution.radial(basis(r)) for convolution in convolutions], dim=-1),
+            config.cutoff,
+            error,
+        ).unflatten(-1, (len(layers), config.l_max + 1, config.channels))
+        fibre_angular = legendre(grid @ grid.T, network.l_max).transpose(0, 1) * network.orientation_weights[:, None]
+        self._layers = (_Layer * len(layers))(
+            *(
+                self._layer(layer, readout, table[:, :, index], fibre_angular, stride, hidden, width)
+                for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
+            )
+        )
+        ori_stride = _round_up(len(grid), width)
+        return _Model(
+            num_ori=len(grid),
+            ori_stride=ori_stride,
+            degrees=config.l_max + 1,
+            channels=config.channels,
+            stride=stride,
+            hidden=hidden,
+            num_layers=len(layers),
+            has_fibre=convolutions[0].fibre is not None,
+            grid=len(table) - 1,
+            cutoff=config.cutoff,
+            norm_eps=layers[0].norm.eps,
+            orientations=self._keep(_pad(grid.T, ori_stride)),
+            weights=self._keep(_pad(network.orientation_weights, ori_stride)),
+            embedding=self._keep(_pad(network.embedding.weight, stride)),
+            layers=self._layers,
+        )
+
+    def _layer(
+        self, layer: Any, readout: Any, table: Tensor, fibre_angular: Tensor, stride: int, hidden: int, width: int
+    ) -> _Layer:
+        norm, expand, contract = layer.norm, layer.expand, layer.contract
+        convolution: SeparableConvolution = layer.convolution
+        into = _pad((expand.weight * norm.weight).T, hidden, stride)
+        out = _pad(contract.weight.T, stride, hidden)
+        fibre = fibre_adjoint = None
+        if convolution.fibre is not None:
+            kernel = _pad(torch.einsum("lmn,lc->nmc", fibre_angular, convolution.fibre), stride)
+            kernel = kernel.unflatten(-1, (-1, width)).permute(2, 0, 1, 3)
+            fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
+        return _Layer(
+            table=self._keep(_pad(table, stride)),
+            fibre=fibre,
+            fibre_adjoint=fibre_adjoint,
+            bias=self._keep(_pad(convolution.bias, stride)),
+            expand=self._keep(_pack(into, width)),
+            expand_bias=self._keep(_pad(expand.bias + expand.weight @ norm.bias, hidden)),
+            contract=self._keep(_pack(out, width)),
+            contract_bias=self._keep(_pad(contract.bias, stride)),
+            contract_adjoint=self._keep(_pack(out.T, width)),
+            expand_adjoint=self._keep(_pack(into.T, width)),
+            readout=self._keep(_pad(readout.weight.squeeze(0), stride)),
+            readout_bias=float(readout.bias),
+        )
+
+
+def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the engine may read: it trusts dtype, place and order."""
+    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _pad(tensor: Tensor, columns: int, rows: int | None = None) -> Tensor:
+    """The tensor with zeros behind: the last axis up to ``columns``, and the one before up to ``rows``."""
+    below = 0 if rows is None else rows - tensor.shape[-2]
+    return torch.nn.functional.pad(tensor, (0, columns - tensor.shape[-1], 0, below) if below else (0, columns - tensor.shape[-1]))
+
+
+def _pack(matrix: Tensor, width: int) -> Tensor:
+    """A matrix (depth, columns) as panels of two vectors, (columns / 2 width, depth, 2 width)."""
+    return matrix.unflatten(1, (-1, 2 * width)).transpose(0, 1)
