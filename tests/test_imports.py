@@ -18,6 +18,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("graph",),
     ("convolution",),
     ("model",),
+    ("native",),
     ("potential",),
     ("published",),
     ("checkpoint",),

@@ -78,30 +78,38 @@ def _compile(program: str, source: Path, target: Path) -> None:
         raise KernelError(f"{program} could not compile {source.name}: {reason.strip()}")
 
 
+def _target(name: str, program: str) -> Path:
+    """Where the library is kept: its name tells everything that it depends on."""
+    parts = [path.read_bytes() for path in (_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h")))]
+    try:
+        parts.append(subprocess.run([program, "--version"], capture_output=True, timeout=_PATIENCE, check=False).stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"{program} could not be run ({error})") from None
+    parts += [text.encode() for text in (program, _processor(), platform.machine(), *_FLAGS)]
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return cache_folder() / f"{name}-{digest}.so"
+
+
 @functools.cache
 def load(name: str) -> ctypes.CDLL:
     """The library of ``<name>.cpp``, compiled at first use (seconds), then taken from the cache.
 
     Raises:
-        KernelError: Where there is no compiler, it fails, or the cache cannot be written.
+        KernelError: Where there is no compiler, it fails, or the cache cannot be written or read.
     """
     program = compiler()
     if program is None:
         raise KernelError("there is no C++ compiler (g++ or clang++; $CXX names another)")
-    source = _FOLDER / f"{name}.cpp"
-    parts = [path.read_bytes() for path in (source, *sorted(_FOLDER.glob("*.h")))]
-    version = subprocess.run([program, "--version"], capture_output=True, check=False).stdout
-    parts += [version, _processor().encode(), " ".join(_FLAGS).encode(), platform.machine().encode()]
-    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    target = cache_folder() / f"{name}-{digest}.so"
+    target = _target(name, program)
     try:
         if not target.is_file():
             # Libraries are loaded from here: nobody else may write into it.
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            logger.info("compiling %s for this machine, once", source.name)
-            _compile(program, source, target)
+            logger.info("compiling %s for this machine, once", f"{name}.cpp")
+            _compile(program, _FOLDER / f"{name}.cpp", target)
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise KernelError(
-            f"the compiled kernels cannot be kept in {target.parent} ({error}): set PONITA_FF_CACHE"
+            f"the compiled kernels in {target.parent} cannot be written or read ({error}): remove the folder, or name "
+            "another by PONITA_FF_CACHE"
         ) from None

@@ -26,7 +26,7 @@
 extern "C" {
 
 struct Layer {
-    const void* table;             // (grid + 1, 2, degrees, stride): R_l and dR_l/dr times the spacing
+    const void* table;             // (grid + 1, 3, degrees, stride): R_l, R_l' times the spacing h, R_l'' times h^2
     const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
     const void* fibre_adjoint;     // (stride / W, ori', ori, W)
     const void* bias;              // (stride)
@@ -188,23 +188,52 @@ void legendre(const Model& model, const T* direction, T* values, T* slopes) {
     }
 }
 
-// R_l, and dR_l/dr if asked for, (degrees, stride): cubic Hermite interpolation. `factor` (stride), if any, multiplies.
+// Weights of value, slope and curvature at an interval's left end, then at its right, for quintic Hermite interpolation.
+template <typename T>
+void hermite(T t, T* weights) {
+    const T two = t * t, three = two * t, four = three * t, five = four * t;
+    weights[0] = 1 - 10 * three + 15 * four - 6 * five;
+    weights[1] = t - 6 * three + 8 * four - 3 * five;
+    weights[2] = T(0.5) * (two - 3 * three + 3 * four - five);
+    weights[3] = 10 * three - 15 * four + 6 * five;
+    weights[4] = -4 * three + 7 * four - 3 * five;
+    weights[5] = T(0.5) * (three - 2 * four + five);
+}
+
+// Their derivatives, times `scale`.
+template <typename T>
+void hermite_slopes(T t, T scale, T* weights) {
+    const T two = t * t, three = two * t, four = three * t;
+    weights[0] = scale * (-30 * two + 60 * three - 30 * four);
+    weights[1] = scale * (1 - 18 * two + 32 * three - 15 * four);
+    weights[2] = scale * T(0.5) * (2 * t - 9 * two + 12 * three - 5 * four);
+    weights[3] = -weights[0];
+    weights[4] = scale * (-12 * two + 28 * three - 15 * four);
+    weights[5] = scale * T(0.5) * (3 * two - 8 * three + 5 * four);
+}
+
+// R_l, and dR_l/dr if asked for, (degrees, stride). `factor` (stride), if any, multiplies.
 template <typename T>
 void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* slopes) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t size = model.degrees * model.stride;
-    const T *first = table + 2 * size * edge.cell, *second = first + 2 * size;
-    const T t = edge.fraction, u = 1 - t, per_length = T(model.grid / model.cutoff);
-    const T h00 = (1 + 2 * t) * u * u, h10 = t * u * u, h01 = t * t * (3 - 2 * t), h11 = -t * t * u;
-    const T d00 = -6 * t * u * per_length, d10 = u * (1 - 3 * t) * per_length, d11 = t * (3 * t - 2) * per_length;
+    const T* entries = table + 3 * size * edge.cell;  // both ends lie behind each other
+    T weights[6], slope_weights[6];
+    hermite(edge.fraction, weights);
+    hermite_slopes(edge.fraction, T(model.grid / model.cutoff), slope_weights);
     for (int64_t l = 0; l < model.degrees; ++l)
         for (int64_t c = 0; c < model.stride; c += W) {
             const int64_t k = l * model.stride + c;
-            const Vector<T> v0 = load(first + k), m0 = load(first + size + k);
-            const Vector<T> v1 = load(second + k), m1 = load(second + size + k);
+            Vector<T> value = all(T(0)), slope = all(T(0));
+#pragma GCC unroll 6
+            for (int end = 0; end < 6; ++end) {
+                const Vector<T> entry = load(entries + end * size + k);
+                value += weights[end] * entry;
+                slope += slope_weights[end] * entry;
+            }
             const Vector<T> scale = factor ? load(factor + c) : all(T(1));
-            store(values + k, scale * (h00 * v0 + h10 * m0 + h01 * v1 + h11 * m1));
-            if (slopes) store(slopes + k, scale * (d00 * (v0 - v1) + d10 * m0 + d11 * m1));
+            store(values + k, scale * value);
+            if (slopes) store(slopes + k, scale * slope);
         }
 }
 
@@ -261,13 +290,13 @@ T receive(const Model& model, const T* angular, const T* angular_slopes, const T
         for (int64_t o = 0; o < model.num_ori; ++o) {
             const Vector<T> g = load(gradient + o * stride + c);
             const Vector<T> product = CONSTANT ? g : g * load(features + o * stride + c);
-            Vector<T> whole = kernel[0], turned = all(T(0));
+            Vector<T> whole = kernel[0], turned = degrees > 1 ? kernel[1] : all(T(0));  // P_0 = 1, P_1' = 1
             moment[0] += product;
 #pragma GCC unroll 13
             for (int64_t l = 1; l < degrees; ++l) {
                 const Vector<T> factor = all(angular[l * ori_stride + o]);
                 moment[l] += factor * product;
-                turned += all(angular_slopes[l * ori_stride + o]) * kernel[l];
+                if (l > 1) turned += all(angular_slopes[l * ori_stride + o]) * kernel[l];
                 if constexpr (!CONSTANT) whole += factor * kernel[l];
             }
             store(angles + o * W, load(angles + o * W) + turned * product);
@@ -465,25 +494,41 @@ private:
         const T* kernel = static_cast<const T*>(matrix);
         for (int64_t c = 0; c < stride; c += W) {
             const Vector<T> start = bias ? load(static_cast<const T*>(bias) + c) : all(T(0));
-            int64_t atom = 0;
-            for (; atom + 4 <= atoms; atom += 4) one_channel<4>(kernel, start, in + atom * row_ + c, out + atom * row_ + c);
-            for (; atom < atoms; ++atom) one_channel<1>(kernel, start, in + atom * row_ + c, out + atom * row_ + c);
+            for (int64_t atom = 0; atom < atoms; atom += 4) {
+                const T* from = in + atom * row_ + c;
+                T* to = out + atom * row_ + c;
+                switch (std::min<int64_t>(4, atoms - atom)) {
+                    case 1: one_channel<1>(kernel, start, from, to); break;
+                    case 2: one_channel<2>(kernel, start, from, to); break;
+                    case 3: one_channel<3>(kernel, start, from, to); break;
+                    default: one_channel<4>(kernel, start, from, to);
+                }
+            }
             kernel += ori * ori * W;
         }
     }
 
+    // Two orientations at a time (every grid has an even number): enough independent sums to hide their latency.
     template <int ATOMS>
     INLINE void one_channel(const T* kernel, Vector<T> start, const T* in, T* out) const {
         const int64_t stride = model_.stride, ori = model_.num_ori;
-        for (int64_t n = 0; n < ori; ++n) {
-            Vector<T> sums[ATOMS];
-            for (int a = 0; a < ATOMS; ++a) sums[a] = start;
+        for (int64_t n = 0; n < ori; n += 2) {
+            Vector<T> sums[2][ATOMS];
+            for (int a = 0; a < ATOMS; ++a) sums[0][a] = sums[1][a] = start;
+            const T* pair = kernel + n * ori * W;
             for (int64_t m = 0; m < ori; ++m) {
-                const Vector<T> k = load(kernel + (n * ori + m) * W);
+                const Vector<T> one = load(pair + m * W), two = load(pair + (ori + m) * W);
 #pragma GCC unroll 4
-                for (int a = 0; a < ATOMS; ++a) sums[a] += k * load(in + a * row_ + m * stride);
+                for (int a = 0; a < ATOMS; ++a) {
+                    const Vector<T> value = load(in + a * row_ + m * stride);
+                    sums[0][a] += one * value;
+                    sums[1][a] += two * value;
+                }
             }
-            for (int a = 0; a < ATOMS; ++a) store(out + a * row_ + n * stride, sums[a]);
+            for (int a = 0; a < ATOMS; ++a) {
+                store(out + a * row_ + n * stride, sums[0][a]);
+                store(out + a * row_ + (n + 1) * stride, sums[1][a]);
+            }
         }
     }
 
