@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,8 @@ def radial_table(functions: Callable[[Tensor], Tensor], cutoff: float, error: fl
     """
 
     def with_slopes(r: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.func.jvp(functions, (r,), (torch.ones_like(r),))
+        both: tuple[Tensor, Tensor] = torch.func.jvp(functions, (r,), (torch.ones_like(r),))[:2]
+        return both
 
     intervals = _FEWEST
     while intervals <= _MOST:
@@ -213,6 +215,7 @@ class NativeNetwork:
             # Worked out in float64 and rounded once, however the network computes.
             self._model = self._lay_out(copy.deepcopy(network).double(), width, error)
         self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._lock = threading.Lock()  # one workspace, and the engine runs outside Python's own lock
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:
         function = getattr(self._library, name)
@@ -248,11 +251,12 @@ class NativeNetwork:
         task = _Task(atoms, slots, structures, torch.get_num_threads(), **addresses)
         model, where = ctypes.addressof(self._model), ctypes.addressof(task)
         needed = self._size(model, where)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        task.workspace = self._workspace.data_ptr()
-        self._evaluate(model, where)
+        with self._lock:
+            if self._workspace.numel() < needed:
+                self._workspace = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+                self._workspace = torch.empty(needed, dtype=torch.uint8)
+            task.workspace = self._workspace.data_ptr()
+            self._evaluate(model, where)
         return energies, gradient, 0.5 * (virial + virial.transpose(-1, -2))
 
     def _keep(self, tensor: Tensor) -> int:
@@ -323,7 +327,7 @@ class NativeNetwork:
             contract_adjoint=self._keep(_pack(out.T, width)),
             expand_adjoint=self._keep(_pack(into.T, width)),
             readout=self._keep(_pad(readout.weight.squeeze(0), stride)),
-            readout_bias=float(readout.bias),
+            readout_bias=float(readout.bias.detach()),
         )
 
 

@@ -260,6 +260,8 @@ void send(const Model& model, const T* angular, const T* values, const T* featur
                 two += factor * right[l];
             }
             T* target = out + o * stride + c;
+            // The next channels: rows of other atoms lie too far apart for the processor to guess.
+            if constexpr (!CONSTANT) __builtin_prefetch(features + o * stride + c + 2 * W);
             if constexpr (CONSTANT) {
                 store(target, load(target) + one);
                 store(target + W, load(target + W) + two);
@@ -289,6 +291,7 @@ T receive(const Model& model, const T* angular, const T* angular_slopes, const T
         }
         for (int64_t o = 0; o < model.num_ori; ++o) {
             const Vector<T> g = load(gradient + o * stride + c);
+            __builtin_prefetch(gradient + o * stride + c + 4 * W);
             const Vector<T> product = CONSTANT ? g : g * load(features + o * stride + c);
             Vector<T> whole = kernel[0], turned = degrees > 1 ? kernel[1] : all(T(0));  // P_0 = 1, P_1' = 1
             moment[0] += product;

@@ -82,7 +82,7 @@ def test_damaged_library(tmp_path: Path) -> None:
     name = build._target("small", str(build.compiler())).name
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / name).write_bytes(b"not a library")
-    with pytest.raises(KernelError, match="PONITA_FF_CACHE|remove"):
+    with pytest.raises(KernelError, match="remove the folder"):
         build.load("small")
 
 
