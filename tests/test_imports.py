@@ -16,7 +16,7 @@ ROOT = Path(ponita_ff.__file__).parent
 STEPS: tuple[tuple[str, ...], ...] = (
     ("compilation", "invariants", "kernels", "neighbours", "orientations", "readout", "units"),
     ("graph",),
-    ("convolution",),
+    ("convolution", "device_neighbours"),
     ("model",),
     ("native",),
     ("potential",),
