@@ -10,7 +10,8 @@
 //   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
 //     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
 //   - one parallel region an evaluation, whose threads meet at 2 barriers a layer.
-// T is float or double. Channels and hidden width come padded with zeros to a multiple of two vectors (`stride`),
+// Features, and gradients of spatial sums, are kept as (atoms, stride / 2 W, orientations, 2 W): what an edge's kernel
+// reads of another atom for one pair of vectors then lies in one piece. T is float or double. Channels and hidden width come padded with zeros to a multiple of two vectors (`stride`),
 // orientations to a multiple of one (`ori_stride`).
 
 #include "simd.h"
@@ -239,6 +240,13 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
 
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
+// Where channel c of the first orientation lies in an atom's features.
+template <typename T>
+INLINE int64_t panel_start(const Model& model, int64_t c) {
+    const int64_t within = c % (2 * Simd<T>::width);
+    return (c - within) * model.num_ori + within;
+}
+
 // out(o, :) += sum_l P_l(o) R_l(:) f(o, :). Degrees D at compile time, or at run time where D is 0; CONSTANT: f is the
 // same at every orientation and already in R.
 template <typename T, int D, bool CONSTANT>
@@ -260,14 +268,13 @@ void send(const Model& model, const T* angular, const T* values, const T* featur
                 two += factor * right[l];
             }
             T* target = out + o * stride + c;
-            // The next channels: rows of other atoms lie too far apart for the processor to guess.
-            if constexpr (!CONSTANT) __builtin_prefetch(features + o * stride + c + 2 * W);
             if constexpr (CONSTANT) {
                 store(target, load(target) + one);
                 store(target + W, load(target + W) + two);
             } else {
-                store(target, load(target) + one * load(features + o * stride + c));
-                store(target + W, load(target + W) + two * load(features + o * stride + c + W));
+                const T* source = features + c * model.num_ori + 2 * W * o;
+                store(target, load(target) + one * load(source));
+                store(target + W, load(target + W) + two * load(source + W));
             }
         }
     }
@@ -289,10 +296,10 @@ T receive(const Model& model, const T* angular, const T* angular_slopes, const T
             kernel[l] = load(values + l * stride + c);
             moment[l] = all(T(0));
         }
+        const int64_t start = panel_start<T>(model, c);
         for (int64_t o = 0; o < model.num_ori; ++o) {
-            const Vector<T> g = load(gradient + o * stride + c);
-            __builtin_prefetch(gradient + o * stride + c + 4 * W);
-            const Vector<T> product = CONSTANT ? g : g * load(features + o * stride + c);
+            const Vector<T> g = load(gradient + start + 2 * W * o);
+            const Vector<T> product = CONSTANT ? g : g * load(features + start + 2 * W * o);
             Vector<T> whole = kernel[0], turned = degrees > 1 ? kernel[1] : all(T(0));  // P_0 = 1, P_1' = 1
             moment[0] += product;
 #pragma GCC unroll 13
@@ -434,6 +441,7 @@ private:
         carried_ = arena.take<T>(atoms * row_);
         spatial_[0] = arena.take<T>(atoms * row_);
         spatial_[1] = arena.take<T>(atoms * row_);
+        places_ = arena.take<int64_t>(block_rows_);
         for (int64_t thread = 0; thread < threads_; ++thread) {
             Scratch& s = scratch_[thread];
             s.rows = arena.take<T>(block_rows_ * model_.stride);
@@ -491,20 +499,21 @@ private:
         return static_cast<const T*>(model_.embedding) + task_.species[atom] * model_.stride;
     }
 
-    // out(a, n, :) = bias + sum_n' matrix(n, n', :) in(a, n', :), the bias optional.
-    void over_orientations(const void* matrix, const void* bias, int64_t atoms, const T* in, T* out) const {
-        const int64_t stride = model_.stride, ori = model_.num_ori;
+    // out(a, n, :) = bias + sum_n' matrix(n, n', :) in(a, n', :), the bias optional. Rows in; rows or panels out.
+    void over_orientations(const void* matrix, const void* bias, int64_t atoms, const T* in, T* out, bool panels) const {
+        const int64_t ori = model_.num_ori;
         const T* kernel = static_cast<const T*>(matrix);
-        for (int64_t c = 0; c < stride; c += W) {
+        for (int64_t c = 0; c < model_.stride; c += W) {
             const Vector<T> start = bias ? load(static_cast<const T*>(bias) + c) : all(T(0));
             for (int64_t atom = 0; atom < atoms; atom += 4) {
                 const T* from = in + atom * row_ + c;
-                T* to = out + atom * row_ + c;
+                T* to = out + atom * row_ + (panels ? panel_start<T>(model_, c) : c);
+                const int64_t step = panels ? 2 * W : model_.stride;
                 switch (std::min<int64_t>(4, atoms - atom)) {
-                    case 1: one_channel<1>(kernel, start, from, to); break;
-                    case 2: one_channel<2>(kernel, start, from, to); break;
-                    case 3: one_channel<3>(kernel, start, from, to); break;
-                    default: one_channel<4>(kernel, start, from, to);
+                    case 1: one_channel<1>(kernel, start, from, to, step); break;
+                    case 2: one_channel<2>(kernel, start, from, to, step); break;
+                    case 3: one_channel<3>(kernel, start, from, to, step); break;
+                    default: one_channel<4>(kernel, start, from, to, step);
                 }
             }
             kernel += ori * ori * W;
@@ -513,7 +522,7 @@ private:
 
     // Two orientations at a time (every grid has an even number): enough independent sums to hide their latency.
     template <int ATOMS>
-    INLINE void one_channel(const T* kernel, Vector<T> start, const T* in, T* out) const {
+    INLINE void one_channel(const T* kernel, Vector<T> start, const T* in, T* out, int64_t step) const {
         const int64_t stride = model_.stride, ori = model_.num_ori;
         for (int64_t n = 0; n < ori; n += 2) {
             Vector<T> sums[2][ATOMS];
@@ -529,8 +538,8 @@ private:
                 }
             }
             for (int a = 0; a < ATOMS; ++a) {
-                store(out + a * row_ + n * stride, sums[0][a]);
-                store(out + a * row_ + (n + 1) * stride, sums[1][a]);
+                store(out + a * row_ + n * step, sums[0][a]);
+                store(out + a * row_ + (n + 1) * step, sums[1][a]);
             }
         }
     }
@@ -595,7 +604,7 @@ private:
             }
         T* convolved = s.rows;
         if (model_.has_fibre)
-            over_orientations(layer.fibre, layer.bias, end - begin, s.rows, convolved = s.more_rows);
+            over_orientations(layer.fibre, layer.bias, end - begin, s.rows, convolved = s.more_rows, false);
         else
             add(static_cast<const T*>(layer.bias), rows, convolved);
         T* normal = normal_[index] + begin * row_;
@@ -616,9 +625,10 @@ private:
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
         product(s.hidden, rows, hidden, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const T* before = index ? features + begin * row_ + row * stride
-                                            : embedding(begin + row / model_.num_ori);
-                    store(out + row * stride + column, value + load(contract_bias + column) + load(before + column));
+                    const int64_t place = places_[row] + panel_start<T>(model_, column);
+                    const T* before = index ? features + begin * row_ + place
+                                            : embedding(begin + row / model_.num_ori) + column;
+                    store(out + place, value + load(contract_bias + column) + load(before));
                 });
         read_out(layer, begin, end, out);
     }
@@ -628,12 +638,12 @@ private:
         for (int64_t atom = begin; atom < end; ++atom, features += row_) {
             Vector<T> total = all(T(0));
             T weight = 0;
-            for (int64_t o = 0; o < model_.num_ori; ++o) {
-                Vector<T> row = all(T(0));
-                for (int64_t c = 0; c < model_.stride; c += W)
-                    row += load(readout + c) * load(features + o * model_.stride + c);
-                total += weights[o] * row;
-                weight += weights[o];
+            for (int64_t o = 0; o < model_.num_ori; ++o) weight += weights[o];
+            for (int64_t c = 0; c < model_.stride; c += W) {
+                const T* panel = features + panel_start<T>(model_, c);
+                Vector<T> column = all(T(0));
+                for (int64_t o = 0; o < model_.num_ori; ++o) column += weights[o] * load(panel + 2 * W * o);
+                total += column * load(readout + c);
             }
             task_.energies[atom] += (double(sum<T>(total)) + weight * layer.readout_bias) / double(model_.num_layers);
         }
@@ -701,7 +711,7 @@ private:
                     store(gradient + row * stride + column, value);
                 });
         normalise_adjoint(normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
-        if (model_.has_fibre) over_orientations(layer.fibre_adjoint, nullptr, end - begin, gradient, out);
+        if (model_.has_fibre) over_orientations(layer.fibre_adjoint, nullptr, end - begin, gradient, out, true);
     }
 
     void first_messages(int64_t begin, int64_t end, const Scratch& s) {
@@ -758,6 +768,7 @@ private:
     double* virials_;
     T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_slopes_[MAX_LAYERS];
     T *carried_, *spatial_[2];
+    int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
     Scratch scratch_[MAX_THREADS];
 
 public:
@@ -765,8 +776,10 @@ public:
     static bool fits(const Model& model) {
         return model.num_layers <= MAX_LAYERS && model.degrees <= MAX_DEGREES && model.num_layers > 0;
     }
-    void clear_counters() {
+    void prepare() {
         for (int64_t stage = 0; stage < 2 * model_.num_layers + 3; ++stage) next_[stage].store(0);
+        for (int64_t row = 0; row < block_rows_; ++row)
+            places_[row] = row / model_.num_ori * row_ + row % model_.num_ori * 2 * W;
     }
 };
 
@@ -787,14 +800,14 @@ void evaluate(const Model* model, const Task* task) {
 #pragma omp single
         {
             engine = new Engine<T>(*model, *task, omp_get_num_threads());
-            engine->clear_counters();
+            engine->prepare();
         }
         engine->run(omp_get_thread_num());
     }
     delete engine;
 #else
     Engine<T> engine(*model, *task, 1);
-    engine.clear_counters();
+    engine.prepare();
     engine.run(0);
 #endif
 }
