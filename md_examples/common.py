@@ -66,7 +66,7 @@ def dynamics_options(description: str, name: str) -> argparse.ArgumentParser:
     parser = options(description, name)
     parser.add_argument("--temperature", type=positive, default=300.0, help="K (300)")
     parser.add_argument("--timestep", type=positive, default=0.5, help="fs (0.5)")
-    parser.add_argument("--compile", action="store_true", help="compile the potential first (up to a minute)")
+    parser.add_argument("--backend", default="auto", help="auto, native, compiled or eager")
     return parser
 
 
@@ -88,8 +88,8 @@ def make_calculator(args: argparse.Namespace, dtype: str | None = None) -> Calcu
     from ponita_ff import PonitaCalculator
 
     try:
-        chosen: dict[str, Any] = {"compile": True} if getattr(args, "compile", False) else {}
-        calculator = PonitaCalculator(args.potential, device=args.device, dtype=dtype, **chosen)
+        backend = getattr(args, "backend", "auto")
+        calculator = PonitaCalculator(args.potential, device=args.device, dtype=dtype, backend=backend)
     except (OSError, ValueError) as error:
         raise SystemExit(f"cannot use {args.potential}: {error}") from None
     args.out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ponita_ff.checkpoint import find_potential, load_potential
-from ponita_ff.compilation import Function, ShapeCompiler
-from ponita_ff.graph import INPUT_FIELDS, Graph, build_graph, edge_vectors
+from ponita_ff.device_neighbours import TableCache
+from ponita_ff.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
 from ponita_ff.neighbours import SkinCache
 from ponita_ff.potential import Potential
 
 __all__ = ["PonitaCalculator"]
 
-#: Å under which two atoms count as being in one place: no bond is a tenth of this long.
-_SAME_PLACE = 0.05
+#: Atoms from which on a GPU makes its own neighbour lists: below, the CPU's are there sooner.
+_DEVICE_LIST = 500
 
 
 class PonitaCalculator(Calculator):
-    """Energies, forces and stress of a PONITA potential, in ASE's units.
+    """Energies, forces and stress of a PONITA potential, or of a committee of several, in ASE's units.
 
     Args:
-        potential: Name of a shipped potential, path of a potential file, or a :class:`Potential`.
+        potential: Name of a shipped potential, path of a potential file, or a :class:`Potential`; or a sequence of
+            these: a committee, whose mean is returned.
         device: ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: ``"float32"`` or ``"float64"``; None for the file's own. Float64 is for vibrations and tight relaxations.
         skin: Å added to the cutoff of the neighbour list, which is made again only after an atom has moved by half of
@@ -39,11 +39,15 @@ class PonitaCalculator(Calculator):
         num_ori: Another orientation grid than the file's; only for networks trained on it too (see the model card:
             energies and forces change on any other). None for the file's own.
         rotations: Average over this many fixed rotations, at proportional cost; None for the file's own.
-        compile: Compile for the first few sizes of system that come by (up to a minute each, then faster).
+        backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
+            ``"eager"``; see :class:`ponita_ff.backends.Predictor`.
         label: ASE's name for files of this calculator; unused.
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
-    eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy; positive under tension) for cells periodic in all directions.
+    eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy; positive under tension) for cells periodic in all directions. Of a
+    committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members, each member
+    counting alike (the sum of squares is divided by their number). Total energies of members with different reference
+    energies differ by those too.
 
     Raises:
         FileNotFoundError, PotentialFileError: When there is no such potential or its file is damaged.
@@ -62,32 +66,73 @@ class PonitaCalculator(Calculator):
 
     def __init__(
         self,
-        potential: str | Path | Potential,
+        potential: str | Path | Potential | Sequence[str | Path | Potential],
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         skin: float = 0.5,
         num_ori: int | None = None,
         rotations: int | None = None,
-        compile: bool = False,
+        backend: str = "auto",
         label: str | None = None,
     ) -> None:
         super().__init__(label=label)
-        self.potential = _prepare(potential, device, dtype, num_ori, rotations)
-        self._cache = SkinCache(self.potential.cutoff, skin)
+        members = [potential] if isinstance(potential, str | Path | Potential) else list(_sequence(potential))
+        if not members:
+            raise ValueError("a committee needs at least one potential")
+        self.potentials = [_prepare(member, device, dtype, num_ori, rotations) for member in members]
+        #: The potential, or the first of a committee.
+        self.potential = self.potentials[0]
+        if len(self.potentials) > 1:
+            self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
+        # Edges beyond a member's own cutoff add nothing to it: one list serves all.
+        cutoffs = [member.cutoff for member in self.potentials]
+        self._cutoff = None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
+        self._cache = SkinCache(self._cutoff, skin)
+        self._device_cache = TableCache(self._cutoff, skin)
         self._graph: Graph | None = None
+        self._checked: NDArray[np.integer[Any]] | None = None
         self._want_stress = False
-        self._compile = compile
-        self._functions: dict[bool, Function] = {}
+        self._backend = backend
+        self._predictors = [member.predictor(backend) for member in self.potentials]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the functions, which belong to this calculator's own potential."""
-        return {**self.__dict__, "_functions": {}}
+        """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
+        return {**self.__dict__, "_predictors": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._predictors = [member.predictor(self._backend) for member in self.potentials]
+
+    @property
+    def backend(self) -> str:
+        """What computes in the end: ``"native"``, ``"compiled"`` or ``"eager"``."""
+        return self._predictors[0].backend
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse parameters: this calculator's options are given when it is made."""
         if kwargs:
             raise TypeError(f"PonitaCalculator has no parameter {sorted(kwargs)}; give options when making it")
         return {}
+
+    def warmup(self, atoms: Atoms, stress: bool = False) -> None:
+        """Do now what the first steps with a system of this size would do: compile, make lists, get memory.
+
+        Leaves no results and no trace in the calculator's state.
+
+        Args:
+            atoms: A system of the size to come.
+            stress: Whether stress will be wanted.
+
+        Raises:
+            ValueError: For atoms that cannot be calculated.
+        """
+        kept = (self._cache, self._device_cache, self._graph, self._checked)
+        self._cache = SkinCache(self._cutoff, self._cache.skin)
+        self._device_cache = TableCache(self._cutoff, self._cache.skin)
+        try:
+            self._evaluate(self._update_graph(atoms), stress)
+        finally:
+            self._cache, self._device_cache, self._graph, self._checked = kept
 
     def calculate(
         self,
@@ -109,70 +154,69 @@ class PonitaCalculator(Calculator):
         self.results = self._evaluate(graph, self._want_stress and has_volume)
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
-        tensors = [graph[name] for name in INPUT_FIELDS]
-        energy, energies, forces, *rest = self._function(stress)([], tensors)
+        members = [predict(graph, stress) for predict in self._predictors]
+        stacked = [torch.stack(values) for values in zip(*members, strict=True)]
+        closest, *arrays = _to_host([_closest(graph), *stacked])
+        if closest < COINCIDENT**2:
+            distance, first, second = shortest_edge(graph)
+            raise ValueError(
+                f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
+                "the cell and the file that the structure came from"
+            )
+        energy, energies, forces, *rest = (values.mean(axis=0) for values in arrays)
         results: dict[str, Any] = {
-            "energy": float(energy),
-            "free_energy": float(energy),
-            "energies": energies.cpu().numpy(),
-            "forces": forces.cpu().numpy(),
+            "energy": float(energy[0]),
+            "free_energy": float(energy[0]),
+            "energies": energies,
+            "forces": forces,
         }
         if stress:
-            results["stress"] = full_3x3_to_voigt_6_stress(rest[0][0].cpu().numpy())
-        if not np.isfinite(results["energy"]) or not np.isfinite(results["forces"]).all():
+            results["stress"] = full_3x3_to_voigt_6_stress(rest[0][0])
+        if len(members) > 1:
+            results["energy_std"] = float(arrays[0].std())
+            results["forces_std"] = arrays[2].std(axis=0)
+        if not np.isfinite(results["energy"]) or not np.isfinite(forces).all():
             raise ValueError(
                 "energy or forces are not finite: the structure is far outside anything the potential was trained on "
-                f"(shortest distance {self._shortest(graph)[0]:.3f} Å)"
+                f"(shortest distance {shortest_edge(graph)[0]:.3f} Å)"
             )
         return results
-
-    def _function(self, stress: bool) -> Function:
-        """The prediction as a function of tensors, compiled if so wished."""
-        if stress not in self._functions:
-
-            def predict(_: list[Tensor], tensors: list[Tensor], fused: bool) -> tuple[Tensor, ...]:
-                graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
-                return self.potential.predict(graph, forces=True, stress=stress, fused=fused)
-
-            function: Function = partial(predict, fused=False)
-            if self._compile:
-                function = ShapeCompiler(partial(predict, fused=True), function)
-            self._functions[stress] = function
-        return self._functions[stress]
 
     def _update_graph(self, atoms: Atoms) -> Graph:
         """The graph of these atoms; only its positions change while the neighbour list holds."""
         numbers, positions = atoms.numbers, atoms.positions
         if len(numbers) == 0:
             raise ValueError("there are no atoms to calculate: the structure is empty")
-        self.potential.check_species(numbers)
-        periodic = bool(atoms.pbc.any())
-        cell = np.asarray(atoms.cell) if periodic else None
+        if self._checked is None or not np.array_equal(numbers, self._checked):
+            for member in self.potentials:
+                member.check_species(numbers)
+            self._checked = numbers.copy()
+        cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
+        device = self.potential.device
+        if device.type != "cpu" and len(numbers) >= _DEVICE_LIST:
+            return self._graph_on_device(torch.from_numpy(positions).to(device), numbers, cell, atoms.pbc)
         edges, rebuilt = self._cache.update(positions, numbers, cell, atoms.pbc)
         if rebuilt or self._graph is None:
-            graph = build_graph(numbers, positions, self.potential.cutoff, cell, atoms.pbc, edges)
-            self._graph = graph.to(self.potential.device)
+            self._graph = build_graph(numbers, positions, self._cutoff, cell, atoms.pbc, edges).to(device)
         else:
-            self._graph.positions = torch.from_numpy(positions.copy()).to(self.potential.device)
-        self._refuse_coincident(self._graph)
+            self._graph["positions"] = torch.from_numpy(positions.copy()).to(device)
         return self._graph
 
-    @staticmethod
-    def _shortest(graph: Graph) -> tuple[float, int, int]:
-        """Shortest distance in Å and the two atoms."""
-        vectors = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse)
-        squared = vectors.square().sum(-1).flatten()
-        edge = int(squared.argmin())
-        atom = edge // graph.neighbours.shape[1]
-        return float(squared[edge].sqrt()), atom, int(graph.neighbours.flatten()[edge])
-
-    def _refuse_coincident(self, graph: Graph) -> None:
-        distance, first, second = self._shortest(graph)
-        if distance < _SAME_PLACE:
-            raise ValueError(
-                f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
-                "the cell and the file that the structure came from"
+    def _graph_on_device(
+        self, positions: Tensor, numbers: NDArray[np.integer[Any]], cell: Any, pbc: NDArray[np.bool_]
+    ) -> Graph:
+        """The same, from a list made where the positions are."""
+        table, rebuilt = self._device_cache.update(positions, torch.from_numpy(np.array(numbers)), cell, pbc)
+        if rebuilt or self._graph is None:
+            count = len(numbers)
+            self._graph = Graph(
+                atomic_numbers=torch.from_numpy(np.array(numbers, dtype=np.int64)).to(positions.device),
+                cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else np.array(cell)[None]).to(positions),
+                batch=torch.zeros(count, dtype=torch.int64, device=positions.device),
+                **table._asdict(),
             )
+        self._graph["positions"] = positions
+        return self._graph
 
     def get_hessian(self, atoms: Atoms | None = None, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Second derivatives of the energy with respect to positions, by differentiating the forces.
@@ -203,6 +247,30 @@ class PonitaCalculator(Calculator):
             rows = [torch.autograd.grad(g, graph.positions, retain_graph=True)[0][chosen].flatten() for g in gradient]
         hessian: NDArray[np.float64] = torch.stack(rows).cpu().numpy()
         return 0.5 * (hessian + hessian.T)
+
+
+def _sequence(potentials: Any) -> Sequence[Any]:
+    if not isinstance(potentials, Sequence):
+        raise TypeError(
+            "potential must be a shipped name, a path, a Potential, or a list of these, got "
+            f"{type(potentials).__name__}"
+        )
+    return potentials
+
+
+def _closest(graph: Graph) -> Tensor:
+    """Square of the shortest distance, Å²."""
+    vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
+    return vectors.square().sum(-1).min()
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
+    """As numpy arrays in float64, in one transfer from the device: the only wait of a step."""
+    if tensors[0].device.type == "cpu":
+        return [tensor.double().numpy() for tensor in tensors]
+    packed = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
+    pieces = packed.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape).numpy() for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
 def _prepare(

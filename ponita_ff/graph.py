@@ -25,24 +25,42 @@ batch          (N,)         int64   structure of each atom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from ponita_ff.neighbours import NeighbourList, neighbour_list
 
-__all__ = ["INPUT_FIELDS", "Graph", "batch_graphs", "build_graph", "edge_vectors", "gather_neighbours"]
+__all__ = [
+    "COINCIDENT",
+    "INPUT_FIELDS",
+    "Graph",
+    "batch_graphs",
+    "build_graph",
+    "edge_vectors",
+    "gather_neighbours",
+    "graphs_of",
+    "shortest_edge",
+]
 
 #: Fields that a prediction reads, in the order in which traced functions take them.
 INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic_numbers", "batch", "cell")
 
 #: Length in Å of the vector in an unused slot: beyond any cutoff.
 UNUSED_DISTANCE = 1000.0
+
+
+#: Å under which two atoms count as being in one place: no bond is a tenth of this long.
+COINCIDENT = 0.05
+
+#: Molecules up to this size are batched with all their pairs, which needs no search for neighbours.
+_SMALL_MOLECULE = 32
 
 
 class Graph(Data):
@@ -138,6 +156,73 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     return Batch.from_data_list([_widen(graph, width) for graph in graphs], exclude_keys=["batch"])
 
 
+def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
+    """Molecules of one size as one graph with an edge for every pair, however far apart."""
+    count, size = len(molecules), len(molecules[0])
+    slots = max(size - 1, 1)
+    own = np.arange(size)[:, None]
+    slot = np.arange(slots)[None, :]
+    # Slot m of atom i is atom m, or m + 1 from i on; seen from there, i sits in slot i or i − 1.
+    partner = np.where(slot < own, slot, slot + 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
+    back = np.where(partner > own, own, own - 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
+    starts = size * np.arange(count)[:, None, None]
+    offsets = np.zeros((count * size, slots, 3))
+    if size == 1:
+        offsets[..., 0] = UNUSED_DISTANCE
+    return Graph(
+        atomic_numbers=torch.from_numpy(np.concatenate([atoms.numbers for atoms in molecules]).astype(np.int64)),
+        positions=torch.from_numpy(np.concatenate([atoms.positions for atoms in molecules])),
+        neighbours=torch.from_numpy((starts + partner).reshape(-1, slots)),
+        reverse=torch.from_numpy(np.tile(back, (count, 1))),
+        offsets=torch.from_numpy(offsets),
+        used=torch.full((count * size, slots), size > 1),
+        cell=torch.zeros(count, 3, 3, dtype=torch.float64),
+        batch=torch.arange(count).repeat_interleave(size),
+    )
+
+
+def graphs_of(structures: Sequence[Atoms], cutoff: float | None, max_atoms: int) -> Iterator[tuple[list[int], Graph]]:
+    """Batches of structures, none larger than so many atoms unless it is a single structure.
+
+    Args:
+        structures: None of them empty.
+        cutoff: Å; None for all pairs of molecules.
+        max_atoms: Atoms in a batch.
+
+    Yields:
+        Numbers of the structures in a batch, in their order in it, and the batch.
+    """
+    small: dict[int, list[int]] = {}
+    others = []
+    for index, atoms in enumerate(structures):
+        if len(atoms) <= _SMALL_MOLECULE and not atoms.pbc.any():
+            small.setdefault(len(atoms), []).append(index)
+        else:
+            others.append(index)
+    for size, indices in small.items():
+        step = max(1, max_atoms // size)
+        for start in range(0, len(indices), step):
+            chunk = indices[start : start + step]
+            yield chunk, _stack_molecules([structures[i] for i in chunk])
+    chunk, atoms_in_chunk = [], 0
+    for index in others:
+        if chunk and atoms_in_chunk + len(structures[index]) > max_atoms:
+            yield chunk, _batch_of([structures[i] for i in chunk], cutoff)
+            chunk, atoms_in_chunk = [], 0
+        chunk.append(index)
+        atoms_in_chunk += len(structures[index])
+    if chunk:
+        yield chunk, _batch_of([structures[i] for i in chunk], cutoff)
+
+
+def _batch_of(structures: Sequence[Atoms], cutoff: float | None) -> Graph:
+    graphs = []
+    for atoms in structures:
+        cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
+        graphs.append(build_graph(atoms.numbers, atoms.positions, cutoff, cell, atoms.pbc))
+    return batch_graphs(graphs)
+
+
 class _Gather(torch.autograd.Function):
     """x_j for every slot (i, m). Its adjoint is again a gather, because each edge knows its reverse."""
 
@@ -183,3 +268,11 @@ def gather_neighbours(values: Tensor, neighbours: Tensor, reverse: Tensor) -> Te
 def edge_vectors(positions: Tensor, offsets: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
     """x_ij = x_j − x_i + offset, sender minus receiver, shape (N, M, 3), Å."""
     return gather_neighbours(positions, neighbours, reverse) - positions.unsqueeze(1) + offsets
+
+
+def shortest_edge(graph: Graph) -> tuple[float, int, int]:
+    """Shortest distance in Å and its two atoms."""
+    squared = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse).square().sum(-1).flatten()
+    edge = int(squared.argmin())
+    atom = edge // graph.neighbours.shape[1]
+    return float(squared[edge].sqrt()), atom, int(graph.neighbours.flatten()[edge])

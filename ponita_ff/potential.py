@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ponita_ff.graph import Graph, edge_vectors
+from ponita_ff.backends import Predictor
+from ponita_ff.graph import COINCIDENT, Graph, edge_vectors, graphs_of, shortest_edge
 from ponita_ff.model import Network, Ponita
 from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
-__all__ = ["Potential", "Prediction"]
+__all__ = ["Potential", "Prediction", "Predictions"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,21 @@ class Prediction:
     energies: Tensor
     forces: Tensor | None = None
     stress: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for many structures, in eV, eV/Å and eV/Å³ with ASE's sign.
+
+    Attributes:
+        energies: Total energy of each structure, shape (n,).
+        forces: Forces of each structure, arrays of shape (atoms, 3).
+        stress: Shape (n, 3, 3), or None when not asked for.
+    """
+
+    energies: NDArray[np.float64]
+    forces: list[NDArray[np.float64]]
+    stress: NDArray[np.float64] | None = None
 
 
 class Potential(nn.Module):
@@ -79,6 +96,7 @@ class Potential(nn.Module):
         self.zbl_cutoff = zbl_cutoff
         self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff is not None else None
         self.metadata: dict[str, Any] = dict(metadata or {})
+        self._predictor: tuple[Any, Predictor, Any] | None = None
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))
         self.species_index: Tensor
@@ -105,6 +123,25 @@ class Potential(nn.Module):
         if number < 1:
             raise ValueError(f"the number of rotations must be at least 1, got {number}")
         self.rotations = even_rotations(number).to(self.rotations.device)
+
+    def predictor(self, backend: str = "auto") -> Predictor:
+        """Predictions of this potential as it is now, by the chosen backend (see :class:`Predictor`).
+
+        Made once for the same weights, grid and rotations: native kernels take up to a second to set up.
+
+        Raises:
+            ValueError: For a backend that does not exist.
+        """
+        state = [*self.parameters(), *self.buffers()]
+        key = (backend, self.scale, self.device, self.dtype, *((id(t), t._version) for t in state))
+        if self._predictor is None or self._predictor[0] != key:
+            # The tensors go with the key: an address may come again, a living tensor's cannot.
+            self._predictor = (key, Predictor(self, backend), state)
+        return self._predictor[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the predictor, which is this object's own."""
+        return {**self.__dict__, "_predictor": None}
 
     def clone(self) -> Potential:
         """An independent copy, in eval mode, without gradients of weights."""
@@ -210,6 +247,75 @@ class Potential(nn.Module):
         atomic = energies.detach().double() + self.reference_energies[self.species_index[graph.atomic_numbers]]
         total = sum_over_structures(atomic, graph.batch, graph.cell.shape[0])
         return total, atomic, *(value.detach() for value in (force, tensor) if value is not None)
+
+    def repulsion(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+        """The ZBL term alone: energies (N,), gradient (N, 3), derivative by a strain (B, 3, 3); float64, eV and Å."""
+        if self.zbl is None:
+            raise ValueError("this potential has no ZBL term")
+        vectors = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse)
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_(True)
+            species = self.species_index[graph.atomic_numbers]
+            energies = self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
+            (slopes,) = torch.autograd.grad(energies.sum(), vectors)
+        # An edge's slope counts with its sender and against its receiver.
+        gradient = slopes[graph.neighbours, graph.reverse].sum(1) - slopes.sum(1)
+        virial = (slopes.unsqueeze(-1) * vectors.detach().unsqueeze(-2)).sum(1)
+        strain = virial.new_zeros(len(graph.cell), 3, 3).index_add(0, graph.batch, virial)
+        return energies.detach(), gradient, 0.5 * (strain + strain.transpose(-1, -2))
+
+    def evaluate(
+        self,
+        structures: Sequence[Atoms],
+        stress: bool = False,
+        backend: str = "auto",
+        max_atoms: int = 2_000,
+    ) -> Predictions:
+        """Energies and forces of many structures, many in one pass: replicas, frames of a trajectory, candidates.
+
+        Args:
+            structures: Molecules and crystals of any sizes, mixed as they come.
+            stress: Whether stress is wanted; every structure must then be periodic in all directions.
+            backend: See :class:`Predictor`.
+            max_atoms: Atoms in one pass (a larger structure passes alone); bounds the memory.
+
+        Raises:
+            ValueError: For an empty structure, unknown elements, coincident atoms, or stress of a structure that has
+                none; the message begins with the number of the structure.
+        """
+        for index, atoms in enumerate(structures):
+            self._check_structure(index, atoms, stress)
+        predict = self.predictor(backend)
+        energies = np.empty(len(structures))
+        forces = [np.empty(0)] * len(structures)
+        stresses = np.empty((len(structures), 3, 3)) if stress else None
+        for indices, graph in graphs_of(structures, self.cutoff, max_atoms):
+            distance, first, second = shortest_edge(graph)
+            if distance < COINCIDENT:
+                where = int(graph.batch[first])
+                start = int((graph.batch < where).sum())
+                raise ValueError(
+                    f"structure {indices[where]}: atoms {first - start} and {second - start} are in one place "
+                    f"({distance:.2g} Å apart)"
+                )
+            energy, _, force, *rest = (value.cpu().numpy() for value in predict(graph.to(self.device), stress))
+            energies[indices] = energy
+            ends = np.cumsum([len(structures[i]) for i in indices])[:-1]
+            for index, values in zip(indices, np.split(force, ends), strict=True):
+                forces[index] = values
+            if stresses is not None:
+                stresses[indices] = rest[0]
+        return Predictions(energies, forces, stresses)
+
+    def _check_structure(self, index: int, atoms: Atoms, stress: bool) -> None:
+        if len(atoms) == 0:
+            raise ValueError(f"structure {index} is empty")
+        if stress and not atoms.pbc.all():
+            raise ValueError(f"structure {index}: stress needs a cell periodic in all directions, pbc is {atoms.pbc}")
+        try:
+            self.check_species(atoms.numbers)
+        except ValueError as error:
+            raise ValueError(f"structure {index}: {error}") from None
 
     def forward(self, graph: Graph, forces: bool = True, stress: bool = False) -> Prediction:
         """Predict, detached from autograd.

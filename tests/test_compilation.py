@@ -93,14 +93,14 @@ def test_calculator_goes_on_where_compiling_fails(
     atoms: Atoms = make_system("crystal")
     expected = PonitaCalculator(tiny_potential).get_property("energy", atoms)
     monkeypatch.setattr(torch, "compile", failing)
-    assert PonitaCalculator(tiny_potential, compile=True).get_property("energy", atoms) == expected
+    assert PonitaCalculator(tiny_potential, backend="compiled").get_property("energy", atoms) == expected
     assert "could not compile" in caplog.text
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler here")
 def test_compiled_calculator_equals_the_eager_one(caplog: pytest.LogCaptureFixture, make_potential: Callable) -> None:
     potential = make_potential(dtype=torch.float32, channels=8, num_layers=1, l_max=1, num_ori=6, zbl_cutoff=1.3)
-    eager, compiled = PonitaCalculator(potential), PonitaCalculator(potential, compile=True)
+    eager, compiled = PonitaCalculator(potential, backend="eager"), PonitaCalculator(potential, backend="compiled")
     atoms = Atoms("OCH", positions=[[0, 0, 0], [0.1, 0, 1.2], [0.9, 0.3, 1.7]])
     for _ in range(3):
         energy = eager.get_property("energy", atoms)

@@ -19,6 +19,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("convolution", "device_neighbours"),
     ("model",),
     ("native",),
+    ("backends",),
     ("potential",),
     ("published",),
     ("checkpoint",),
