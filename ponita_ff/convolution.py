@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ponita_ff.graph import gather_neighbours
+from ponita_ff.kernels.messages import Edges, convolve
 
 __all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope", "over_orientations"]
 
@@ -103,6 +103,7 @@ class SeparableConvolution(nn.Module):
         fibre_angular: Tensor,
         neighbours: Tensor,
         reverse: Tensor,
+        active: Tensor,
         fused: bool = False,
     ) -> Tensor:
         """Convolve.
@@ -114,15 +115,14 @@ class SeparableConvolution(nn.Module):
             fibre_angular: Quadrature weight of n' times P_l(n·n'), shape (l_max + 1, O', O), senders first.
             neighbours: Shape (N, M).
             reverse: Shape (N, M).
-            fused: Write sums as a compiler likes them (one loop) instead of as calls to a matrix product.
+            active: Edges within the cutoff, shape (N, M); the others send nothing.
+            fused: See :func:`over_orientations`.
 
         Returns:
             Shape (N, O, C).
         """
         radial = self.radial(basis).unflatten(-1, (self.l_max + 1, self.channels))
-        senders = gather_neighbours(features, neighbours, reverse)
-        kernel = angular.transpose(-1, -2) @ radial
-        spatial = (kernel * senders).sum(1)
+        spatial = convolve(angular, radial, features, Edges(neighbours, reverse, active))
         if self.fibre is not None:
             spatial = over_orientations(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), fused)
         return spatial + self.bias

@@ -163,6 +163,7 @@ class Ponita(Network):
         """
         grid, weights = self.orientations.to(vectors.dtype), self.orientation_weights.to(vectors.dtype)
         distance, cosine = bond_invariants(vectors, grid)
+        active = distance.detach() < self.config.cutoff
         basis = self.radial_basis(distance)
         angular = legendre(cosine, self.l_max)
         fibre_angular = legendre(grid @ grid.T, self.l_max).transpose(0, 1) * weights[:, None]
@@ -173,6 +174,8 @@ class Ponita(Network):
         features = (one_hot @ self.embedding.weight).unsqueeze(1).expand(-1, len(grid), -1)
         energy = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
         for layer, readout in zip(self.layers, self.readouts, strict=True):
-            features = layer(features, basis, angular, fibre_angular, graph.neighbours, graph.reverse, fused=fused)
+            features = layer(
+                features, basis, angular, fibre_angular, graph.neighbours, graph.reverse, active, fused=fused
+            )
             energy = energy + readout(features).squeeze(-1)
         return (energy @ weights) / len(self.layers)

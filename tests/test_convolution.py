@@ -101,6 +101,7 @@ def geometry() -> dict[str, Tensor]:
         "fibre_angular": fibre,
         "neighbours": graph.neighbours,
         "reverse": graph.reverse,
+        "active": distance < CUTOFF,
     }
 
 
@@ -152,7 +153,8 @@ def test_spatial_sum_starts_at_about_unit_scale_whatever_the_number_of_neighbour
         basis = torch.randn(200, number, 32, dtype=torch.float64)
         angular = torch.ones(200, number, 1, 1, dtype=torch.float64)
         features = torch.randn(200, 1, 64, dtype=torch.float64)
-        out = module(features, basis, angular, angular[0, 0], neighbours, neighbours)
+        active = torch.ones_like(neighbours, dtype=torch.bool)
+        out = module(features, basis, angular, angular[0, 0], neighbours, neighbours, active)
         assert float(out.detach().std()) == pytest.approx(1.0, abs=0.1)
 
 

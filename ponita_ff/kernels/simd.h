@@ -47,3 +47,15 @@ INLINE T sum(Vector<T> value) {
     for (int64_t i = 0; i < Simd<T>::width; ++i) total += value[i];
     return total;
 }
+
+#if defined(__AVX__) && !defined(__AVX512F__)
+#include <immintrin.h>
+
+template <>
+INLINE float sum<float>(Vector<float> value) {
+    const __m256 all_lanes = value;
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(all_lanes), _mm256_extractf128_ps(all_lanes, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+#endif

@@ -1,0 +1,207 @@
+"""Messages and their derivatives against plain sums, in C++ and in torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ponita_ff.graph import build_graph
+from ponita_ff.kernels import messages
+from ponita_ff.kernels.build import KernelError, compiler
+from ponita_ff.kernels.messages import Edges, convolve
+
+#: Degrees, orientations, channels: with code of their own and without, whole vectors and not.
+SHAPES = [(1, 1, 13), (3, 6, 5), (5, 12, 16), (7, 3, 8), (9, 4, 3)]
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both implementations."""
+    if request.param == "torch":
+        monkeypatch.setattr(messages, "_library", lambda: None)
+    elif compiler() is None:
+        pytest.skip("no C++ compiler here")
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def make_edges(number: int = 7, seed: int = 0) -> Edges:
+    """Neighbours of random points in a box; some slots unused, some edges beyond the cutoff."""
+    rng = np.random.default_rng(seed)
+    positions = rng.uniform(0, 4, (number, 3))
+    graph = build_graph(np.ones(number, dtype=np.int64), positions, 2.9)
+    vectors = graph.positions[graph.neighbours] - graph.positions.unsqueeze(1) + graph.offsets
+    active = vectors.norm(dim=-1) < 2.5
+    assert 0 < int(active.sum()) < int(graph.used.sum()) < graph.used.numel()
+    return Edges(graph.neighbours, graph.reverse, active)
+
+
+def make_inputs(edges: Edges, shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """A, R, f, g."""
+    generator = torch.Generator().manual_seed(1)
+    degrees, orientations, channels = shape
+    atoms, slots = edges.neighbours.shape
+    sizes = [
+        (atoms, slots, degrees, orientations),
+        (atoms, slots, degrees, channels),
+        (atoms, orientations, channels),
+        (atoms, orientations, channels),
+    ]
+    return [torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype) for size in sizes]
+
+
+def form(angular: Tensor, radial: Tensor, features: Tensor, receivers: Tensor, edges: Edges) -> Tensor:
+    """The number Q, term by term."""
+    senders = features[edges.neighbours]
+    weight = edges.active.to(angular.dtype)
+    return torch.einsum("im,imlo,imlc,imoc,ioc->", weight, angular, radial, senders, receivers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_all_four_derivatives(way: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    edges = make_edges()
+    inputs = make_inputs(edges, shape, dtype)
+    leaves = [value.double().clone().requires_grad_(True) for value in inputs]
+    expected = torch.autograd.grad(form(*leaves, edges), leaves)
+    angular, radial, features, receivers = inputs
+    found = (
+        messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True),
+        messages._edge_slopes(angular, features, receivers, edges.neighbours, edges.active, False),
+        messages._sum_messages(angular, radial, None, None, receivers, *edges, True),
+        convolve(angular, radial, features, edges),
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for value, reference in zip(found, expected, strict=True):
+        assert value.dtype == dtype
+        assert value.double() == pytest.approx(reference, abs=tolerance * float(reference.abs().max()))
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_two_products_at_once(way: str, adjoint: bool) -> None:
+    edges = make_edges()
+    angular, radial, features, _ = make_inputs(edges, (5, 6, 9))
+    other = (angular.flip(0).contiguous(), radial.flip(0).contiguous())
+    both = messages._sum_messages(angular, radial, *other, features, *edges, adjoint)
+    one = messages._sum_messages(angular, radial, None, None, features, *edges, adjoint)
+    two = messages._sum_messages(*other, None, None, features, *edges, adjoint)
+    assert both == pytest.approx(one + two, abs=1e-12)
+
+
+def test_derivatives_of_derivatives(way: str) -> None:
+    edges = make_edges(4, seed=2)
+    inputs = [value.requires_grad_(True) for value in make_inputs(edges, (2, 2, 3))[:3]]
+
+    def function(angular: Tensor, radial: Tensor, features: Tensor) -> Tensor:
+        return convolve(angular, radial, features, edges)
+
+    with torch.random.fork_rng(devices=[]):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_third_derivatives(way: str) -> None:
+    """As in the loss of a Hessian: through the sums of two as well."""
+    edges = make_edges(4, seed=2)
+    inputs = [value.requires_grad_(True) for value in make_inputs(edges, (2, 2, 3))]
+
+    def slopes(convolution: Callable[..., Tensor]) -> Tensor:
+        value = (convolution(*inputs[:3]) * inputs[3]).sum() ** 2
+        for _ in range(2):
+            value = sum((g**2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
+        return value
+
+    def plain(angular: Tensor, radial: Tensor, features: Tensor) -> Tensor:
+        weight = edges.active.to(angular.dtype)
+        return torch.einsum("im,imlo,imlc,imoc->ioc", weight, angular, radial, features[edges.neighbours])
+
+    expected = torch.autograd.grad(slopes(plain), inputs)
+    found = torch.autograd.grad(slopes(lambda a, r, f: convolve(a, r, f, edges)), inputs)
+    for value, reference in zip(found, expected, strict=True):
+        assert value == pytest.approx(reference, rel=1e-9, abs=1e-9 * float(reference.abs().max()))
+
+
+def test_pieces_of_the_torch_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_library", lambda: None)
+    edges = make_edges()
+    angular, radial, features, receivers = make_inputs(edges, (3, 6, 5))
+    results = []
+    for chunk in (1, 2 * edges.neighbours.shape[1] * 30, 10**9):
+        monkeypatch.setattr(messages, "_CHUNK", chunk)
+        results.append(
+            (
+                messages._sum_messages(angular, radial, None, None, features, *edges, True),
+                messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True),
+            )
+        )
+    for result in results[1:]:
+        for value, reference in zip(result, results[0], strict=True):
+            assert value == pytest.approx(reference, abs=1e-13)
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
+def test_same_bits_with_any_number_of_threads(threads: Callable[[int], None]) -> None:
+    edges = make_edges(40)
+    angular, radial, features, receivers = make_inputs(edges, (5, 12, 16), torch.float32)
+    results = []
+    for number in (1, 2, 5):
+        threads(number)
+        results.append(
+            torch.cat(
+                [
+                    messages._sum_messages(angular, radial, None, None, features, *edges, True).flatten(),
+                    messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True).flatten(),
+                ]
+            )
+        )
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_inputs_in_any_layout(way: str) -> None:
+    edges = make_edges()
+    angular, radial, features, _ = make_inputs(edges, (3, 6, 5))
+    strided = [value.movedim(0, -1).contiguous().movedim(-1, 0) for value in (angular, radial, features)]
+    shuffled = Edges(*(value.T.contiguous().T for value in edges))
+    assert not any(value.is_contiguous() for value in (*strided, *shuffled))
+    assert torch.equal(convolve(*strided, shuffled), convolve(angular, radial, features, edges))
+
+
+def test_operators_as_torch_wants_them(way: str) -> None:
+    edges = make_edges()
+    angular, radial, features, receivers = make_inputs(edges, (3, 6, 5))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        messages._sum_messages, (angular, radial, angular, radial, features, *edges, True), test_utils=tests
+    )
+    torch.library.opcheck(
+        messages._edge_slopes, (radial, features, receivers, edges.neighbours, edges.active, True), test_utils=tests
+    )
+
+
+def test_without_a_compiler_torch_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def missing(name: str) -> None:
+        raise KernelError("there is no C++ compiler")
+
+    edges = make_edges()
+    angular, radial, features, _ = make_inputs(edges, (3, 6, 5))
+    expected = convolve(angular, radial, features, edges)
+    messages._library.cache_clear()
+    monkeypatch.setattr(messages, "load", missing)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert convolve(angular, radial, features, edges) == pytest.approx(expected, abs=1e-12)
+    messages._library.cache_clear()
+    assert caplog.text.count("no native kernels, going on without: there is no C++ compiler") == 1
