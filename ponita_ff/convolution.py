@@ -16,8 +16,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from ponita_ff.kernels.activation import gelu
 from ponita_ff.kernels.messages import Edges, convolve
 
 __all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope", "over_orientations"]
@@ -141,4 +141,4 @@ class ConvNeXt(nn.Module):
     def forward(self, features: Tensor, *geometry: Tensor, fused: bool = False) -> Tensor:
         """Features (N, O, C) to features (N, O, C); ``geometry`` as the convolution takes it."""
         hidden = self.norm(self.convolution(features, *geometry, fused=fused))
-        return features + self.contract(functional.gelu(self.expand(hidden)))
+        return features + self.contract(gelu(self.expand(hidden)))
