@@ -6,8 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= md-out
 
-# One busy neighbour slows OpenMP's spinning threads many times over; passive ones cost little.
-export OMP_WAIT_POLICY ?= PASSIVE
+# One busy neighbour slows OpenMP's spinning threads many times over: they spin for some microseconds, then sleep.
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT ?= 1000
+endif
 
 .PHONY: md test lint clean
 

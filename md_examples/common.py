@@ -13,7 +13,9 @@ from typing import Any
 
 # On a machine that others use too, OpenMP's spinning threads slow torch many times over; passive
 # ones cost little. This must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import matplotlib
 import numpy as np

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# On a machine that others use too, OpenMP's spinning threads slow torch many times over; passive ones cost little.
+# On a machine that others use too, OpenMP's spinning threads slow torch many times over, and threads that sleep at once
+# cost as much on a quiet one where waking is slow: so they spin for some microseconds (GNU's OpenMP) and then sleep.
 # This must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import click
 import yaml

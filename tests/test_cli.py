@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,16 @@ def test_wrong_set_option_is_named(run_folder: Path) -> None:
         result = call("train", config, "--out", run_folder / "x", "--set", setting)
         assert result.exit_code != 0
         assert setting.partition("=")[0] in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "PASSIVE 1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7")],
+)
+def test_threads_wait_as_shared_machines_like_it_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name[:4] not in ("OMP_", "GOMP")} | given
+    program = "import os, ponita_ff.cli; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
