@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -70,52 +71,63 @@ class Predictor:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential = potential
         self._engine = _native(potential, backend) if backend in ("auto", "native") else None
-        self._compiled: dict[bool, ShapeCompiler] = {}
+        turned = len(potential.rotations) > 1  # a single one is the identity
+        self._rotations: list[Tensor | None] = [*potential.rotations] if turned else [None]
+        self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
         #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
         self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
 
-    def __call__(self, graph: Graph, stress: bool = False) -> tuple[Tensor, ...]:
+    def __call__(self, graph: Graph, stress: bool = False, forces: bool = True) -> tuple[Tensor, ...]:
         """Predict, detached from autograd.
 
         Args:
             graph: One structure or a batch, on the potential's device; all its elements known.
             stress: Whether stress is wanted; every structure then needs a cell with a volume.
+            forces: Whether forces are wanted.
 
         Returns:
-            Total energies (B,), atomic energies (N,), forces (N, 3) and, if asked for, stress (B, 3, 3), as
+            Total energies (B,), atomic energies (N,), then forces (N, 3) and stress (B, 3, 3) as asked for; all as
             :class:`ponita_ff.potential.Prediction` has them.
         """
         if self._engine is not None:
-            return self._by_engine(self._engine, graph, stress)
+            total, atomic, force, tensor = self._by_engine(self._engine, graph, stress)
+            return total, atomic, *([force] if forces else []), *([tensor] if tensor is not None else [])
         if self.backend == "compiled":
-            return self._compiler(stress)([], [graph[name] for name in INPUT_FIELDS])
-        return self._potential.predict(graph, forces=True, stress=stress)
+            return self._compiler(forces, stress)([], [graph[name] for name in INPUT_FIELDS])
+        return self._potential.predict(graph, forces, stress)
 
-    def _compiler(self, stress: bool) -> ShapeCompiler:
-        if stress not in self._compiled:
+    def _compiler(self, forces: bool, stress: bool) -> ShapeCompiler:
+        if (forces, stress) not in self._compiled:
 
             def predict(_: list[Tensor], tensors: list[Tensor], fused: bool) -> tuple[Tensor, ...]:
                 graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
-                return self._potential.predict(graph, forces=True, stress=stress, fused=fused)
+                return self._potential.predict(graph, forces, stress, fused=fused)
 
-            self._compiled[stress] = ShapeCompiler(partial(predict, fused=True), partial(predict, fused=False))
-        return self._compiled[stress]
+            compiler = ShapeCompiler(partial(predict, fused=True), partial(predict, fused=False))
+            self._compiled[forces, stress] = compiler
+        return self._compiled[forces, stress]
 
-    def _by_engine(self, engine: NativeNetwork, graph: Graph, stress: bool) -> tuple[Tensor, ...]:
+    def _by_engine(
+        self, engine: NativeNetwork, graph: Graph, stress: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         potential = self._potential
         species = potential.species_index[graph["atomic_numbers"]]
-        rotations = list(potential.rotations) if len(potential.rotations) > 1 else [None]
-        parts = [engine(graph, species, rotation) for rotation in rotations]
+        parts = [engine(graph, species, rotation) for rotation in self._rotations]
+        energies, gradient, strain = parts[0] if len(parts) == 1 else map(_sum, zip(*parts, strict=True))
         factor = potential.scale / len(parts)
-        energies, gradient, strain = (factor * sum(values[1:], start=values[0]) for values in zip(*parts, strict=True))
+        atomic = potential.reference_energies[species].add_(energies, alpha=factor)
+        gradient, strain = gradient * factor, strain * factor
         if potential.zbl is not None:
             repulsion = potential.repulsion(graph)
-            energies, gradient, strain = energies + repulsion[0], gradient + repulsion[1], strain + repulsion[2]
-        atomic = energies + potential.reference_energies[species]
+            atomic, gradient, strain = atomic + repulsion[0], gradient + repulsion[1], strain + repulsion[2]
         total = sum_over_structures(atomic, graph["batch"], len(graph["cell"]))
         if not stress:
-            return total, atomic, -gradient
+            return total, atomic, -gradient, None
         return total, atomic, -gradient, strain / torch.linalg.det(graph["cell"]).abs()[:, None, None]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _native(potential: Predictable, backend: str) -> NativeNetwork | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +26,9 @@ __all__ = ["PonitaCalculator"]
 
 #: Atoms from which on a GPU makes its own neighbour lists: below, the CPU's are there sooner.
 _DEVICE_LIST = 500
+
+#: Part of the skin that an atom may move before a GPU is asked whether its list still holds: half, less rounding.
+_SURE = 0.49
 
 
 class PonitaCalculator(Calculator):
@@ -48,6 +53,8 @@ class PonitaCalculator(Calculator):
     committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members, each member
     counting alike (the sum of squares is divided by their number). Total energies of members with different reference
     energies differ by those too.
+
+    It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.
 
     Raises:
         FileNotFoundError, PotentialFileError: When there is no such potential or its file is damaged.
@@ -87,13 +94,21 @@ class PonitaCalculator(Calculator):
         # Edges beyond a member's own cutoff add nothing to it: one list serves all.
         cutoffs = [member.cutoff for member in self.potentials]
         self._cutoff = None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
-        self._cache = SkinCache(self._cutoff, skin)
-        self._device_cache = TableCache(self._cutoff, skin)
-        self._graph: Graph | None = None
-        self._checked: NDArray[np.integer[Any]] | None = None
+        self._device = self.potential.device
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
+        self._forget(skin)
+
+    def _forget(self, skin: float) -> None:
+        """Start with no neighbour list."""
+        self._cache = SkinCache(self._cutoff, skin)
+        self._device_cache = TableCache(self._cutoff, skin)
+        #: What the device's list was made for: positions, numbers, cell, pbc.
+        self._listed: tuple[Any, ...] | None = None
+        self._graph: Graph | None = None
+        #: Whether no two atoms can have come into one place since the list was made.
+        self._apart = False
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
@@ -114,11 +129,15 @@ class PonitaCalculator(Calculator):
             raise TypeError(f"PonitaCalculator has no parameter {sorted(kwargs)}; give options when making it")
         return {}
 
+    def export_properties(self) -> Properties:
+        """ASE's own properties among the results: it knows no others, and a committee's spread is none."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation, of what the results depend on.
 
-        Compares bits where the base class compares to within ``tol``: several times faster, and it is asked several
-        times a step.
+        Compares bits where the base class compares to within ``tol``: ten times faster, and it is asked several times a
+        step.
         """
         last = self.atoms
         if last is None:
@@ -129,7 +148,7 @@ class PonitaCalculator(Calculator):
             "cell": (last.cell.array, atoms.cell.array),
             "pbc": (last.pbc, atoms.pbc),
         }
-        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+        return [name for name, (old, new) in pairs.items() if old.tobytes() != new.tobytes()]
 
     def warmup(self, atoms: Atoms, stress: bool = False) -> None:
         """Do now what the first steps with a system of this size would do: compile, make lists, get memory.
@@ -143,13 +162,12 @@ class PonitaCalculator(Calculator):
         Raises:
             ValueError: For atoms that cannot be calculated.
         """
-        kept = (self._cache, self._device_cache, self._graph, self._checked)
-        self._cache = SkinCache(self._cutoff, self._cache.skin)
-        self._device_cache = TableCache(self._cutoff, self._cache.skin)
+        kept = (self._cache, self._device_cache, self._listed, self._graph, self._apart)
+        self._forget(self._cache.skin)
         try:
             self._evaluate(self._update_graph(atoms), stress)
         finally:
-            self._cache, self._device_cache, self._graph, self._checked = kept
+            self._cache, self._device_cache, self._listed, self._graph, self._apart = kept
 
     def calculate(
         self,
@@ -164,35 +182,24 @@ class PonitaCalculator(Calculator):
             raise ValueError("give the atoms to calculate")
         # An NPT run or a cell relaxation asks for it every step: then one pass gives all.
         self._want_stress = self._want_stress or "stress" in properties
-        has_volume = bool(current.pbc.all())
+        has_volume = self._want_stress and bool(current.pbc.all())
         if "stress" in properties and not has_volume:
             raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {current.pbc}")
         graph = self._update_graph(current)
-        self.results = self._evaluate(graph, self._want_stress and has_volume)
+        self.results = self._evaluate(graph, has_volume)
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
         members = [predict(graph, stress) for predict in self._predictors]
-        stacked = [torch.stack(values) for values in zip(*members, strict=True)]
-        closest, *arrays = _to_host([_closest(graph), *stacked])
-        if closest < COINCIDENT**2:
+        closest = [] if self._apart else [_squares(graph).min().unsqueeze(0)]
+        arrays = _to_host([*closest, *(values for member in members for values in member)])
+        if closest and arrays.pop(0) < COINCIDENT**2:
             distance, first, second = shortest_edge(graph)
             raise ValueError(
                 f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
                 "the cell and the file that the structure came from"
             )
-        energy, energies, forces, *rest = (values.mean(axis=0) for values in arrays)
-        results: dict[str, Any] = {
-            "energy": float(energy[0]),
-            "free_energy": float(energy[0]),
-            "energies": energies,
-            "forces": forces,
-        }
-        if stress:
-            results["stress"] = full_3x3_to_voigt_6_stress(rest[0][0])
-        if len(members) > 1:
-            results["energy_std"] = float(arrays[0].std())
-            results["forces_std"] = arrays[2].std(axis=0)
-        if not np.isfinite(results["energy"]) or not np.isfinite(forces).all():
+        results = _results(arrays) if len(members) == 1 else _committee_results(arrays, len(members))
+        if not math.isfinite(results["energy"]) or not np.isfinite(results["forces"]).all():
             raise ValueError(
                 "energy or forces are not finite: the structure is far outside anything the potential was trained on "
                 f"(shortest distance {shortest_edge(graph)[0]:.3f} Å)"
@@ -201,42 +208,63 @@ class PonitaCalculator(Calculator):
 
     def _update_graph(self, atoms: Atoms) -> Graph:
         """The graph of these atoms; only its positions change while the neighbour list holds."""
-        numbers, positions = atoms.numbers, atoms.positions
-        if len(numbers) == 0:
+        number = len(atoms)
+        if number == 0:
             raise ValueError("there are no atoms to calculate: the structure is empty")
-        if self._checked is None or not np.array_equal(numbers, self._checked):
+        # A copy that is the graph's own: ASE's integrators move atoms in place.
+        positions = torch.from_numpy(atoms.positions.copy()).to(self._device)
+        pbc = atoms.pbc
+        cell = np.asarray(atoms.cell) if pbc.any() else None
+        if self._graph is None or len(self._graph["positions"]) != number:
+            self._forget(self._cache.skin)
+        on_device = self._device.type != "cpu" and number >= _DEVICE_LIST
+        renew = self._renew_on_device if on_device else self._renew_on_host
+        graph = renew(atoms, positions, cell, pbc)
+        if graph is not None:
+            self._graph = None  # if these atoms are refused, they must be again the next time
             for member in self.potentials:
-                member.check_species(numbers)
-            self._checked = numbers.copy()
-        cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
-        device = self.potential.device
-        if device.type != "cpu" and len(numbers) >= _DEVICE_LIST:
-            return self._graph_on_device(torch.from_numpy(positions).to(device), numbers, cell, atoms.pbc)
-        edges, rebuilt = self._cache.update(positions, numbers, cell, atoms.pbc)
-        if rebuilt or self._graph is None:
-            self._graph = build_graph(numbers, positions, self._cutoff, cell, atoms.pbc, edges).to(device)
-        else:
-            self._graph["positions"] = torch.from_numpy(positions.copy()).to(device)
-        return self._graph
-
-    def _graph_on_device(
-        self, positions: Tensor, numbers: NDArray[np.integer[Any]], cell: Any, pbc: NDArray[np.bool_]
-    ) -> Graph:
-        """The same, from a list made where the positions are."""
-        table, rebuilt = self._device_cache.update(positions, torch.from_numpy(np.array(numbers)), cell, pbc)
-        if rebuilt or self._graph is None:
-            count = len(numbers)
-            self._graph = Graph(
-                atomic_numbers=torch.from_numpy(np.array(numbers, dtype=np.int64)).to(positions.device),
-                cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else np.array(cell)[None]).to(positions),
-                batch=torch.zeros(count, dtype=torch.int64, device=positions.device),
-                **table._asdict(),
-            )
+                member.check_species(atoms.numbers)
+            # Two atoms may have come nearer to each other by the whole skin before the list is made again.
+            reach = COINCIDENT + self._cache.skin
+            self._apart = self._cutoff is not None and float(_squares(graph).min()) > reach**2
+            self._graph = graph
+        assert self._graph is not None
         self._graph["positions"] = positions
         return self._graph
 
+    def _renew_on_host(self, atoms: Atoms, _: Tensor, cell: Any, pbc: NDArray[np.bool_]) -> Graph | None:
+        """A graph from a new neighbour list; None where the old one holds."""
+        edges, rebuilt = self._cache.update(atoms.positions, atoms.numbers, cell, pbc)
+        if not rebuilt:
+            return None
+        return build_graph(atoms.numbers, atoms.positions, self._cutoff, cell, pbc, edges).to(self._device)
+
+    def _renew_on_device(self, atoms: Atoms, positions: Tensor, cell: Any, pbc: NDArray[np.bool_]) -> Graph | None:
+        """The same, from a list made where the positions are."""
+        if self._surely_holds(atoms, cell, pbc):
+            return None
+        numbers = torch.from_numpy(atoms.numbers.astype(np.int64)).to(self._device)
+        table, rebuilt = self._device_cache.update(positions, numbers, cell, pbc)
+        if not rebuilt:
+            return None
+        self._listed = (atoms.positions.copy(), atoms.numbers.copy(), None if cell is None else cell.copy(), pbc.copy())
+        return Graph(
+            atomic_numbers=numbers,
+            positions=positions,
+            cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else cell[None].copy()).to(self._device),
+            batch=torch.zeros(len(atoms), dtype=torch.int64, device=self._device),
+            **table._asdict(),
+        )
+
+    def _surely_holds(self, atoms: Atoms, cell: Any, pbc: NDArray[np.bool_]) -> bool:
+        """Whether the device's list holds, seen from here: asking the device would mean waiting for its answer."""
+        if self._listed is None or not all(map(np.array_equal, self._listed[1:], (atoms.numbers, cell, pbc))):
+            return False
+        moved = atoms.positions - self._listed[0]
+        return bool(np.einsum("ij,ij->i", moved, moved).max() <= (_SURE * self._cache.skin) ** 2)
+
     def get_hessian(self, atoms: Atoms | None = None, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """Second derivatives of the energy with respect to positions, by differentiating the forces.
+        """Second derivatives of the (mean) energy with respect to positions, by differentiating the forces in torch.
 
         One row after the other, so that memory stays that of a single force evaluation.
 
@@ -259,7 +287,10 @@ class PonitaCalculator(Calculator):
         graph = self._update_graph(atoms).clone()
         graph.positions = graph.positions.clone().requires_grad_(True)
         with torch.enable_grad():
-            energy = self.potential.interaction_energies(graph, graph.positions, graph.offsets).sum()
+            energies = [
+                member.interaction_energies(graph, graph.positions, graph.offsets).sum() for member in self.potentials
+            ]
+            energy = torch.stack(energies).mean()
             gradient = torch.autograd.grad(energy, graph.positions, create_graph=True)[0][chosen].flatten()
             rows = [torch.autograd.grad(g, graph.positions, retain_graph=True)[0][chosen].flatten() for g in gradient]
         hessian: NDArray[np.float64] = torch.stack(rows).cpu().numpy()
@@ -275,19 +306,41 @@ def _sequence(potentials: Any) -> Sequence[Any]:
     return potentials
 
 
-def _closest(graph: Graph) -> Tensor:
-    """Square of the shortest distance, Å²."""
+def _squares(graph: Graph) -> Tensor:
+    """Squares of all distances, shape (N, M), Å²."""
     vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
-    return vectors.square().sum(-1).min()
+    return vectors.square().sum(-1)
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     """As numpy arrays in float64, in one transfer from the device: the only wait of a step."""
-    if tensors[0].device.type == "cpu":
-        return [tensor.double().numpy() for tensor in tensors]
-    packed = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
-    pieces = packed.split([tensor.numel() for tensor in tensors])
-    return [piece.view(tensor.shape).numpy() for piece, tensor in zip(pieces, tensors, strict=True)]
+    packed = torch.cat([tensor.flatten() for tensor in tensors]).cpu().numpy()
+    arrays, start = [], 0
+    for tensor in tensors:
+        end = start + tensor.numel()
+        arrays.append(packed[start:end].reshape(tensor.shape))
+        start = end
+    return arrays
+
+
+def _results(arrays: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
+    """ASE's results from energy (1,), energies (n,), forces (n, 3) and, where there is one, stress (1, 3, 3)."""
+    energy, energies, forces, *stress = arrays
+    total = float(energy[0])
+    results: dict[str, Any] = {"energy": total, "free_energy": total, "energies": energies, "forces": forces}
+    if stress:
+        results["stress"] = full_3x3_to_voigt_6_stress(stress[0][0])
+    return results
+
+
+def _committee_results(arrays: Sequence[NDArray[np.float64]], number: int) -> dict[str, Any]:
+    """The same from the arrays of so many members, one member's after the other's: means, and how far they differ."""
+    each = len(arrays) // number
+    stacked = [np.stack(arrays[kind::each]) for kind in range(each)]
+    results = _results([values.mean(axis=0) for values in stacked])
+    results["energy_std"] = float(stacked[0].std())
+    results["forces_std"] = stacked[2].std(axis=0)
+    return results
 
 
 def _prepare(

@@ -169,9 +169,16 @@ def _describe(path: Path, header: dict[str, Any]) -> str:
 @click.option("--energy-unit", help="Where the file does not say: eV, kcal/mol, Hartree, …")
 @click.option("--length-unit", help="Where the file does not say: Angstrom, Bohr, …")
 @click.option("--batch-size", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--backend", default="auto", show_default=True, help="auto, native, compiled or eager.")
 @_threads
 def evaluate(
-    potential: str, data: Path, out: Path | None, energy_unit: str | None, length_unit: str | None, batch_size: int
+    potential: str,
+    data: Path,
+    out: Path | None,
+    energy_unit: str | None,
+    length_unit: str | None,
+    batch_size: int,
+    backend: str,
 ) -> None:
     """Errors of a potential on labelled frames."""
     from tqdm import tqdm
@@ -192,7 +199,7 @@ def evaluate(
             def progress(done: int) -> None:
                 bar.update(done - bar.n)
 
-            result = run_evaluation(model, frames, batch_size, progress)
+            result = run_evaluation(model, frames, batch_size, progress, backend)
         errors = result.errors.as_dict()
         click.echo(f"frames                {result.errors.frames}")
         click.echo(f"energy MAE            {1e3 * result.errors.energy_mae:.3f} meV")

@@ -26,6 +26,7 @@ batch          (N,)         int64   structure of each atom
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ __all__ = [
     "edge_vectors",
     "gather_neighbours",
     "graphs_of",
+    "name_structure",
     "shortest_edge",
 ]
 
@@ -54,7 +56,6 @@ INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic
 
 #: Length in Å of the vector in an unused slot: beyond any cutoff.
 UNUSED_DISTANCE = 1000.0
-
 
 #: Å under which two atoms count as being in one place: no bond is a tenth of this long.
 COINCIDENT = 0.05
@@ -181,6 +182,15 @@ def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
     )
 
 
+@contextmanager
+def name_structure(index: int) -> Iterator[None]:
+    """Errors within begin with the number of a structure."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"structure {index}: {error}") from None
+
+
 def graphs_of(structures: Sequence[Atoms], cutoff: float | None, max_atoms: int) -> Iterator[tuple[list[int], Graph]]:
     """Batches of structures, none larger than so many atoms unless it is a single structure.
 
@@ -191,36 +201,40 @@ def graphs_of(structures: Sequence[Atoms], cutoff: float | None, max_atoms: int)
 
     Yields:
         Numbers of the structures in a batch, in their order in it, and the batch.
+
+    Raises:
+        ValueError: For a structure that no list can be made of; the message begins with its number.
     """
-    small: dict[int, list[int]] = {}
-    others = []
+    by_size: dict[int, list[int]] = {}
+    others: list[int] = []
     for index, atoms in enumerate(structures):
-        if len(atoms) <= _SMALL_MOLECULE and not atoms.pbc.any():
-            small.setdefault(len(atoms), []).append(index)
-        else:
-            others.append(index)
-    for size, indices in small.items():
-        step = max(1, max_atoms // size)
-        for start in range(0, len(indices), step):
-            chunk = indices[start : start + step]
-            yield chunk, _stack_molecules([structures[i] for i in chunk])
-    chunk, atoms_in_chunk = [], 0
-    for index in others:
-        if chunk and atoms_in_chunk + len(structures[index]) > max_atoms:
-            yield chunk, _batch_of([structures[i] for i in chunk], cutoff)
-            chunk, atoms_in_chunk = [], 0
+        small = len(atoms) <= _SMALL_MOLECULE and not atoms.pbc.any()
+        (by_size.setdefault(len(atoms), []) if small else others).append(index)
+    for indices in by_size.values():
+        for chunk in _chunks(indices, structures, max_atoms):
+            yield chunk, _stack_molecules([structures[index] for index in chunk])
+    for chunk in _chunks(others, structures, max_atoms):
+        yield chunk, batch_graphs([_graph_of(structures[index], index, cutoff) for index in chunk])
+
+
+def _chunks(indices: Sequence[int], structures: Sequence[Atoms], max_atoms: int) -> Iterator[list[int]]:
+    """The indices in groups of no more than so many atoms, or of one structure."""
+    chunk: list[int] = []
+    atoms = 0
+    for index in indices:
+        if chunk and atoms + len(structures[index]) > max_atoms:
+            yield chunk
+            chunk, atoms = [], 0
         chunk.append(index)
-        atoms_in_chunk += len(structures[index])
+        atoms += len(structures[index])
     if chunk:
-        yield chunk, _batch_of([structures[i] for i in chunk], cutoff)
+        yield chunk
 
 
-def _batch_of(structures: Sequence[Atoms], cutoff: float | None) -> Graph:
-    graphs = []
-    for atoms in structures:
+def _graph_of(atoms: Atoms, index: int, cutoff: float | None) -> Graph:
+    with name_structure(index):
         cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
-        graphs.append(build_graph(atoms.numbers, atoms.positions, cutoff, cell, atoms.pbc))
-    return batch_graphs(graphs)
+        return build_graph(atoms.numbers, atoms.positions, cutoff, cell, atoms.pbc)
 
 
 class _Gather(torch.autograd.Function):

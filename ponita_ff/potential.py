@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ponita_ff.backends import Predictor
-from ponita_ff.graph import COINCIDENT, Graph, edge_vectors, graphs_of, shortest_edge
+from ponita_ff.graph import COINCIDENT, Graph, edge_vectors, graphs_of, name_structure, shortest_edge
 from ponita_ff.model import Network, Ponita
 from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
@@ -49,12 +49,12 @@ class Predictions:
 
     Attributes:
         energies: Total energy of each structure, shape (n,).
-        forces: Forces of each structure, arrays of shape (atoms, 3).
+        forces: Forces of each structure, n arrays of shape (atoms, 3), or None when not asked for.
         stress: Shape (n, 3, 3), or None when not asked for.
     """
 
     energies: NDArray[np.float64]
-    forces: list[NDArray[np.float64]]
+    forces: list[NDArray[np.float64]] | None = None
     stress: NDArray[np.float64] | None = None
 
 
@@ -267,55 +267,69 @@ class Potential(nn.Module):
     def evaluate(
         self,
         structures: Sequence[Atoms],
+        forces: bool = True,
         stress: bool = False,
-        backend: str = "auto",
         max_atoms: int = 2_000,
+        backend: str = "auto",
     ) -> Predictions:
-        """Energies and forces of many structures, many in one pass: replicas, frames of a trajectory, candidates.
+        """Predict many structures, many in one pass: replicas, frames of a trajectory, candidates.
 
         Args:
             structures: Molecules and crystals of any sizes, mixed as they come.
+            forces: Whether forces are wanted.
             stress: Whether stress is wanted; every structure must then be periodic in all directions.
-            backend: See :class:`Predictor`.
             max_atoms: Atoms in one pass (a larger structure passes alone); bounds the memory.
+            backend: See :class:`ponita_ff.backends.Predictor`.
 
         Raises:
-            ValueError: For an empty structure, unknown elements, coincident atoms, or stress of a structure that has
-                none; the message begins with the number of the structure.
+            ValueError: For a structure that cannot be calculated; the message begins with its number in the sequence.
         """
-        for index, atoms in enumerate(structures):
-            self._check_structure(index, atoms, stress)
         predict = self.predictor(backend)
+        self._check_structures(structures, stress)
         energies = np.empty(len(structures))
-        forces = [np.empty(0)] * len(structures)
-        stresses = np.empty((len(structures), 3, 3)) if stress else None
+        force: list[NDArray[np.float64]] = [np.empty(0)] * len(structures)
+        tensors = np.empty((len(structures), 3, 3))
         for indices, graph in graphs_of(structures, self.cutoff, max_atoms):
-            distance, first, second = shortest_edge(graph)
-            if distance < COINCIDENT:
-                where = int(graph.batch[first])
-                start = int((graph.batch < where).sum())
-                raise ValueError(
-                    f"structure {indices[where]}: atoms {first - start} and {second - start} are in one place "
-                    f"({distance:.2g} Å apart)"
-                )
-            energy, _, force, *rest = (value.cpu().numpy() for value in predict(graph.to(self.device), stress))
+            _refuse_coincident(graph, indices)
+            energy, _, *rest = (value.cpu().numpy() for value in predict(graph.to(self.device), stress, forces))
             energies[indices] = energy
-            ends = np.cumsum([len(structures[i]) for i in indices])[:-1]
-            for index, values in zip(indices, np.split(force, ends), strict=True):
-                forces[index] = values
-            if stresses is not None:
-                stresses[indices] = rest[0]
-        return Predictions(energies, forces, stresses)
+            if forces:
+                ends = np.cumsum([len(structures[index]) for index in indices])
+                for index, values in zip(indices, np.split(rest.pop(0), ends[:-1]), strict=True):
+                    force[index] = values
+            if stress:
+                tensors[indices] = rest.pop(0)
+        finite = np.isfinite(energies)
+        if forces:
+            finite &= [bool(np.isfinite(values).all()) for values in force]
+        if not finite.all():
+            raise ValueError(
+                f"structure {finite.argmin()}: energy or forces are not finite: it is far outside anything the "
+                "potential was trained on"
+            )
+        return Predictions(energies, force if forces else None, tensors if stress else None)
 
-    def _check_structure(self, index: int, atoms: Atoms, stress: bool) -> None:
-        if len(atoms) == 0:
-            raise ValueError(f"structure {index} is empty")
-        if stress and not atoms.pbc.all():
-            raise ValueError(f"structure {index}: stress needs a cell periodic in all directions, pbc is {atoms.pbc}")
-        try:
-            self.check_species(atoms.numbers)
-        except ValueError as error:
-            raise ValueError(f"structure {index}: {error}") from None
+    def _check_structures(self, structures: Sequence[Atoms], stress: bool) -> None:
+        """Refuse structures that cannot be calculated, all at once where there is nothing to refuse."""
+        for index, atoms in enumerate(structures):
+            if len(atoms) == 0:
+                raise ValueError(f"structure {index} is empty")
+            if stress and not atoms.pbc.all():
+                raise ValueError(
+                    f"structure {index}: stress needs a cell that is periodic in all directions, but pbc is {atoms.pbc}"
+                )
+        if not structures:
+            return
+        numbers = np.concatenate([atoms.numbers for atoms in structures])
+        positions = np.concatenate([atoms.positions for atoms in structures])
+        if np.isin(numbers, self.species).all() and np.isfinite(positions).all():
+            return
+        for index, atoms in enumerate(structures):
+            with name_structure(index):
+                self.check_species(atoms.numbers)
+                bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+                if bad.size:
+                    raise ValueError(f"position of atom {bad[0]} is {atoms.positions[bad[0]].tolist()}, not finite")
 
     def forward(self, graph: Graph, forces: bool = True, stress: bool = False) -> Prediction:
         """Predict, detached from autograd.
@@ -328,3 +342,15 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(forces or stress):
             energy, energies, *rest = self.predict(graph, forces, stress)
         return Prediction(energy, energies, rest.pop(0) if forces else None, rest.pop(0) if stress else None)
+
+
+def _refuse_coincident(graph: Graph, indices: Sequence[int]) -> None:
+    """Refuse atoms in one place in a batch of the structures with these numbers."""
+    distance, first, second = shortest_edge(graph)
+    if distance < COINCIDENT:
+        place = int(graph.batch[first])
+        start = int((graph.batch < place).sum())
+        raise ValueError(
+            f"structure {indices[place]}: atoms {first - start} and {second - start} are in one place "
+            f"({distance:.2g} Å apart)"
+        )

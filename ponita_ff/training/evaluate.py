@@ -68,6 +68,7 @@ def evaluate(
     frames: Sequence[Frame],
     batch_size: int = 10,
     progress: Callable[[int], None] | None = None,
+    backend: str = "eager",
 ) -> Evaluation:
     """Predict every frame and compare with its labels.
 
@@ -76,12 +77,14 @@ def evaluate(
         frames: At least one.
         batch_size: Frames per pass.
         progress: Called with the number of frames done so far.
+        backend: See :class:`ponita_ff.backends.Predictor`.
 
     Raises:
-        ValueError: For no frames, or elements that the potential does not know.
+        ValueError: For no frames, elements that the potential does not know, or a backend that does not exist.
     """
     if len(frames) == 0:
         raise ValueError("no frames to evaluate: the data set or its split is empty")
+    predict = potential.predictor(backend)
     rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("e", "e0", "f", "f0", "s", "s0")}
     numbers: list[NDArray[np.int64]] = []
     done = 0
@@ -89,14 +92,13 @@ def evaluate(
         potential.check_species(np.concatenate([frame.numbers for frame in chunk]))
         graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in chunk]).to(potential.device)
         with_stress = all(frame.stress is not None for frame in chunk)
-        prediction = potential(graph, forces=True, stress=with_stress)
-        assert prediction.forces is not None
-        rows["e"].append(prediction.energy.cpu().numpy())
+        energy, _, forces, *stress = predict(graph, with_stress)
+        rows["e"].append(energy.cpu().numpy())
         rows["e0"].append(np.array([frame.energy for frame in chunk]))
-        rows["f"].append(prediction.forces.cpu().numpy())
+        rows["f"].append(forces.cpu().numpy())
         rows["f0"].append(np.concatenate([frame.forces for frame in chunk]))
-        if with_stress and prediction.stress is not None:
-            rows["s"].append(prediction.stress.cpu().numpy())
+        if with_stress:
+            rows["s"].append(stress[0].cpu().numpy())
             rows["s0"].append(np.stack([frame.stress for frame in chunk if frame.stress is not None]))
         numbers.extend(frame.numbers for frame in chunk)
         done += len(chunk)
