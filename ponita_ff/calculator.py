@@ -24,7 +24,7 @@ from ponita_ff.potential import Potential
 
 __all__ = ["PonitaCalculator"]
 
-#: Atoms from which on a GPU makes its own neighbour lists: below, the CPU's are there sooner.
+#: Atoms from which on a GPU makes its own neighbour lists: below, the CPU's lists are there sooner.
 _DEVICE_LIST = 500
 
 #: Part of the skin that an atom may move before a GPU is asked whether its list still holds: half, less rounding.
@@ -95,6 +95,7 @@ class PonitaCalculator(Calculator):
         cutoffs = [member.cutoff for member in self.potentials]
         self._cutoff = None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
         self._device = self.potential.device
+        self._device_list = _DEVICE_LIST if self._device.type != "cpu" else math.inf
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
@@ -217,8 +218,7 @@ class PonitaCalculator(Calculator):
         cell = np.asarray(atoms.cell) if pbc.any() else None
         if self._graph is None or len(self._graph["positions"]) != number:
             self._forget(self._cache.skin)
-        on_device = self._device.type != "cpu" and number >= _DEVICE_LIST
-        renew = self._renew_on_device if on_device else self._renew_on_host
+        renew = self._renew_on_device if number >= self._device_list else self._renew_on_host
         graph = renew(atoms, positions, cell, pbc)
         if graph is not None:
             self._graph = None  # if these atoms are refused, they must be again the next time
