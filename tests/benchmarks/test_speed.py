@@ -1,0 +1,284 @@
+"""The speed benchmark counts, builds and merges as it says; what it measures is not tested here."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from torch.utils.flop_counter import FlopCounterMode
+
+from ponita_ff.graph import build_graph
+from ponita_ff.model import Ponita, PonitaConfig
+from ponita_ff.potential import Potential
+from ponita_ff.published import PublishedConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MODULES = ("speed", "speed_worker", "speed_systems", "speed_report", "peers")
+
+
+@pytest.fixture(scope="module")
+def speed() -> Iterator[ModuleType]:
+    """The script as a module; it finds its helpers beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        yield importlib.import_module("speed")
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def systems(speed: ModuleType) -> ModuleType:
+    return sys.modules["speed_systems"]
+
+
+# ---------------------------------------------------------------------------------------------------------- flops
+
+
+def test_flops_of_the_default_form(systems: ModuleType) -> None:
+    config = PonitaConfig(num_ori=20, channels=128, num_layers=5, l_max=4)
+    flops = systems.count_flops(config, atoms=1, edges=0)
+    # 2 passes × 2 products × 2·128·512, 20 orientations, 5 layers; 2 passes × 2·20·20·128, 5 layers.
+    assert flops.convnext == 52_428_800
+    assert flops.total - flops.convnext == 1_024_000
+    # An edge: 2·5 there and 6·4 + 4 back, at 20·128·5 places.
+    assert systems.count_flops(config, 1, 1).total - flops.total == 38 * 12_800
+    many = systems.count_flops(config, 300, 15_000)
+    assert many.total == 300 * flops.total + 15_000 * 486_400
+
+
+def test_flops_without_orientations(systems: ModuleType) -> None:
+    config = PonitaConfig(num_ori=0, channels=8, num_layers=3, widening=2)
+    # k f and its sum (2), back p, its sum, and k g and its sum (4); no sum over orientations.
+    assert systems.count_flops(config, 0, 1).total == 6 * 8 * 3
+    flops = systems.count_flops(config, 1, 0)
+    assert flops.total == flops.convnext == 2 * 2 * 2 * 8 * 16 * 3
+
+
+def test_flops_of_the_published_form(systems: ModuleType) -> None:
+    config = PublishedConfig()
+    alone = systems.count_flops(config, 1, 0)
+    assert (alone.convnext, alone.total) == (52_428_800, 53_452_800)
+    # 2 passes × 2·128·(2 + 4 + 8 + 256) once; in each of 5 layers 2 passes × 2·256·128, and 5·128; 20 orientations.
+    assert systems.count_flops(config, 1, 1).total - alone.total == 20 * (138_240 + 5 * (131_072 + 640))
+
+
+def test_matrix_products_are_as_many_as_torch_counts(systems: ModuleType) -> None:
+    """Only the ConvNeXt products depend on the widening: what torch counts must differ by just the formula."""
+    atoms, counted, expected = systems.ethanol(), [], []
+    for widening in (1, 3):
+        config = PonitaConfig(num_ori=12, channels=8, num_layers=2, l_max=2, widening=widening)
+        with torch.random.fork_rng(devices=[]):
+            potential = Potential(Ponita(config, 3), (1, 6, 8), dict.fromkeys((1, 6, 8), 0.0)).requires_grad_(False)
+        graph = build_graph(atoms.numbers, atoms.positions, config.cutoff)
+        with FlopCounterMode(display=False) as counter:
+            potential.predict(graph, forces=True, stress=False)
+        counted.append(counter.get_total_flops())
+        expected.append(systems.count_flops(config, len(atoms), 72).convnext)
+    assert counted[1] - counted[0] == expected[1] - expected[0] > 0
+
+
+# ------------------------------------------------------------------------------------------------------ geometries
+
+#: Usual bond lengths, Å: single or double, aromatic.
+USUAL = {"CC": (1.39, 1.50), "CO": (1.21, 1.36), "CH": (1.09,), "HO": (0.97,)}
+
+
+def test_aspirin_is_aspirin(systems: ModuleType) -> None:
+    atoms = systems.aspirin()
+    assert atoms.get_chemical_formula() == "C9H8O4"
+    first, second, distance = neighbor_list("ijd", atoms, natural_cutoffs(atoms, mult=1.15))
+    bonds = {(i, j): d for i, j, d in zip(first, second, distance, strict=True) if i < j}
+    assert len(bonds) == 21  # one ring: as many bonds as atoms
+    for (i, j), length in bonds.items():
+        pair = "".join(sorted((atoms.symbols[i], atoms.symbols[j])))
+        assert min(abs(length - usual) for usual in USUAL[pair]) < 0.1
+    valence = np.bincount([i for bond in bonds for i in bond], minlength=len(atoms))
+    assert sorted(valence[atoms.numbers == 6]) == [3] * 8 + [4]
+    assert set(valence[atoms.numbers == 1]) == {1}
+    assert sorted(valence[atoms.numbers == 8]) == [1, 1, 2, 2]
+    for i in range(len(atoms)):
+        for j in range(i):
+            if (j, i) not in bonds:
+                heavy = min(atoms.numbers[[i, j]]) > 1
+                assert atoms.get_distance(i, j) > (1.5 if heavy else 1.0)
+
+
+@pytest.mark.parametrize(("asked", "made"), [(100, 108), (300, 300), (1000, 1008), (3000, 3000), (10_000, 9996)])
+def test_boxes_of_water(systems: ModuleType, asked: int, made: int) -> None:
+    atoms = systems.water_box(asked)
+    assert len(atoms) == made
+    assert atoms.get_chemical_formula(empirical=True) == "H2O"
+    assert atoms.pbc.all()
+    assert len(atoms) / atoms.get_volume() == pytest.approx(0.1)
+    lengths = atoms.cell.lengths()
+    assert lengths.max() / lengths.min() < 1.4
+    first, second, distance = neighbor_list("ijd", atoms, 2.0)
+    other = first // 3 != second // 3
+    assert distance[other].min() > 1.1
+    assert np.count_nonzero(~other) == 2 * made  # three pairs in every molecule
+    assert not np.allclose(atoms.positions[1] - atoms.positions[0], atoms.positions[4] - atoms.positions[3], atol=0.1)
+    np.testing.assert_array_equal(systems.water_box(asked).positions, atoms.positions)
+
+
+def test_directed_edges(systems: ModuleType) -> None:
+    assert systems.directed_edges(systems.aspirin(), None) == 21 * 20
+    assert systems.directed_edges(Atoms("HHH", [[0, 0, 0], [1, 0, 0], [3, 0, 0]]), 2.5) == 4
+    assert systems.directed_edges(systems.water_box(300), 5.0) / 300 == pytest.approx(
+        0.1 * 4 / 3 * np.pi * 125, rel=0.1
+    )
+
+
+# ------------------------------------------------------------------------------------------- statistics and results
+
+
+def test_ratio_is_taken_within_rounds(speed: ModuleType) -> None:
+    """A machine that slows down to a quarter from round to round changes times, never ratios."""
+    slow, fast = [[2.0, 2.2, 1.8], [4.0], [8.0, 8.0]], [[1.0], [2.0, 2.0], [4.0]]
+    assert speed.paired_ratio(slow, fast) == {"median": 2.0, "p10": 2.0, "p90": 2.0}
+    # One that sat out the last round is compared in those that both had.
+    assert speed.paired_ratio(slow[:1], fast)["median"] == 2.0
+    assert speed.spread([1.0, 2.0, 3.0, 4.0, 11.0]) == pytest.approx({"median": 3.0, "p10": 1.4, "p90": 8.2})
+
+
+def _section(quick: bool = False, **figures: Any) -> dict[str, Any]:
+    times = {"median": 2e-3, "p10": 1e-3, "p90": 4e-3}
+    good = {"system": "ethanol", "form": "default", "backend": "native", "atoms": 9, "seconds": times}
+    good |= {"make_s": 0.5, "first_s": 0.25, "replicas": 7, "batch_size": 5, "timestep_fs": 0.5, "inside": times}
+    good |= {"peak_bytes": 90 * 2**20, "flops": {"convnext": 1e8, "total": 2e8}}
+    bad = {"system": "ethanol", "form": "published", "backend": "eager", "failure": "out of memory at 8 GiB"}
+    product = {"task": "product", "system": "ethanol", "form": "", "backend": "", "seconds": times}
+    rows = [{"task": "evaluate", **good, **figures}, {"task": "evaluate", **bad}]
+    return {
+        "command": "python benchmarks/speed.py",
+        "quick": quick,
+        "date": "2026-01-01",
+        "commit": "abc",
+        "machine": {"hardware": "a machine", "torch": "2", "python": "3", "load_average_before": 0.0},
+        "memory_limit_gib": 8.0,
+        "absent_peers": ["a peer"],
+        "rows": [*rows, {**product, "flops": {"convnext": 1e9, "total": 1e9}}],
+    }
+
+
+def test_merging_keeps_the_other_sections(speed: ModuleType) -> None:
+    old = {"boxes": _section(), "batch": _section()}
+    new = _section(atoms=10)
+    merged = speed.merge(old, "latency", new)
+    assert list(merged) == ["latency", "boxes", "batch"]  # in the order of the tables
+    assert merged["boxes"] is old["boxes"]
+    assert speed.merge(merged, "boxes", new)["boxes"] is new
+    assert list(old) == ["boxes", "batch"]
+
+
+def test_quick_results_never_stand_among_real_ones(speed: ModuleType) -> None:
+    with pytest.raises(ValueError, match="--out"):
+        speed.merge({"boxes": _section()}, "latency", _section(quick=True))
+    merged = speed.merge({"boxes": _section(quick=True)}, "latency", _section())
+    assert list(merged) == ["latency"]
+
+
+def test_results_are_written_and_read_again(speed: ModuleType, tmp_path: Path) -> None:
+    assert speed.load_results(tmp_path) == {}
+    results = {name: _section() for name in speed.RUN}
+    speed.save(results, tmp_path)
+    assert speed.load_results(tmp_path) == results
+    text = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert text.count("out of memory at 8 GiB") == len(speed.RUN)
+    assert "| default form, native | 2.00 (1.00–4.00) | 1 | 0.750 | 50.0 | 100 | 20 % |" in text
+    assert "500 (250–1,000)" in text  # steps per second: slowest and fastest the right way round
+    assert "Not installed: a peer." in text
+    picture = (tmp_path / "speed.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+    (tmp_path / "speed.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="not JSON"):
+        speed.load_results(tmp_path)
+
+
+def test_what_failed_is_not_tried_on_larger_boxes(speed: ModuleType) -> None:
+    skips, settings = speed.Skips(), speed.Settings(rounds=1)
+    jobs = speed.box_jobs(300, settings)
+    assert skips.split(jobs) == (jobs, [])
+    skips.note([{"form": "published", "backend": "eager", "failure": "out of memory at 8 GiB"}])
+    tried, rows = skips.split(speed.box_jobs(1000, settings))
+    assert [(job.form, job.backend) for job in tried] == [("default", "native"), ("default", "eager")]
+    assert [row["failure"] for row in rows] == ["not tried: out of memory at 8 GiB in a smaller box"]
+    skips.note([{"form": "default", "backend": backend, "first_s": s} for backend, s in (("native", 9), ("eager", 99))])
+    tried, rows = skips.split(speed.box_jobs(3000, settings))
+    assert [job.backend for job in tried] == ["native"]
+    assert "not tried: 99 s in a smaller box" in [row["failure"] for row in rows]
+
+
+def test_sections_are_checked(speed: ModuleType) -> None:
+    assert speed._sections(None, None, "md, latency") == ["latency", "md"]
+    with pytest.raises(Exception, match="no section 'mdd'"):
+        speed._sections(None, None, "mdd")
+
+
+# --------------------------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("task", ["evaluate", "md", "train", "batch", "loop", "product"])
+def test_a_worker_answers(speed: ModuleType, task: str) -> None:
+    worker, answers = sys.modules["speed_worker"], io.StringIO()
+    job = worker.Job(task, "default", "eager", "ethanol", quick=True)
+    with torch.random.fork_rng(devices=[]):
+        worker.serve(job, io.StringIO("hello\nfacts\nprepare\nturn 0.01\nnonsense\n"), answers)
+    _, facts, prepared, turn, nonsense = map(json.loads, answers.getvalue().splitlines())
+    assert facts["threads"] == torch.get_num_threads()
+    assert prepared["first_s"] > 0
+    assert prepared["peak_bytes"] > 50 * 2**20
+    assert min(turn["seconds"]) > 0
+    assert "KeyError" in nonsense["failure"]
+    if task == "evaluate":
+        assert (prepared["facts"]["atoms"], prepared["facts"]["edges"]) == (9, 72)
+    if task == "md":
+        assert all(0 < inside < whole for inside, whole in zip(turn["inside"], turn["seconds"], strict=True))
+
+
+def test_positions_move_between_evaluations(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, seen = sys.modules["speed_worker"], []
+    make = worker.make_calculator
+
+    def spied(job: Any, atoms: Atoms) -> Any:
+        calculator = make(job, atoms)
+        calculate = calculator.calculate
+        monkeypatch.setattr(calculator, "calculate", lambda *rest: seen.append(len(rest)) or calculate(*rest))
+        return calculator
+
+    monkeypatch.setattr(worker, "make_calculator", spied)
+    with torch.random.fork_rng(devices=[]):
+        task = worker.evaluate_task(worker.Job("evaluate", "default", "eager", "ethanol", quick=True))
+    for _ in range(10):
+        task.run()
+    assert len(seen) == 10  # every run computes, and once for all properties
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds the memory")
+def test_out_of_memory_is_an_answer(speed: ModuleType) -> None:
+    job = speed.Job("evaluate", "published", "eager", "water-3000", memory_gib=3.0)
+    with speed.Contender(job, 1) as contender:
+        contender.greet()
+        contender.prepare()
+        row = contender.row(None)
+    assert row["failure"] == "out of memory at 3 GiB"
+
+
+def test_a_dead_worker_is_no_crash(speed: ModuleType) -> None:
+    with speed.Contender(speed.Job("idle"), 1) as contender:
+        contender._process.kill()
+        contender.greet()
+        contender.turn(0.1)
+        assert contender.row(None)["failure"].startswith("process ended with signal 9")
