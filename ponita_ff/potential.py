@@ -301,7 +301,7 @@ class Potential(nn.Module):
                 tensors[indices] = rest.pop(0)
         finite = np.isfinite(energies)
         if forces:
-            finite &= [bool(np.isfinite(values).all()) for values in force]
+            finite &= np.array([np.isfinite(values).all() for values in force], dtype=bool)
         if not finite.all():
             raise ValueError(
                 f"structure {finite.argmin()}: energy or forces are not finite: it is far outside anything the "

@@ -18,6 +18,7 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.calculators.mixing import LinearCombinationCalculator, MixedCalculator
 from ase.constraints import Hookean
 from ase.filters import FrechetCellFilter
+from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS
@@ -418,6 +419,256 @@ def test_skin_changes_no_trajectory(name: str, steps: int, make_potential: Make,
     assert every >= steps
     assert 5 <= few < 0.2 * steps
     assert np.abs(without - without[0]).max() > 0.5  # atoms did move by more than the skin
+
+
+# ------------------------------------------------------------------------------------------- committees
+
+
+def committee(make_potential: Make) -> list[Potential]:
+    """Three members that differ in weights, cutoff, scale and reference energies."""
+    return [
+        make_potential(seed=0),
+        make_potential(seed=1, cutoff=3.0, scale=0.5, zbl_cutoff=1.8),
+        make_potential(seed=2, references={1: -13.0, 6: -1030.0, 8: -2042.0}, num_layers=1),
+    ]
+
+
+def test_committee_is_the_mean_and_tells_the_spread(system: Atoms, make_potential: Make) -> None:
+    members = committee(make_potential)
+    calculator = PonitaCalculator(members)
+    names = ["energy", "free_energy", "energies", "forces", *(["stress"] if system.pbc.all() else [])]
+    for _ in range(2):
+        alone = [PonitaCalculator(member, skin=0.0) for member in members]
+        for name in names:
+            values = np.array([one.get_property(name, system) for one in alone])
+            assert calculator.get_property(name, system) == pytest.approx(values.mean(axis=0), abs=1e-9), name
+        energies = np.array([one.get_property("energy", system) for one in alone])
+        forces = np.array([one.get_property("forces", system) for one in alone])
+        assert calculator.get_property("energy_std", system) == calculator.results["energy_std"]
+        deviation = np.sqrt(np.square(energies - energies.mean()).sum() / 3)
+        assert calculator.results["energy_std"] == pytest.approx(deviation, abs=1e-9)
+        spread = np.sqrt(np.square(forces - forces.mean(axis=0)).sum(axis=0) / 3)
+        assert calculator.get_property("forces_std", system) == pytest.approx(spread, abs=1e-9)
+        assert calculator.results["forces_std"].shape == (len(system), 3)
+        assert deviation > 0.1
+        system.rattle(0.05, seed=5)  # within the skin: the longest cutoff's list serves all
+
+
+def test_committee_is_not_more_than_asked_for(make_potential: Make, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    atoms.calc = PonitaCalculator([make_potential()])
+    atoms.get_forces()
+    assert set(atoms.calc.results) == {"energy", "free_energy", "energies", "forces"}
+    with pytest.raises(PropertyNotImplementedError, match="energy_std"):
+        atoms.calc.get_property("energy_std", atoms)
+    assert "energy_std" not in PonitaCalculator.implemented_properties
+
+
+def test_committee_of_files(tiny_potential_path: Path, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    energy = PonitaCalculator(tiny_potential_path).get_property("energy", atoms)
+    both = PonitaCalculator((tiny_potential_path, str(tiny_potential_path)), dtype="float32")
+    assert both.get_property("energy", atoms) == pytest.approx(energy, abs=1e-12)
+    assert both.get_property("energy_std", atoms) == 0.0
+
+
+def test_committee_refuses_what_one_member_does_not_know(make_potential: Make) -> None:
+    narrower = Potential(make_potential().network, [1, 6, 7], {})
+    calculator = PonitaCalculator([make_potential(), narrower])
+    assert np.isfinite(calculator.get_property("energy", Atoms("CH", positions=[[0, 0, 0], [0, 0, 1.1]])))
+    for symbols, unknown in (("CO", "O"), ("CN", "N")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f"atom 1 is {unknown} "):
+                calculator.get_property("energy", Atoms(symbols, positions=[[0, 0, 0], [0, 0, 1.1]]))
+
+
+def test_committee_without_members() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        PonitaCalculator([])
+
+
+def test_hessian_of_a_committee_is_that_of_its_energy(make_potential: Make, make_system: Callable) -> None:
+    atoms, members = make_system("two atoms in a tiny cell"), committee(make_potential)
+    each = [PonitaCalculator(member).get_hessian(atoms) for member in members]
+    assert PonitaCalculator(members).get_hessian(atoms) == pytest.approx(np.mean(each, axis=0), abs=1e-9)
+    assert np.abs(each[0] - each[1]).max() > 1e-2
+
+
+def test_committee_in_files_and_bands_of_ase(tmp_path: Path, make_potential: Make, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    atoms.calc = PonitaCalculator(committee(make_potential))
+    forces = atoms.get_forces()
+    for name in ("frame.xyz", "frame.traj"):
+        write(tmp_path / name, atoms)
+        assert read(tmp_path / name).get_forces() == pytest.approx(forces, abs=1e-6)
+    assert np.array_equal(atoms.get_properties(["forces"])["forces"], forces)
+    assert np.ptp(band([atoms.calc] * 5, make_system, shared=True)) > 1e-4
+
+
+# ---------------------------------------------------------------------------------------------- warm-up
+
+
+def trace(calculator: PonitaCalculator) -> dict[str, Any]:
+    """Everything that a calculation leaves behind."""
+    return {name: value for name, value in vars(calculator).items() if name != "_predictors"}
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("other", ["molecule", "crystal"])
+def test_warmup_leaves_no_trace(used: bool, other: str, tiny_potential, make_system, monkeypatch) -> None:
+    atoms = make_system("molecule")
+    calculator = PonitaCalculator(tiny_potential)
+    if used:
+        atoms.calc = calculator
+        atoms.get_forces()
+        atoms.calc = None
+    before = dict(trace(calculator))
+    results, rebuilds = dict(calculator.results), calculator._cache.rebuilds
+    moved = make_system(other)
+    moved.rattle(0.5, seed=6)
+    calculator.warmup(moved, stress=other == "crystal")
+    after = trace(calculator)
+    assert before.keys() == after.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert calculator.results == results
+    assert calculator._cache.rebuilds == rebuilds
+    calls = count_evaluations(calculator, monkeypatch)
+    expected = PonitaCalculator(tiny_potential).get_forces(atoms)
+    assert np.array_equal(calculator.get_forces(atoms), expected)
+    assert calls == ([] if used else [False])
+
+
+def test_warmup_of_what_cannot_be_leaves_no_trace_either(tiny_potential: Potential, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    calculator = PonitaCalculator(tiny_potential)
+    energy = calculator.get_property("energy", atoms)
+    before = dict(trace(calculator))
+    with pytest.raises(ValueError, match="atom 0 is S"):
+        calculator.warmup(Atoms("S"))
+    assert all(trace(calculator)[name] is before[name] for name in before)
+    assert calculator.get_property("energy", atoms) == energy
+
+
+def test_warmup_compiles(make_potential: Make, make_system: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    potential = make_potential(channels=4, num_layers=1, l_max=1, num_ori=6)
+    atoms, calculator = make_system("molecule"), PonitaCalculator(potential, backend="compiled")
+    assert not compiled
+    calculator.warmup(atoms)
+    assert len(compiled) == 1
+    calculator.get_forces(atoms)
+    assert len(compiled) == 1
+
+
+# ---------------------------------------------------------------------------------------- cost of a step
+
+
+def test_one_transfer_a_step_and_no_other_wait(make_potential: Make, make_system: Callable, monkeypatch) -> None:
+    """Whatever waits for a device would show in these methods of tensors."""
+    atoms = make_system("molecule")
+    atoms.calc = PonitaCalculator([make_potential(zbl_cutoff=1.5), make_potential(seed=1)], backend="eager")
+    atoms.get_forces()
+    waits: list[str] = []
+    for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__float__", "__int__", "__index__"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(self: torch.Tensor, *args: Any, name: str = name, method: Any = method) -> Any:
+            waits.append(name)
+            return method(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    atoms.positions[0, 0] += 0.01
+    atoms.get_forces()
+    assert waits == ["cpu"]
+
+
+def test_species_are_checked_when_numbers_change_only(tiny_potential, make_system, monkeypatch) -> None:
+    atoms = make_system("molecule")
+    calculator = PonitaCalculator(tiny_potential)
+    checks: list[int] = []
+    monkeypatch.setattr(calculator.potential, "check_species", lambda numbers: checks.append(len(numbers)))
+    for _ in range(3):
+        calculator.get_forces(atoms)
+        atoms.positions[0, 0] += 0.01
+    assert checks == [9]
+    atoms.numbers[0] = 8
+    calculator.get_forces(atoms)
+    assert checks == [9, 9]
+
+
+@pytest.mark.parametrize("cutoff", [4.0, 2.0])
+@pytest.mark.parametrize("skin", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("images", [False, True])
+def test_atoms_that_come_into_one_place_are_caught_on_the_way(
+    cutoff: float, skin: float, images: bool, make_potential: Make
+) -> None:
+    """Two atoms approach each other in small steps: the check may be left out only while they cannot have met."""
+    calculator = PonitaCalculator(make_potential(cutoff=cutoff, channels=4, num_layers=1, l_max=0), skin=skin)
+    for start in (0.2, 0.54, 0.56, 1.2, 2.6):
+        distance, refused = start, False
+        while distance > 0.0 and not refused:
+            left = 5.0 - distance if images else distance
+            atoms = Atoms("COH", positions=[[2.5, 1.9, 1.6], [0, 0, 0], [left, 0, 0]], cell=np.eye(3) * 5, pbc=images)
+            atoms.positions[1:, 0] -= 0.3 * distance  # both move
+            if distance < 0.05:
+                with pytest.raises(ValueError, match="atoms 1 and 2 are in one place"):
+                    calculator.get_forces(atoms)
+                refused = True
+            else:
+                calculator.get_forces(atoms)
+            distance -= 0.02
+        assert refused
+
+
+def device_calculator(potential: Potential) -> PonitaCalculator:
+    """A calculator that makes lists as it would on a GPU, for nine atoms or more."""
+    calculator = PonitaCalculator(potential)
+    calculator._device_list = 9
+    return calculator
+
+
+def test_lists_made_on_the_device_change_nothing(tiny_potential: Potential, make_system: Callable) -> None:
+    calculator = device_calculator(tiny_potential)
+    molecule_, crystal = make_system("molecule"), make_system("crystal").repeat((3, 1, 1))
+    small = make_system("crystal")
+    generator = np.random.default_rng(0)
+    for step in range(12):
+        # The same atoms again and others in between, of sizes on both sides of the limit.
+        for atoms in (molecule_, molecule_, crystal, small):
+            if step % 3 == 2:
+                calculator.get_forces(small)
+            atoms.positions += 0.07 * generator.normal(size=(len(atoms), 3))
+            fresh = PonitaCalculator(tiny_potential, skin=0.0)
+            assert calculator.get_forces(atoms) == pytest.approx(fresh.get_forces(atoms), abs=1e-9)
+    crystal.set_cell(np.asarray(crystal.cell) * 1.01)
+    fresh = PonitaCalculator(tiny_potential, skin=0.0)
+    assert calculator.get_property("energy", crystal) == pytest.approx(fresh.get_property("energy", crystal), abs=1e-9)
+
+
+def test_the_device_is_asked_about_its_list_only_when_atoms_moved(tiny_potential, make_system, monkeypatch) -> None:
+    calculator, atoms = device_calculator(tiny_potential), make_system("molecule")
+    asked: list[int] = []
+    calculator.get_forces(atoms)
+    update = calculator._device_cache.update
+    monkeypatch.setattr(calculator._device_cache, "update", lambda *args: asked.append(1) or update(*args))
+    atoms.positions[0, 0] += 0.24
+    calculator.get_forces(atoms)
+    assert not asked
+    for change in ("positions", "cell", "pbc", "numbers"):
+        if change == "positions":
+            atoms.positions[0, 0] += 0.02
+        elif change == "cell":
+            atoms.set_cell(np.eye(3) * 12)
+        elif change == "pbc":
+            atoms.set_pbc((True, False, False))
+        else:
+            atoms.numbers[0] = 8
+        calculator.get_forces(atoms)
+        assert bool(asked) == (change != "cell"), change  # which nothing depends on without pbc
+        asked.clear()
+        fresh = PonitaCalculator(tiny_potential, skin=0.0)
+        assert calculator.get_forces(atoms) == pytest.approx(fresh.get_forces(atoms), abs=1e-9), change
 
 
 # -------------------------------------------------------------------------------------------- bad input

@@ -77,6 +77,16 @@ def test_evaluate_prints_the_same_errors_as_the_file_holds(run_folder: Path) -> 
     assert (out / "parity.png").stat().st_size > 0
 
 
+def test_evaluate_by_a_backend(run_folder: Path) -> None:
+    arguments = ("evaluate", run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz", "--backend")
+    result = call(*arguments, "eager")
+    assert result.exit_code == 0, result.output
+    result = call(*arguments, "fast")
+    assert result.exit_code != 0
+    assert "backend must be one of auto, native, compiled, eager" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_resume_of_a_longer_run(run_folder: Path) -> None:
     result = call("train", "--resume", run_folder / "run", "--set", "optimiser.steps=30", "--no-progress")
     assert result.exit_code == 0, result.output

@@ -9,7 +9,15 @@ import pytest
 import torch
 from ase import Atoms
 
-from ponita_ff.graph import INPUT_FIELDS, Graph, batch_graphs, build_graph, edge_vectors, gather_neighbours
+from ponita_ff.graph import (
+    INPUT_FIELDS,
+    Graph,
+    batch_graphs,
+    build_graph,
+    edge_vectors,
+    gather_neighbours,
+    graphs_of,
+)
 from ponita_ff.neighbours import neighbour_list
 
 
@@ -120,6 +128,39 @@ def test_batching_leaves_its_input_alone(make_system: Callable) -> None:
     before = {name: narrow[name].clone() for name in INPUT_FIELDS}
     batch_graphs([narrow, wide])
     assert all(torch.equal(narrow[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 32])
+def test_stacked_molecules_are_those_built_one_by_one(size: int) -> None:
+    generator = np.random.default_rng(size)
+    molecules = [
+        Atoms(generator.choice([1, 6, 8], size), positions=generator.normal(scale=3.0, size=(size, 3)))
+        for _ in range(3)
+    ]
+    ((indices, stacked),) = graphs_of(molecules, 4.0, max_atoms=1000)
+    slow = batch_graphs([build_graph(atoms.numbers, atoms.positions, None) for atoms in molecules])
+    assert indices == [0, 1, 2]
+    for name in INPUT_FIELDS:
+        assert stacked[name].dtype == slow[name].dtype, name
+        assert torch.equal(stacked[name], slow[name]), name
+
+
+def test_batches_hold_every_structure_once_and_no_more_atoms_than_allowed(make_system: Callable) -> None:
+    water, ring = Atoms("OHH", positions=np.eye(3)), Atoms("C40", positions=3.0 * np.arange(120).reshape(40, 3))
+    structures = [water, make_system("crystal"), make_system("molecule"), ring, water, make_system("crystal"), water]
+    for max_atoms in (1, 7, 8, 1000):
+        seen: list[int] = []
+        for indices, graph in graphs_of(structures, 4.0, max_atoms):
+            seen += indices
+            assert graph.num_nodes == sum(len(structures[index]) for index in indices)
+            assert graph.num_nodes <= max_atoms or len(indices) == 1
+            expected = np.concatenate([structures[index].positions for index in indices])
+            assert np.array_equal(graph.positions.numpy(), expected)
+            counts = [len(structures[index]) for index in indices]
+            assert graph.batch.tolist() == np.repeat(np.arange(len(indices)), counts).tolist()
+            assert graph.cell.shape == (len(indices), 3, 3)
+        assert sorted(seen) == list(range(len(structures)))
+    assert sum(1 for _ in graphs_of(structures, 4.0, 8)) < len(structures)  # water with water, crystal with crystal
 
 
 def test_gather_is_indexing(irregular: Graph) -> None:
