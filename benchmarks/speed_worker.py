@@ -1,8 +1,9 @@
 """One contender of the speed benchmark in a process of its own, where it can run out of memory without harm.
 
 ``benchmarks/speed.py`` starts it with a :class:`Job` as JSON. It then reads one command a line and answers each with
-one line of JSON: ``hello`` (all is imported), ``facts`` (what runs here), ``prepare`` (make the contender and run it once, which compiles where
-there is something to compile), ``turn SECONDS`` (run for about so long; the time of every run).
+one line of JSON: ``hello`` (all is imported), ``facts`` (what runs here), ``prepare`` (make the contender and run it
+once, which compiles where there is something to compile), ``turn SECONDS`` (run for about so long; the time of every
+run).
 """
 
 from __future__ import annotations
