@@ -23,6 +23,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("potential",),
     ("published",),
     ("checkpoint",),
+    ("packaging",),
     ("calculator", "training"),
     ("cli",),
     ("__init__", "__main__"),

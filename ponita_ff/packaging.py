@@ -1,0 +1,229 @@
+"""Ahead-of-time compiled prediction: energy, forces and stress of one potential as machine code in a ``.pt2`` file.
+
+A package is made once, in about a minute, with a C++ compiler; loading it takes a fraction of a second and needs none.
+One package serves every number of atoms and of neighbours. It belongs to the potential, the version of torch and the
+processor that it was made with, says so in its own metadata, and is refused anywhere else.
+
+A ``.pt2`` file holds machine code, which runs with all your rights: its metadata guard against mistakes, not against
+malice. Load only packages that you made yourself, on the machine at hand; share the potential file instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ponita_ff.checkpoint import package_versions, weights_hash, write_atomically
+from ponita_ff.compilation import Function
+from ponita_ff.graph import INPUT_FIELDS, Graph
+from ponita_ff.potential import Potential
+
+__all__ = ["PackageError", "build_package", "load_package"]
+
+_FORMAT = "ponita_ff package 1"
+
+#: As in compilation.py; and the number of threads is asked for when the code runs, not when it is made.
+_OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False, "cpp.dynamic_threads": True}
+
+#: Atoms and slots of the example. Sizes that are equal in an example are taken to be equal always, hence no 1 and no 3.
+_ATOMS, _SLOTS = 23, 13
+
+#: Smallest numbers of atoms and slots that compiled code may be given: torch treats sizes 0 and 1 as special cases.
+_FEWEST = 2
+
+
+class PackageError(ValueError):
+    """A file that is not a whole package, or one made for something else than what is at hand."""
+
+
+def build_package(potential: Potential, path: Path | str, stress: bool = False) -> None:
+    """Compile a potential's prediction for this machine, and write it to a file.
+
+    Args:
+        potential: On the CPU, in the dtype and with the grid and rotations in which it will be used.
+        path: Ends in ``.pt2``; usually beside the potential's own file.
+        stress: Whether stress is computed too.
+
+    Raises:
+        ValueError: For a potential that is not on the CPU, or another ending.
+        RuntimeError: Where compiling fails, for want of a C++ compiler for example; no file is written.
+        OSError: When the file cannot be written; one that was there is intact.
+    """
+    path = Path(path)
+    if potential.device.type != "cpu":
+        raise ValueError(f"packages are made for the CPU, but the potential is on {potential.device}: move it first")
+    if path.suffix != ".pt2":
+        raise ValueError(f"the path of a package must end in .pt2, got {path}")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "package.pt2"
+        try:
+            _compile(potential.clone(), made, stress)
+        except Exception as error:  # whatever a compiler tool-chain throws
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(f"could not compile the potential: {reason}") from error
+        write_atomically(path, lambda temporary: shutil.copyfile(made, temporary))
+
+
+def load_package(potential: Potential, path: Path | str, stress: bool = False) -> Function:
+    """The prediction of a potential from its package, after checking that the package fits.
+
+    The file's machine code runs from here on: load only packages that you made on this machine. No pickle is read.
+
+    The function takes an unused list and the tensors named by ``INPUT_FIELDS``, of one graph as ``build_graph`` makes
+    it, and returns energy (1,), atomic energies (N,), eV, forces (N, 3), eV/Å, and stress (1, 3, 3), eV/Å³, if asked
+    for. What the compiled code was not made for (several structures, a single atom or slot) runs uncompiled.
+
+    Args:
+        potential: What the package was made from; it must not change afterwards.
+        path: The package.
+        stress: As it was made.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        PackageError: When it is damaged, or made for other weights, settings, torch or machine; the message says which.
+    """
+    path = Path(path)
+    _check_facts(_read_facts(path), _facts(potential, stress), path)
+    try:
+        compiled = torch._inductor.aoti_load_package(str(path))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise PackageError(f"{path} cannot be loaded ({reason}): {_ANEW}") from error
+    plain = _predictor(potential, stress, fused=False)
+
+    def predict(_: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        if not _covered(tensors):
+            return plain(*tensors)
+        return tuple(compiled(*(tensor.contiguous() for tensor in tensors)))
+
+    return predict
+
+
+_ANEW = "make it anew with build_package"
+
+
+def _predictor(potential: Potential, stress: bool, fused: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """The prediction as a function of the tensors named by ``INPUT_FIELDS``."""
+
+    def predict(*tensors: Tensor) -> tuple[Tensor, ...]:
+        graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
+        return potential.predict(graph, forces=True, stress=stress, fused=fused)
+
+    return predict
+
+
+def _shapes(atoms: Any, slots: Any) -> list[tuple[Any, ...]]:
+    """Shapes of the tensors named by ``INPUT_FIELDS``, for one structure."""
+    table = (atoms, slots)
+    return [(atoms, 3), (*table, 3), table, table, table, (atoms,), (atoms,), (1, 3, 3)]
+
+
+#: Their dtypes.
+_DTYPES = (
+    *(torch.float64, torch.float64),
+    *(torch.int64, torch.int64, torch.bool, torch.int64, torch.int64),
+    torch.float64,
+)
+
+
+def _covered(tensors: list[Tensor]) -> bool:
+    """Whether compiled code may read these tensors: it trusts their number, shapes, dtypes and place."""
+    if len(tensors) != len(_DTYPES) or tensors[1].dim() != 3 or min(tensors[1].shape[:2]) < _FEWEST:
+        return False
+    expected = zip(_shapes(*tensors[1].shape[:2]), _DTYPES, strict=True)
+    return [(tuple(t.shape), t.dtype) for t in tensors] == list(expected) and all(t.is_cpu for t in tensors)
+
+
+def _compile(potential: Potential, path: Path, stress: bool) -> None:
+    """Trace, export and compile into ``path``. Only shapes and dtypes of the example count, never its values."""
+    shapes = _shapes(_ATOMS, _SLOTS)
+    example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, _DTYPES, strict=True))
+    symbolic = _shapes(torch.export.Dim("atoms", min=_FEWEST), torch.export.Dim("slots", min=_FEWEST))
+    dynamic = tuple({i: size for i, size in enumerate(shape) if not isinstance(size, int)} for shape in symbolic)
+    predict = _predictor(potential, stress, fused=True)
+    options = {**_OPTIONS, "aot_inductor.metadata": _facts(potential, stress)}
+    with _quiet():
+        # Export cannot differentiate: gradients are traced into one graph first, and that graph is exported.
+        traced = make_fx(predict, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+        program = torch.export.export(traced, example, dynamic_shapes=dynamic)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that torch's exporter raises about torch's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
+
+
+def _facts(potential: Potential, stress: bool) -> dict[str, str]:
+    """What a package is bound to."""
+    settings = {
+        "network": potential.network.config.model_dump(),
+        "species": potential.species,
+        "scale": potential.scale,
+        "zbl_cutoff": potential.zbl_cutoff,
+    }
+    text = json.dumps(settings, sort_keys=True) + weights_hash(potential.state_dict())
+    return {
+        "format": _FORMAT,
+        "potential": hashlib.sha256(text.encode()).hexdigest(),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "device": potential.device.type,
+        "stress": str(stress),
+        "ponita-ff": package_versions().get("ponita-ff", "unknown"),
+        "torch": torch.__version__,
+        "processor": _processor(),
+    }
+
+
+def _processor() -> str:
+    """Model and a hash of what the processor can do: machine code for another one may crash."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        # Not Linux: the names there are too coarse, so the machine itself is what counts.
+        return f"{platform.machine()} {platform.processor()} of {platform.node()}"
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    # The first line of each kind tells all: a machine's processors are alike.
+    able = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {model} {hashlib.sha256(able.encode()).hexdigest()[:8]}"
+
+
+def _read_facts(path: Path) -> dict[str, str]:
+    """Facts from a package's metadata, with the file's checksums checked; none of its code is loaded."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no package {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            name = next(name for name in archive.namelist() if name.endswith("_metadata.json"))
+            facts = json.loads(archive.read(name)) if damaged is None else None
+    except (zipfile.BadZipFile, StopIteration, OSError, ValueError, RuntimeError, NotImplementedError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise PackageError(f"{path} is not a whole package: {_ANEW}")
+    return facts
+
+
+def _check_facts(there: dict[str, str], here: dict[str, str], path: Path) -> None:
+    """Refuse a package that was made for something else."""
+    different = [
+        f"{key} {there.get(key)!r} instead of {value!r}" for key, value in here.items() if there.get(key) != value
+    ]
+    if different:
+        raise PackageError(f"{path} was made for {', '.join(different)}: {_ANEW}, for this potential on this machine")

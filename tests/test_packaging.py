@@ -1,0 +1,282 @@
+"""Packages: machine code that equals the eager potential at any size, and that is refused where it does not belong."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from torch import Tensor
+
+import ponita_ff.packaging
+from ponita_ff.graph import INPUT_FIELDS, Graph, batch_graphs, build_graph
+from ponita_ff.kernels.build import compiler
+from ponita_ff.packaging import PackageError, build_package, load_package
+from ponita_ff.potential import Potential
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
+
+#: One small shape of network for all tests: compiling takes most of a minute.
+SMALL: dict[str, Any] = {"dtype": torch.float32, "channels": 8, "num_layers": 1, "l_max": 1, "num_ori": 6}
+
+
+@pytest.fixture(scope="module")
+def potential(make_potential: Callable[..., Potential]) -> Potential:
+    return make_potential(**SMALL, zbl_cutoff=1.3)
+
+
+@pytest.fixture(scope="module")
+def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real package of the potential, with stress."""
+    path = tmp_path_factory.mktemp("package") / "small.pt2"
+    build_package(potential, path, stress=True)
+    return path
+
+
+@pytest.fixture
+def codeless(potential: Potential, tmp_path: Path) -> Path:
+    """A file with the metadata of the potential's package and no code in it: what is to be refused before loading."""
+    path = tmp_path / "codeless.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        facts = json.dumps(ponita_ff.packaging._facts(potential, True))
+        archive.writestr("codeless/data/aotinductor/model/a.wrapper_metadata.json", facts)
+    return path
+
+
+def graph_of(atoms: Atoms, potential: Potential) -> Graph:
+    cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
+    return build_graph(atoms.numbers, atoms.positions, potential.cutoff, cell, atoms.pbc)
+
+
+def inputs(graph: Graph) -> list[Tensor]:
+    return [graph[name] for name in INPUT_FIELDS]
+
+
+def rattled(atoms: Atoms, repeat: tuple[int, int, int] = (1, 1, 1)) -> Atoms:
+    atoms = atoms.repeat(repeat)
+    atoms.rattle(0.05, seed=2)
+    return atoms
+
+
+def never(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("this must not be called")
+
+
+def assert_equal(values: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Energies to 1e-6 of their size, forces to 1e-5 eV/Å, stress to 1e-6 eV/Å³."""
+    assert len(values) == len(expected)
+    for value, right, (rtol, atol) in zip(values, expected, [(1e-6, 0), (1e-6, 0), (0, 1e-5), (0, 1e-6)], strict=False):
+        torch.testing.assert_close(value, right, rtol=rtol, atol=atol)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "repeat"), [("crystal", (1, 1, 1)), ("crystal", (3, 2, 1)), ("two atoms in a tiny cell", (1, 1, 2))]
+)
+def test_periodic_systems_of_several_sizes_equal_the_eager_potential(
+    name: str,
+    repeat: tuple[int, int, int],
+    potential: Potential,
+    package: Path,
+    make_system: Callable[[str], Atoms],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function = load_package(potential, package, stress=True)
+    graph = graph_of(rattled(make_system(name), repeat), potential)
+    expected = potential.predict(graph, forces=True, stress=True)
+    monkeypatch.setattr(Potential, "predict", never)
+    assert_equal(function([], inputs(graph)), expected)
+    # Large enough that the comparison means something.
+    assert expected[2].abs().max() > 0.01
+    assert expected[3].abs().max() > 1e-3
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["H2O", "CH3CH2OH", "C6H6"])
+def test_molecules_equal_the_eager_potential(
+    name: str, potential: Potential, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = load_package(potential, package, stress=True)
+    atoms = rattled(molecule(name))
+    graph = graph_of(atoms, potential)
+    expected = potential.predict(graph, forces=True, stress=False)
+    monkeypatch.setattr(Potential, "predict", never)
+    # A molecule has no volume, and so no stress.
+    assert_equal(function([], inputs(graph))[:3], expected)
+    assert expected[2].abs().max() > 0.01
+    # Inputs need not lie in one piece.
+    tensors = inputs(graph)
+    tensors[0] = tensors[0].T.contiguous().T
+    tensors[2] = tensors[2].T.contiguous().T
+    assert not tensors[0].is_contiguous()
+    assert_equal(function([], tensors)[:3], expected)
+
+
+@needs_compiler
+def test_what_code_was_not_compiled_for_runs_eagerly(
+    potential: Potential, package: Path, make_system: Callable[[str], Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    eager = Potential.predict
+
+    def counted(self: Potential, graph: Graph, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        calls.append(graph.num_nodes)
+        return eager(self, graph, *args, **kwargs)
+
+    monkeypatch.setattr(Potential, "predict", counted)
+    function = load_package(potential, package, stress=True)
+    crystal = graph_of(make_system("crystal"), potential)
+    one = graph_of(make_system("one atom in a tiny cell"), potential)
+    # Two atoms with a slot each; a single atom; two structures; a batch that has the wrong dtype.
+    pair = graph_of(Atoms("CO", positions=[[0, 0, 0], [0.1, 0.2, 1.1]], cell=[9, 9, 9], pbc=True), potential)
+    assert pair.neighbours.shape == (2, 1)
+    other = crystal.clone()
+    other.batch = other.batch.int()
+    for graph in (pair, one, batch_graphs([crystal, one]), other):
+        assert_equal(function([], inputs(graph)), eager(potential, graph, True, True))
+    assert calls == [2, 1, 5, 4]
+    function([], inputs(crystal))
+    assert len(calls) == 4
+
+
+@needs_compiler
+def test_a_package_knows_what_it_was_made_for(potential: Potential, package: Path) -> None:
+    here = ponita_ff.packaging._facts(potential, True)
+    assert ponita_ff.packaging._read_facts(package).items() >= here.items()
+    with pytest.raises(PackageError, match="stress 'True' instead of 'False'"):
+        load_package(potential, package)
+
+
+def other_weights(potential: Potential) -> Potential:
+    other = potential.clone()
+    with torch.no_grad():
+        next(other.network.parameters()).add_(1e-6)
+    return other
+
+
+def other_scale(potential: Potential) -> Potential:
+    other = potential.clone()
+    other.scale *= 2.0
+    return other
+
+
+def other_rotations(potential: Potential) -> Potential:
+    other = potential.clone()
+    other.average_rotations(2)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_weights, "potential"),
+        (other_scale, "potential"),
+        (other_rotations, "potential"),
+        (lambda potential: potential.clone().double(), "dtype 'float32' instead of 'float64'"),
+    ],
+)
+def test_packages_of_other_potentials_are_refused(
+    change: Callable[[Potential], Potential],
+    named: str,
+    potential: Potential,
+    codeless: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
+    with pytest.raises(PackageError, match=f"{named}.*make it anew with build_package"):
+        load_package(change(potential), codeless, stress=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "named"),
+    [
+        (torch, "__version__", "1.0", "torch '.*' instead of '1.0'"),
+        (ponita_ff.packaging, "_processor", lambda: "abacus", "processor '.*' instead of 'abacus'"),
+        (ponita_ff.packaging, "_FORMAT", "papyrus", "format '.*' instead of 'papyrus'"),
+        (Potential, "device", torch.device("cuda"), "device 'cpu' instead of 'cuda'"),
+    ],
+)
+def test_packages_of_other_machines_are_refused(
+    module: Any,
+    name: str,
+    value: Any,
+    named: str,
+    potential: Potential,
+    codeless: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
+    monkeypatch.setattr(module, name, value)
+    with pytest.raises(PackageError, match=f"{named}.*make it anew with build_package"):
+        load_package(potential, codeless, stress=True)
+
+
+def test_metadata_without_code_is_no_package(potential: Potential, codeless: Path) -> None:
+    with pytest.raises(PackageError, match="cannot be loaded"):
+        load_package(potential, codeless, stress=True)
+
+
+def spoil(content: bytes) -> bytes:
+    """One bit in the middle, which is machine code, is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], spoil], ids=["truncated", "spoilt"])
+def test_damaged_packages_are_refused(
+    damage: Callable[[bytes], bytes],
+    potential: Potential,
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
+    path = tmp_path / "damaged.pt2"
+    path.write_bytes(damage(package.read_bytes()))
+    with pytest.raises(PackageError, match="not a whole package"):
+        load_package(potential, path, stress=True)
+
+
+def test_files_that_are_no_packages_are_refused(potential: Potential, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pt2"
+    with pytest.raises(FileNotFoundError, match=r"no package .*foreign\.pt2"):
+        load_package(potential, path)
+    for content in (b"", b"PK and nothing else"):
+        path.write_bytes(content)
+        with pytest.raises(PackageError, match="not a whole package"):
+            load_package(potential, path)
+    for name, text in (("holiday.txt", "sun"), ("a_metadata.json", "sun"), ("a_metadata.json", "[]")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, text)
+        with pytest.raises(PackageError, match="not a whole package"):
+            load_package(potential, path)
+
+
+def test_where_compiling_fails_the_old_file_stays(
+    potential: Potential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no C++ compiler\nand a long story")
+
+    path = tmp_path / "old.pt2"
+    path.write_text("old")
+    monkeypatch.setattr(ponita_ff.packaging, "make_fx", failing)
+    with pytest.raises(RuntimeError, match=r"^could not compile the potential: no C\+\+ compiler$"):
+        build_package(potential, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_cpu_potential_and_a_pt2_path_will_do(potential: Potential, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.pt2"):
+        build_package(potential, tmp_path / "package.zip")
+    with pytest.raises(ValueError, match="for the CPU, but the potential is on meta"):
+        build_package(potential.clone().to("meta"), tmp_path / "package.pt2")
