@@ -103,7 +103,8 @@ class Predictor:
                 graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
                 return self._potential.predict(graph, forces, stress, fused=fused)
 
-            compiler = ShapeCompiler(partial(predict, fused=True), partial(predict, fused=False))
+            # Whoever predicts takes the results off the device before the next call.
+            compiler = ShapeCompiler(partial(predict, fused=True), partial(predict, fused=False), replay=True)
             self._compiled[forces, stress] = compiler
         return self._compiled[forces, stress]
 

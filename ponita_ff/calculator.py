@@ -163,6 +163,8 @@ class PonitaCalculator(Calculator):
         Raises:
             ValueError: For atoms that cannot be calculated.
         """
+        if stress:
+            _refuse_open(atoms)
         kept = (self._cache, self._device_cache, self._listed, self._graph, self._apart)
         self._forget(self._cache.skin)
         try:
@@ -182,30 +184,37 @@ class PonitaCalculator(Calculator):
         if current is None:
             raise ValueError("give the atoms to calculate")
         # An NPT run or a cell relaxation asks for it every step: then one pass gives all.
-        self._want_stress = self._want_stress or "stress" in properties
-        has_volume = self._want_stress and bool(current.pbc.all())
-        if "stress" in properties and not has_volume:
-            raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {current.pbc}")
+        if "stress" in properties:
+            _refuse_open(current)
+            self._want_stress = True
         graph = self._update_graph(current)
-        self.results = self._evaluate(graph, has_volume)
+        self.results = self._evaluate(graph, self._want_stress and bool(current.pbc.all()))
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
-        members = [predict(graph, stress) for predict in self._predictors]
+        values = self._predict(graph, stress)
         closest = [] if self._apart else [_squares(graph).min().unsqueeze(0)]
-        arrays = _to_host([*closest, *(values for member in members for values in member)])
+        arrays = _to_host([*closest, *values])
         if closest and arrays.pop(0) < COINCIDENT**2:
             distance, first, second = shortest_edge(graph)
             raise ValueError(
                 f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
                 "the cell and the file that the structure came from"
             )
-        results = _results(arrays) if len(members) == 1 else _committee_results(arrays, len(members))
+        number = len(self._predictors)
+        results = _results(arrays) if number == 1 else _committee_results(arrays, number)
         if not math.isfinite(results["energy"]) or not np.isfinite(results["forces"]).all():
             raise ValueError(
                 "energy or forces are not finite: the structure is far outside anything the potential was trained on "
                 f"(shortest distance {shortest_edge(graph)[0]:.3f} Å)"
             )
         return results
+
+    def _predict(self, graph: Graph, stress: bool) -> list[Tensor]:
+        """What the members say, one after the other."""
+        if len(self._predictors) == 1:
+            return list(self._predictors[0](graph, stress))
+        # Copies: on a GPU a compiled member's results may lie where the next one's will.
+        return [value.clone() for predict in self._predictors for value in predict(graph, stress)]
 
     def _update_graph(self, atoms: Atoms) -> Graph:
         """The graph of these atoms; only its positions change while the neighbour list holds."""
@@ -304,6 +313,11 @@ def _sequence(potentials: Any) -> Sequence[Any]:
             f"{type(potentials).__name__}"
         )
     return potentials
+
+
+def _refuse_open(atoms: Atoms) -> None:
+    if not atoms.pbc.all():
+        raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {atoms.pbc}")
 
 
 def _squares(graph: Graph) -> Tensor:

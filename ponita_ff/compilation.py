@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 #: channels (it would vectorise the gathers along the neighbours), and the indices, ours, are not checked once more.
 _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False}
 
+#: On a GPU: record the launches of small kernels once and replay them, where results are used up before the next call.
+_REPLAY = {"triton.cudagraphs": True}
+
 Function = Callable[[list[Tensor], list[Tensor]], tuple[Tensor, ...]]
 
 
@@ -31,10 +34,11 @@ class ShapeCompiler:
         traced: The function as it is traced, its sums written as a compiler likes them.
         plain: The same function run eagerly: for shapes past ``limit``, and where compiling fails.
         limit: Number of shapes that are compiled; each takes up to a minute.
+        replay: Whether results are used up before the next call: a GPU may then write the next ones into their place.
     """
 
-    def __init__(self, traced: Function, plain: Function, limit: int = 4) -> None:
-        self._traced, self._plain, self._limit = traced, plain, limit
+    def __init__(self, traced: Function, plain: Function, limit: int = 4, replay: bool = False) -> None:
+        self._traced, self._plain, self._limit, self._replay = traced, plain, limit, replay
         self._compiled: dict[tuple[torch.Size, ...], Function] = {}
 
     def __call__(self, fixed: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -50,7 +54,8 @@ class ShapeCompiler:
     def _compile(self, fixed: list[Tensor], tensors: list[Tensor]) -> Function:
         try:
             graph = make_fx(self._traced)(fixed, tensors)
-            compiled: Any = torch.compile(graph, options=dict(_OPTIONS))
+            options = _REPLAY if self._replay and tensors[0].device.type == "cuda" else _OPTIONS
+            compiled: Any = torch.compile(graph, options=dict(options))
             with torch.no_grad():
                 compiled(fixed, tensors)
         except Exception as error:  # whatever a compiler tool-chain throws: the work goes on without it

@@ -482,6 +482,28 @@ def test_committee_refuses_what_one_member_does_not_know(make_potential: Make) -
                 calculator.get_property("energy", Atoms(symbols, positions=[[0, 0, 0], [0, 0, 1.1]]))
 
 
+def test_committee_whose_members_write_into_one_place(make_potential: Make, make_system: Callable, monkeypatch) -> None:
+    """As those compiled for a GPU may."""
+    members, atoms = committee(make_potential), make_system("molecule")
+    expected = PonitaCalculator(members)
+    forces = expected.get_forces(atoms)
+    calculator = PonitaCalculator(members)
+    place: list[torch.Tensor] = []
+
+    def reusing(predict: Callable) -> Callable:
+        def predicted(graph: Any, stress: bool) -> list[torch.Tensor]:
+            values = predict(graph, stress)
+            if not place:
+                place.extend(value.clone() for value in values)
+            return [old.copy_(new) for old, new in zip(place, values, strict=True)]
+
+        return predicted
+
+    monkeypatch.setattr(calculator, "_predictors", [reusing(predict) for predict in calculator._predictors])
+    assert np.array_equal(calculator.get_forces(atoms), forces)
+    assert calculator.results["energy_std"] == expected.results["energy_std"] > 0.1
+
+
 def test_committee_without_members() -> None:
     with pytest.raises(ValueError, match="at least one"):
         PonitaCalculator([])
@@ -545,6 +567,8 @@ def test_warmup_of_what_cannot_be_leaves_no_trace_either(tiny_potential: Potenti
     before = dict(trace(calculator))
     with pytest.raises(ValueError, match="atom 0 is S"):
         calculator.warmup(Atoms("S"))
+    with pytest.raises(ValueError, match="stress needs a cell"):
+        calculator.warmup(atoms, stress=True)
     assert all(trace(calculator)[name] is before[name] for name in before)
     assert calculator.get_property("energy", atoms) == energy
 

@@ -76,6 +76,31 @@ def test_each_shape_is_compiled_once_up_to_the_limit(calls: list[Any], caplog: p
     assert caplog.text.count("uncompiled") == 1
 
 
+@pytest.mark.parametrize(
+    ("device", "replay", "replays"), [("cpu", True, False), ("cuda", False, False), ("cuda", True, True)]
+)
+def test_launches_are_replayed_on_a_gpu_where_results_are_used_up(
+    device: str, replay: bool, replays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which options the compiler gets; what they do there needs a GPU."""
+    given: list[dict[str, Any]] = []
+
+    class Stand:
+        """A tensor as far as choosing the options goes."""
+
+        shape, device = torch.Size([2]), torch.device("meta")
+
+    def stand_in(function: Any, options: dict[str, Any]) -> Any:
+        given.append(options)
+        return lambda fixed, tensors: ()
+
+    Stand.device = torch.device(device)
+    monkeypatch.setattr(torch, "compile", stand_in)
+    monkeypatch.setattr("ponita_ff.compilation.make_fx", lambda function: lambda *arguments: function)
+    ShapeCompiler(cube, cube, replay=replay)([], [Stand()])  # type: ignore[list-item]
+    assert given[0].get("triton.cudagraphs", False) is replays
+
+
 def test_where_compiling_fails_the_plain_function_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
