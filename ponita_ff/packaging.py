@@ -1,8 +1,9 @@
 """Ahead-of-time compiled prediction: energy, forces and stress of one potential as machine code in a ``.pt2`` file.
 
-A package is made once, in about a minute, with a C++ compiler; loading it takes a fraction of a second and needs none.
-One package serves every number of atoms and of neighbours. It belongs to the potential, the version of torch and the
-processor that it was made with, says so in its own metadata, and is refused anywhere else.
+A package is made once, in a minute or two, with a C++ compiler; loading it takes a second or two and needs none. One
+package serves every number of atoms and of neighbours. It belongs to the potential, the version of torch and the
+processor that it was made with, says so in its own metadata, and is refused anywhere else. What the native backend can
+run (the force-field form in float32), it runs faster than a package.
 
 A ``.pt2`` file holds machine code, which runs with all your rights: its metadata guard against mistakes, not against
 malice. Load only packages that you made yourself, on the machine at hand; share the potential file instead.
