@@ -19,7 +19,8 @@ from torch import Tensor
 from ponita_ff.convolution import SeparableConvolution
 from ponita_ff.graph import Graph
 from ponita_ff.invariants import legendre
-from ponita_ff.kernels.build import KernelError, load
+from ponita_ff.kernels.build import KernelError
+from ponita_ff.kernels.layout import SUFFIX, Kernels, Shape, Widths, pack, pad
 from ponita_ff.model import Network, Ponita
 
 __all__ = ["NativeNetwork", "radial_table"]
@@ -32,8 +33,6 @@ _FEWEST, _MOST = 32, 4096
 
 #: For differences, Å.
 _STEP = 1e-4
-
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 class _Layer(ctypes.Structure):
@@ -60,23 +59,10 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "num_ori",
-                "ori_stride",
-                "degrees",
-                "channels",
-                "stride",
-                "hidden",
-                "num_layers",
-                "has_fibre",
-                "grid",
-            )
-        ),
+        ("shape", Shape),
+        ("grid", ctypes.c_int64),
         ("cutoff", ctypes.c_double),
-        ("norm_eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("orientations", "weights", "embedding")),
+        ("embedding", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
     )
 
@@ -195,25 +181,18 @@ class NativeNetwork:
         if not isinstance(network, Ponita):
             raise KernelError("only the force-field form has native kernels")
         weight = network.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype not in _SUFFIX:
+        if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
             raise KernelError(f"the native kernels run float32 and float64 on the CPU, not {weight.dtype}")
-        self._library = load("engine")
         self._dtype = weight.dtype
-        suffix = _SUFFIX[self._dtype]
-        width = int(self._function(f"vector_width_{suffix}", ctypes.c_int64)())
-        self._evaluate = self._function(f"evaluate_{suffix}", None, ctypes.c_void_p, ctypes.c_void_p)
-        self._size = self._function(f"workspace_bytes_{suffix}", ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        kernels = Kernels("engine", self._dtype)
+        self._evaluate = kernels.function("evaluate", None, ctypes.c_void_p, ctypes.c_void_p)
+        self._size = kernels.function("workspace_bytes", ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         self._tensors: list[Tensor] = []
         with torch.no_grad():
             # Worked out in float64 and rounded once, however the network computes.
-            self._model = self._lay_out(copy.deepcopy(network).double(), width, error)
+            self._model = self._lay_out(copy.deepcopy(network).double(), kernels.width, error)
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()  # one workspace, and the engine runs outside Python's own lock
-
-    def _function(self, name: str, result: Any, *arguments: Any) -> Any:
-        function = getattr(self._library, name)
-        function.restype, function.argtypes = result, arguments
-        return function
 
     def __call__(self, graph: Graph, species: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate, in the network's own scale.
@@ -259,8 +238,7 @@ class NativeNetwork:
 
     def _lay_out(self, network: Ponita, width: int, error: float) -> _Model:
         config, grid = network.config, network.orientations
-        stride = _round_up(config.channels, 2 * width)
-        hidden = _round_up(config.channels * config.widening, 2 * width)
+        widths = Widths.of(config.channels, config.widening, len(grid), width)
         layers: list[Any] = list(network.layers)
         # One spacing for all layers.
         convolutions = [layer.convolution for layer in layers]
@@ -270,53 +248,56 @@ class NativeNetwork:
         fibre_angular = legendre(grid @ grid.T, network.l_max).transpose(0, 1) * network.orientation_weights[:, None]
         self._layers = (_Layer * len(layers))(
             *(
-                self._layer(layer, readout, table[:, :, index], fibre_angular, stride, hidden, width)
+                self._layer(layer, readout, table[:, :, index], fibre_angular, widths, width)
                 for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
             )
         )
-        ori_stride = _round_up(len(grid), width)
-        return _Model(
+        shape = Shape(
             num_ori=len(grid),
-            ori_stride=ori_stride,
+            ori_stride=widths.ori_stride,
             degrees=config.l_max + 1,
             channels=config.channels,
-            stride=stride,
-            hidden=hidden,
+            stride=widths.stride,
+            hidden=widths.hidden,
             num_layers=len(layers),
             has_fibre=convolutions[0].fibre is not None,
+            norm_eps=layers[0].norm.eps,
+            orientations=self._keep(pad(grid.T, widths.ori_stride)),
+            weights=self._keep(pad(network.orientation_weights, widths.ori_stride)),
+        )
+        return _Model(
+            shape=shape,
             grid=len(table) - 1,
             cutoff=config.cutoff,
-            norm_eps=layers[0].norm.eps,
-            orientations=self._keep(_pad(grid.T, ori_stride)),
-            weights=self._keep(_pad(network.orientation_weights, ori_stride)),
-            embedding=self._keep(_pad(network.embedding.weight, stride)),
+            embedding=self._keep(pad(network.embedding.weight, widths.stride)),
             layers=self._layers,
         )
 
     def _layer(
-        self, layer: Any, readout: Any, table: Tensor, fibre_angular: Tensor, stride: int, hidden: int, width: int
+        self, layer: Any, readout: Any, table: Tensor, fibre_angular: Tensor, widths: Widths, width: int
     ) -> _Layer:
         norm, expand, contract = layer.norm, layer.expand, layer.contract
+        stride, hidden, _ = widths
         convolution: SeparableConvolution = layer.convolution
-        into = _pad((expand.weight * norm.weight).T, hidden, stride)
-        out = _pad(contract.weight.T, stride, hidden)
+        into = pad((expand.weight * norm.weight).T, hidden, stride)
+        out = pad(contract.weight.T, stride, hidden)
         fibre = fibre_adjoint = None
         if convolution.fibre is not None:
-            kernel = _pad(torch.einsum("lmn,lc->nmc", fibre_angular, convolution.fibre), stride)
+            kernel = pad(torch.einsum("lmn,lc->nmc", fibre_angular, convolution.fibre), stride)
             kernel = kernel.unflatten(-1, (-1, width)).permute(2, 0, 1, 3)
             fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
         return _Layer(
-            table=self._keep(_pad(table, stride)),
+            table=self._keep(pad(table, stride)),
             fibre=fibre,
             fibre_adjoint=fibre_adjoint,
-            bias=self._keep(_pad(convolution.bias, stride)),
-            expand=self._keep(_pack(into, width)),
-            expand_bias=self._keep(_pad(expand.bias + expand.weight @ norm.bias, hidden)),
-            contract=self._keep(_pack(out, width)),
-            contract_bias=self._keep(_pad(contract.bias, stride)),
-            contract_adjoint=self._keep(_pack(out.T, width)),
-            expand_adjoint=self._keep(_pack(into.T, width)),
-            readout=self._keep(_pad(readout.weight.squeeze(0), stride)),
+            bias=self._keep(pad(convolution.bias, stride)),
+            expand=self._keep(pack(into, width)),
+            expand_bias=self._keep(pad(expand.bias + expand.weight @ norm.bias, hidden)),
+            contract=self._keep(pack(out, width)),
+            contract_bias=self._keep(pad(contract.bias, stride)),
+            contract_adjoint=self._keep(pack(out.T, width)),
+            expand_adjoint=self._keep(pack(into.T, width)),
+            readout=self._keep(pad(readout.weight.squeeze(0), stride)),
             readout_bias=float(readout.bias.detach()),
         )
 
@@ -324,20 +305,3 @@ class NativeNetwork:
 def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """What the engine may read: it trusts dtype, place and order."""
     return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _pad(tensor: Tensor, columns: int, rows: int | None = None) -> Tensor:
-    """The tensor with zeros behind: the last axis up to ``columns``, and the one before up to ``rows``."""
-    below = 0 if rows is None else rows - tensor.shape[-2]
-    return torch.nn.functional.pad(
-        tensor, (0, columns - tensor.shape[-1], 0, below) if below else (0, columns - tensor.shape[-1])
-    )
-
-
-def _pack(matrix: Tensor, width: int) -> Tensor:
-    """A matrix (depth, columns) as panels of two vectors, (columns / 2 width, depth, 2 width)."""
-    return matrix.unflatten(1, (-1, 2 * width)).transpose(0, 1)

@@ -10,20 +10,10 @@
 //   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
 //     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
 //   - one parallel region an evaluation, whose threads meet at 2 barriers a layer.
-// Features, and gradients of spatial sums, are kept as (atoms, stride / 2 W, orientations, 2 W): what an edge's kernel
-// reads of another atom for one pair of vectors then lies in one piece. T is float or double. Channels and hidden width come padded with zeros to a multiple of two vectors (`stride`),
-// orientations to a multiple of one (`ori_stride`).
+// Features, and gradients of spatial sums, are kept as panels (network.h).
 
 #include "activation.h"
-#include "simd.h"
-
-#include <algorithm>
-#include <atomic>
-#include <thread>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "network.h"
 
 extern "C" {
 
@@ -43,11 +33,10 @@ struct Layer {
 };
 
 struct Model {
-    int64_t num_ori, ori_stride, degrees, channels, stride, hidden, num_layers, has_fibre, grid;
-    double cutoff, norm_eps;
-    const void* orientations;  // (3, ori_stride)
-    const void* weights;       // (ori_stride)
-    const void* embedding;     // (species, stride)
+    Shape shape;
+    int64_t grid;
+    double cutoff;
+    const void* embedding;  // (species, stride)
     const Layer* layers;
 };
 
@@ -63,85 +52,13 @@ struct Task {
 
 namespace {
 
-constexpr int64_t MAX_DEGREES = 13;
-constexpr int64_t BLOCK_ROWS = 96;  // atoms x orientations of a block: its buffers fit a core's second-level cache
-constexpr int TILE_ROWS = PONITA_VECTOR_BYTES == 64 ? 12 : 6;  // as many as registers hold beside two vectors
-
 template <typename T>
 struct Edge {
     int32_t neighbour, slot, cell;  // cell: interval of the radial table
     T fraction, inverse_distance, direction[3];
 };
 
-// ------------------------------------------------------------------------------------------------ matrix products
-
-// out(r, :) = a(r, :) B for R rows and one panel of two vectors of B, packed (depth, 2 W).
-template <int R, typename T, typename Epilogue>
-INLINE void tile(const T* a, int64_t stride, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
-    constexpr int64_t W = Simd<T>::width;
-    Vector<T> sums[R][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        const Vector<T> left = load(panel + 2 * W * k), right = load(panel + 2 * W * k + W);
-#pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            const Vector<T> value = all(a[(row + r) * stride + k]);
-            sums[r][0] += value * left;
-            sums[r][1] += value * right;
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-        epilogue(row + r, 0, sums[r][0]);
-        epilogue(row + r, W, sums[r][1]);
-    }
-}
-
-// Calls epilogue(row, column, vector of sums) for all of a(rows, depth) B(depth, width), B packed in panels.
-template <typename T, typename Epilogue>
-void product(const T* a, int64_t rows, int64_t stride, const T* packed, int64_t depth, int64_t width, Epilogue&& use) {
-    constexpr int64_t panel_width = 2 * Simd<T>::width;
-    for (int64_t start = 0; start < width; start += panel_width) {
-        const T* panel = packed + start * depth;
-        const auto shifted = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-            use(row, start + column, value);
-        };
-        int64_t row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, stride, panel, depth, row, shifted);
-        for (; row + 4 <= rows; row += 4) tile<4>(a, stride, panel, depth, row, shifted);
-        for (; row < rows; ++row) tile<1>(a, stride, panel, depth, row, shifted);
-    }
-}
-
 // ---------------------------------------------------------------------------------------------- kernels of an edge
-
-// P_l at all orientations, (degrees, ori_stride), and dP_l/dc if asked for, of a bond along `direction`.
-template <typename T>
-void legendre(const Model& model, const T* direction, T* values, T* slopes) {
-    constexpr int64_t W = Simd<T>::width;
-    const T* grid = static_cast<const T*>(model.orientations);
-    const int64_t stride = model.ori_stride, degrees = model.degrees;
-    for (int64_t o = 0; o < stride; o += W) {
-        const Vector<T> c = load(grid + o) * direction[0] + load(grid + stride + o) * direction[1] +
-                            load(grid + 2 * stride + o) * direction[2];
-        Vector<T> before = all(T(1)), value = c;
-        store(values + o, before);
-        if (degrees > 1) store(values + stride + o, value);
-        for (int64_t l = 1; l + 1 < degrees; ++l) {  // Bonnet's recursion
-            const Vector<T> next = (T(2 * l + 1) * c * value - T(l) * before) * (T(1) / T(l + 1));
-            before = value, value = next;
-            store(values + (l + 1) * stride + o, value);
-        }
-        if (!slopes) continue;
-        Vector<T> slope_before = all(T(0)), slope = all(T(1));
-        store(slopes + o, slope_before);
-        if (degrees > 1) store(slopes + stride + o, slope);
-        for (int64_t l = 1; l + 1 < degrees; ++l) {  // P'_{l+1} = P'_{l-1} + (2l + 1) P_l
-            const Vector<T> next = slope_before + T(2 * l + 1) * load(values + l * stride + o);
-            slope_before = slope, slope = next;
-            store(slopes + (l + 1) * stride + o, slope);
-        }
-    }
-}
 
 // Weights of value, slope and curvature at an interval's left end, then at its right, for quintic Hermite interpolation.
 template <typename T>
@@ -171,14 +88,15 @@ void hermite_slopes(T t, T scale, T* weights) {
 template <typename T>
 void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* slopes) {
     constexpr int64_t W = Simd<T>::width;
-    const int64_t size = model.degrees * model.stride;
+    const Shape& shape = model.shape;
+    const int64_t size = shape.degrees * shape.stride;
     const T* entries = table + 3 * size * edge.cell;  // both ends lie behind each other
     T weights[6], slope_weights[6];
     hermite(edge.fraction, weights);
     hermite_slopes(edge.fraction, T(model.grid / model.cutoff), slope_weights);
-    for (int64_t l = 0; l < model.degrees; ++l)
-        for (int64_t c = 0; c < model.stride; c += W) {
-            const int64_t k = l * model.stride + c;
+    for (int64_t l = 0; l < shape.degrees; ++l)
+        for (int64_t c = 0; c < shape.stride; c += W) {
+            const int64_t k = l * shape.stride + c;
             Vector<T> value = all(T(0)), slope = all(T(0));
 #pragma GCC unroll 6
             for (int end = 0; end < 6; ++end) {
@@ -194,64 +112,24 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
 
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
-// Where channel c of the first orientation lies in an atom's features.
-template <typename T>
-INLINE int64_t panel_start(const Model& model, int64_t c) {
-    const int64_t within = c % (2 * Simd<T>::width);
-    return (c - within) * model.num_ori + within;
-}
-
-// out(o, :) += sum_l P_l(o) R_l(:) f(o, :). Degrees D at compile time, or at run time where D is 0; CONSTANT: f is the
-// same at every orientation and already in R.
-template <typename T, int D, bool CONSTANT>
-void send(const Model& model, const T* angular, const T* values, const T* features, T* out) {
-    constexpr int64_t W = Simd<T>::width;
-    const int64_t degrees = D ? D : model.degrees, stride = model.stride, ori_stride = model.ori_stride;
-    for (int64_t c = 0; c < stride; c += 2 * W) {
-        Vector<T> left[D ? D : MAX_DEGREES], right[D ? D : MAX_DEGREES];
-        for (int64_t l = 0; l < degrees; ++l) {
-            left[l] = load(values + l * stride + c);
-            right[l] = load(values + l * stride + c + W);
-        }
-        for (int64_t o = 0; o < model.num_ori; ++o) {
-            Vector<T> one = left[0], two = right[0];  // P_0 = 1
-#pragma GCC unroll 13
-            for (int64_t l = 1; l < degrees; ++l) {
-                const Vector<T> factor = all(angular[l * ori_stride + o]);
-                one += factor * left[l];
-                two += factor * right[l];
-            }
-            T* target = out + o * stride + c;
-            if constexpr (CONSTANT) {
-                store(target, load(target) + one);
-                store(target + W, load(target + W) + two);
-            } else {
-                const T* source = features + c * model.num_ori + 2 * W * o;
-                store(target, load(target) + one * load(source));
-                store(target + W, load(target + W) + two * load(source + W));
-            }
-        }
-    }
-}
-
 // Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (unless CONSTANT), and
 // gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
 // be added up) and, returned, with respect to the distance.
 template <typename T, int D, bool CONSTANT>
-T receive(const Model& model, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
+T receive(const Shape& shape, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
           const T* features, const T* gradient, T* out, T* angles) {
     constexpr int64_t W = Simd<T>::width;
-    const int64_t degrees = D ? D : model.degrees, stride = model.stride, ori_stride = model.ori_stride;
+    const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
     Vector<T> stretch = all(T(0));
-    for (int64_t o = 0; o < model.num_ori; ++o) store(angles + o * W, all(T(0)));
+    for (int64_t o = 0; o < shape.num_ori; ++o) store(angles + o * W, all(T(0)));
     for (int64_t c = 0; c < stride; c += W) {
         Vector<T> kernel[D ? D : MAX_DEGREES], moment[D ? D : MAX_DEGREES];
         for (int64_t l = 0; l < degrees; ++l) {
             kernel[l] = load(values + l * stride + c);
             moment[l] = all(T(0));
         }
-        const int64_t start = panel_start<T>(model, c);
-        for (int64_t o = 0; o < model.num_ori; ++o) {
+        const int64_t start = panel_start<T>(shape, c);
+        for (int64_t o = 0; o < shape.num_ori; ++o) {
             const Vector<T> g = load(gradient + start + 2 * W * o);
             const Vector<T> product = CONSTANT ? g : g * load(features + start + 2 * W * o);
             Vector<T> whole = kernel[0], turned = degrees > 1 ? kernel[1] : all(T(0));  // P_0 = 1, P_1' = 1
@@ -296,44 +174,6 @@ Messages<T> messages(int64_t degrees) {
     }
 }
 
-// ------------------------------------------------------------------------------------------------ threads, memory
-
-// Meets quickly while all threads run, and gives the core away when one of them does not.
-class Barrier {
-public:
-    explicit Barrier(int64_t threads) : threads_(threads) {}
-    void wait() {
-        const int64_t round = round_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(round + 1, std::memory_order_release);
-            return;
-        }
-        for (int64_t spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
-            if (spins > 20000) std::this_thread::yield();
-    }
-
-private:
-    const int64_t threads_;
-    std::atomic<int64_t> arrived_{0}, round_{0};
-};
-
-// Hands out consecutive pieces of one block of memory, each on a cache line of its own.
-class Arena {
-public:
-    explicit Arena(void* start) : next_(static_cast<char*>(start)) {}
-    template <typename T>
-    T* take(int64_t count) {
-        T* piece = reinterpret_cast<T*>(next_);
-        next_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-        return piece;
-    }
-    int64_t used(void* start) const { return next_ - static_cast<char*>(start); }
-
-private:
-    char* next_;
-};
-
 template <typename T>
 class Engine {
     static constexpr int64_t W = Simd<T>::width;
@@ -344,25 +184,27 @@ class Engine {
 
 public:
     Engine(const Model& model, const Task& task, int64_t threads)
-        : model_(model), task_(task), threads_(threads), row_(model.num_ori * model.stride),
-          messages_(messages<T>(model.degrees)), barrier_(threads) {
-        const int64_t most = std::max<int64_t>(1, BLOCK_ROWS / model.num_ori), atoms = task.atoms;
-        blocks_ = std::max((atoms + most - 1) / most, std::min(atoms, threads));
-        if (blocks_ < 8 * threads) blocks_ = std::min((blocks_ + threads - 1) / threads * threads, atoms);
-        block_rows_ = (atoms + blocks_ - 1) / blocks_ * model.num_ori;
-        bytes_ = lay_out();
-    }
+        : model_(model), shape_(model.shape), task_(task), threads_(threads), row_(shape_.num_ori * shape_.stride),
+          messages_(messages<T>(shape_.degrees)), blocks_(shape_, task.atoms, threads), bytes_(lay_out()),
+          team_(threads, next_) {}
 
     int64_t bytes() const { return bytes_; }
+
+    // Called once, before all threads run.
+    void prepare() {
+        team_.prepare(2 * shape_.num_layers + 3);
+        for (int64_t row = 0; row < blocks_.rows; ++row)
+            places_[row] = row / shape_.num_ori * row_ + row % shape_.num_ori * 2 * W;
+    }
 
     // Called by every thread.
     void run(int64_t thread) {
         const Scratch& scratch = scratch_[thread];
         int64_t stage = 0;
         in_blocks(stage++, [&](int64_t begin, int64_t end) { measure(begin, end); });
-        for (int64_t layer = 0; layer < model_.num_layers; ++layer)
+        for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, scratch); });
-        for (int64_t layer = model_.num_layers - 1; layer >= 0; --layer)
+        for (int64_t layer = shape_.num_layers - 1; layer >= 0; --layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { backward(layer, begin, end, scratch); });
         in_blocks(stage++, [&](int64_t begin, int64_t end) { first_messages(begin, end, scratch); });
         in_blocks(stage++, [&](int64_t begin, int64_t end) { collect(begin, end); });
@@ -370,17 +212,15 @@ public:
     }
 
 private:
-    // Blocks are fixed by the task and fetched by whoever is free: a slow core does not hold up the others.
     template <typename Work>
     void in_blocks(int64_t stage, Work&& work) {
-        for (int64_t block; (block = next_[stage].fetch_add(1)) < blocks_;)
-            work(task_.atoms * block / blocks_, task_.atoms * (block + 1) / blocks_);
-        barrier_.wait();
+        team_.share(stage, blocks_.number,
+                    [&](int64_t block) { work(blocks_.begin(block), blocks_.begin(block + 1)); });
     }
 
     int64_t lay_out() {
         Arena arena(task_.workspace);
-        const int64_t atoms = task_.atoms, layers = model_.num_layers, degrees = model_.degrees;
+        const int64_t atoms = task_.atoms, layers = shape_.num_layers, degrees = shape_.degrees;
         next_ = arena.take<std::atomic<int64_t>>(2 * layers + 3);
         counts_ = arena.take<int64_t>(atoms);
         edges_ = arena.take<Edge<T>>(atoms * task_.slots);
@@ -389,23 +229,23 @@ private:
         for (int64_t layer = 0; layer < layers; ++layer) {
             features_[layer] = arena.take<T>(layer ? atoms * row_ : 0);  // the first layer's are the embedding
             normal_[layer] = arena.take<T>(atoms * row_);
-            deviation_[layer] = arena.take<T>(atoms * model_.num_ori);
-            gelu_slopes_[layer] = arena.take<T>(atoms * model_.num_ori * model_.hidden);
+            deviation_[layer] = arena.take<T>(atoms * shape_.num_ori);
+            gelu_slopes_[layer] = arena.take<T>(atoms * shape_.num_ori * shape_.hidden);
         }
         carried_ = arena.take<T>(atoms * row_);
         spatial_[0] = arena.take<T>(atoms * row_);
         spatial_[1] = arena.take<T>(atoms * row_);
-        places_ = arena.take<int64_t>(block_rows_);
+        places_ = arena.take<int64_t>(blocks_.rows);
         for (int64_t thread = 0; thread < threads_; ++thread) {
             Scratch& s = scratch_[thread];
-            s.rows = arena.take<T>(block_rows_ * model_.stride);
-            s.more_rows = arena.take<T>(block_rows_ * model_.stride);
-            s.hidden = arena.take<T>(block_rows_ * model_.hidden);
-            s.angular = arena.take<T>(degrees * model_.ori_stride);
-            s.angular_slopes = arena.take<T>(degrees * model_.ori_stride);
-            s.values = arena.take<T>(degrees * model_.stride);
-            s.slopes = arena.take<T>(degrees * model_.stride);
-            s.angles = arena.take<T>(model_.num_ori * W);
+            s.rows = arena.take<T>(blocks_.rows * shape_.stride);
+            s.more_rows = arena.take<T>(blocks_.rows * shape_.stride);
+            s.hidden = arena.take<T>(blocks_.rows * shape_.hidden);
+            s.angular = arena.take<T>(degrees * shape_.ori_stride);
+            s.angular_slopes = arena.take<T>(degrees * shape_.ori_stride);
+            s.values = arena.take<T>(degrees * shape_.stride);
+            s.slopes = arena.take<T>(degrees * shape_.stride);
+            s.angles = arena.take<T>(shape_.num_ori * W);
         }
         return arena.used(task_.workspace);
     }
@@ -450,98 +290,12 @@ private:
     }
 
     const T* embedding(int64_t atom) const {
-        return static_cast<const T*>(model_.embedding) + task_.species[atom] * model_.stride;
-    }
-
-    // out(a, n, :) = bias + sum_n' matrix(n, n', :) in(a, n', :), the bias optional. Rows in; rows or panels out.
-    void over_orientations(const void* matrix, const void* bias, int64_t atoms, const T* in, T* out, bool panels) const {
-        const int64_t ori = model_.num_ori;
-        const T* kernel = static_cast<const T*>(matrix);
-        for (int64_t c = 0; c < model_.stride; c += W) {
-            const Vector<T> start = bias ? load(static_cast<const T*>(bias) + c) : all(T(0));
-            for (int64_t atom = 0; atom < atoms; atom += 4) {
-                const T* from = in + atom * row_ + c;
-                T* to = out + atom * row_ + (panels ? panel_start<T>(model_, c) : c);
-                const int64_t step = panels ? 2 * W : model_.stride;
-                switch (std::min<int64_t>(4, atoms - atom)) {
-                    case 1: one_channel<1>(kernel, start, from, to, step); break;
-                    case 2: one_channel<2>(kernel, start, from, to, step); break;
-                    case 3: one_channel<3>(kernel, start, from, to, step); break;
-                    default: one_channel<4>(kernel, start, from, to, step);
-                }
-            }
-            kernel += ori * ori * W;
-        }
-    }
-
-    // Two orientations at a time (every grid has an even number): enough independent sums to hide their latency.
-    template <int ATOMS>
-    INLINE void one_channel(const T* kernel, Vector<T> start, const T* in, T* out, int64_t step) const {
-        const int64_t stride = model_.stride, ori = model_.num_ori;
-        for (int64_t n = 0; n < ori; n += 2) {
-            Vector<T> sums[2][ATOMS];
-            for (int a = 0; a < ATOMS; ++a) sums[0][a] = sums[1][a] = start;
-            const T* pair = kernel + n * ori * W;
-            for (int64_t m = 0; m < ori; ++m) {
-                const Vector<T> one = load(pair + m * W), two = load(pair + (ori + m) * W);
-#pragma GCC unroll 4
-                for (int a = 0; a < ATOMS; ++a) {
-                    const Vector<T> value = load(in + a * row_ + m * stride);
-                    sums[0][a] += one * value;
-                    sums[1][a] += two * value;
-                }
-            }
-            for (int a = 0; a < ATOMS; ++a) {
-                store(out + a * row_ + n * step, sums[0][a]);
-                store(out + a * row_ + (n + 1) * step, sums[1][a]);
-            }
-        }
-    }
-
-    void add(const T* vector, int64_t rows, T* out) const {
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t c = 0; c < model_.stride; c += W)
-                store(out + row * model_.stride + c, load(out + row * model_.stride + c) + load(vector + c));
-    }
-
-    // (h - mean) / deviation of each row; the padding stays zero.
-    void normalise(const T* in, int64_t rows, T* out, T* inverse_deviation) const {
-        const int64_t stride = model_.stride, channels = model_.channels;
-        for (int64_t row = 0; row < rows; ++row, in += stride, out += stride) {
-            Vector<T> total = all(T(0)), squares = all(T(0));
-            for (int64_t c = 0; c < stride; c += W) total += load(in + c);
-            const T mean = sum<T>(total) / T(channels);
-            for (int64_t c = 0; c < stride; c += W) {
-                const Vector<T> centred = load(in + c) - mean;
-                store(out + c, centred);
-                squares += centred * centred;
-            }
-            const T padding = T(stride - channels) * mean * mean;
-            const T factor = 1 / std::sqrt((sum<T>(squares) - padding) / T(channels) + T(model_.norm_eps));
-            for (int64_t c = 0; c < stride; c += W) store(out + c, load(out + c) * factor);
-            std::fill(out + channels, out + stride, T(0));
-            inverse_deviation[row] = factor;
-        }
-    }
-
-    void normalise_adjoint(const T* normal, const T* inverse_deviation, int64_t rows, T* gradient) const {
-        const int64_t stride = model_.stride, channels = model_.channels;
-        for (int64_t row = 0; row < rows; ++row, normal += stride, gradient += stride) {
-            Vector<T> total = all(T(0)), along = all(T(0));
-            for (int64_t c = 0; c < stride; c += W) {
-                total += load(gradient + c);
-                along += load(gradient + c) * load(normal + c);
-            }
-            const T mean = sum<T>(total) / T(channels), slope = sum<T>(along) / T(channels);
-            for (int64_t c = 0; c < stride; c += W)
-                store(gradient + c, (load(gradient + c) - mean - load(normal + c) * slope) * inverse_deviation[row]);
-            std::fill(gradient + channels, gradient + stride, T(0));
-        }
+        return static_cast<const T*>(model_.embedding) + task_.species[atom] * shape_.stride;
     }
 
     void forward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
         const Layer& layer = model_.layers[index];
-        const int64_t stride = model_.stride, hidden = model_.hidden, rows = (end - begin) * model_.num_ori;
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, rows = (end - begin) * shape_.num_ori;
         const T* features = features_[index];
         std::fill(s.rows, s.rows + rows * stride, T(0));
         for (int64_t atom = begin; atom < end; ++atom)
@@ -549,23 +303,24 @@ private:
                 const Edge<T>& edge = edges_[atom * task_.slots + k];
                 T* out = s.rows + (atom - begin) * row_;
                 const T* factor = index ? nullptr : embedding(edge.neighbour);
-                legendre(model_, edge.direction, s.angular, static_cast<T*>(nullptr));
+                legendre(shape_, edge.direction, s.angular, static_cast<T*>(nullptr));
                 radial(model_, static_cast<const T*>(layer.table), edge, factor, s.values, static_cast<T*>(nullptr));
                 if (index)
-                    messages_.send(model_, s.angular, s.values, features + edge.neighbour * row_, out);
+                    messages_.send(shape_, s.angular, s.values, features + edge.neighbour * row_, out);
                 else
-                    messages_.send_constant(model_, s.angular, s.values, nullptr, out);
+                    messages_.send_constant(shape_, s.angular, s.values, nullptr, out);
             }
         T* convolved = s.rows;
-        if (model_.has_fibre)
-            over_orientations(layer.fibre, layer.bias, end - begin, s.rows, convolved = s.more_rows, false);
+        if (shape_.has_fibre)
+            over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias), end - begin,
+                              s.rows, convolved = s.more_rows, false);
         else
-            add(static_cast<const T*>(layer.bias), rows, convolved);
+            add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
         T* normal = normal_[index] + begin * row_;
-        normalise(convolved, rows, normal, deviation_[index] + begin * model_.num_ori);
+        normalise(shape_, convolved, rows, normal, deviation_[index] + begin * shape_.num_ori);
 
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
-        T* slopes = gelu_slopes_[index] + begin * model_.num_ori * hidden;
+        T* slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden;
         product(normal, rows, stride, static_cast<const T*>(layer.expand), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     Vector<T> slope, activated;
@@ -574,32 +329,32 @@ private:
                     store(slopes + row * hidden + column, slope);
                 });
         // The last features are read out and gone: nobody needs them again.
-        const bool last = index + 1 == model_.num_layers;
+        const bool last = index + 1 == shape_.num_layers;
         T* out = last ? s.rows : features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
         product(s.hidden, rows, hidden, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const int64_t place = places_[row] + panel_start<T>(model_, column);
+                    const int64_t place = places_[row] + panel_start<T>(shape_, column);
                     const T* before = index ? features + begin * row_ + place
-                                            : embedding(begin + row / model_.num_ori) + column;
+                                            : embedding(begin + row / shape_.num_ori) + column;
                     store(out + place, value + load(contract_bias + column) + load(before));
                 });
         read_out(layer, begin, end, out);
     }
 
     void read_out(const Layer& layer, int64_t begin, int64_t end, const T* features) {
-        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(model_.weights);
+        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(shape_.weights);
         for (int64_t atom = begin; atom < end; ++atom, features += row_) {
             Vector<T> total = all(T(0));
             T weight = 0;
-            for (int64_t o = 0; o < model_.num_ori; ++o) weight += weights[o];
-            for (int64_t c = 0; c < model_.stride; c += W) {
-                const T* panel = features + panel_start<T>(model_, c);
+            for (int64_t o = 0; o < shape_.num_ori; ++o) weight += weights[o];
+            for (int64_t c = 0; c < shape_.stride; c += W) {
+                const T* panel = features + panel_start<T>(shape_, c);
                 Vector<T> column = all(T(0));
-                for (int64_t o = 0; o < model_.num_ori; ++o) column += weights[o] * load(panel + 2 * W * o);
+                for (int64_t o = 0; o < shape_.num_ori; ++o) column += weights[o] * load(panel + 2 * W * o);
                 total += column * load(readout + c);
             }
-            task_.energies[atom] += (double(sum<T>(total)) + weight * layer.readout_bias) / double(model_.num_layers);
+            task_.energies[atom] += (double(sum<T>(total)) + weight * layer.readout_bias) / double(shape_.num_layers);
         }
     }
 
@@ -613,12 +368,12 @@ private:
                 // The message from here to there: its vector is this edge's, turned round.
                 const T back[3] = {-edge.direction[0], -edge.direction[1], -edge.direction[2]};
                 const T* received = gradient + edge.neighbour * row_;
-                legendre(model_, back, s.angular, s.angular_slopes);
+                legendre(shape_, back, s.angular, s.angular_slopes);
                 radial(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.slopes);
                 const T stretch =
-                    index ? messages_.receive(model_, s.angular, s.angular_slopes, s.values, s.slopes,
+                    index ? messages_.receive(shape_, s.angular, s.angular_slopes, s.values, s.slopes,
                                               features + atom * row_, received, carried_ + atom * row_, s.angles)
-                          : messages_.receive_constant(model_, s.angular, s.angular_slopes, s.values, s.slopes,
+                          : messages_.receive_constant(shape_, s.angular, s.angular_slopes, s.values, s.slopes,
                                                        nullptr, received, nullptr, s.angles);
                 add_edge_gradient(edge, back, stretch, s, edge_gradients_ + 3 * (atom * task_.slots + edge.slot));
             }
@@ -626,11 +381,11 @@ private:
 
     // d/dvector of a function of r and c_n = u . n: df/dr u + sum_n df/dc_n (n - c_n u) / r.
     void add_edge_gradient(const Edge<T>& edge, const T* direction, T stretch, const Scratch& s, T* out) const {
-        const T* grid = static_cast<const T*>(model_.orientations);
+        const T* grid = static_cast<const T*>(shape_.orientations);
         T turn[3] = {0, 0, 0};
-        for (int64_t o = 0; o < model_.num_ori; ++o) {
+        for (int64_t o = 0; o < shape_.num_ori; ++o) {
             const T angle = sum<T>(load(s.angles + o * W));
-            for (int k = 0; k < 3; ++k) turn[k] += angle * grid[k * model_.ori_stride + o];
+            for (int k = 0; k < 3; ++k) turn[k] += angle * grid[k * shape_.ori_stride + o];
         }
         const T along = turn[0] * direction[0] + turn[1] * direction[1] + turn[2] * direction[2];
         for (int k = 0; k < 3; ++k)
@@ -639,16 +394,16 @@ private:
 
     void backward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
         const Layer& layer = model_.layers[index];
-        const int64_t stride = model_.stride, hidden = model_.hidden, ori = model_.num_ori;
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori;
         const int64_t rows = (end - begin) * ori;
         T* carried = carried_ + begin * row_;
-        if (index + 1 == model_.num_layers)
+        if (index + 1 == shape_.num_layers)
             std::fill(carried, carried + rows * stride, T(0));
         else
             messages_adjoint(index + 1, begin, end, spatial_[(index + 1) % 2], s);
-        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(model_.weights);
+        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(shape_.weights);
         for (int64_t row = 0; row < rows; ++row) {
-            const T weight = weights[row % ori] / T(model_.num_layers);
+            const T weight = weights[row % ori] / T(shape_.num_layers);
             for (int64_t c = 0; c < stride; c += W)
                 store(carried + row * stride + c, load(carried + row * stride + c) + weight * load(readout + c));
         }
@@ -659,13 +414,15 @@ private:
                     store(s.hidden + row * hidden + column, value * load(slopes + row * hidden + column));
                 });
         T* out = spatial_[index % 2] + begin * row_;
-        T* gradient = model_.has_fibre ? s.rows : out;
+        T* gradient = shape_.has_fibre ? s.rows : out;
         product(s.hidden, rows, hidden, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(gradient + row * stride + column, value);
                 });
-        normalise_adjoint(normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
-        if (model_.has_fibre) over_orientations(layer.fibre_adjoint, nullptr, end - begin, gradient, out, true);
+        normalise_adjoint(shape_, normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
+        if (shape_.has_fibre)
+            over_orientations(shape_, static_cast<const T*>(layer.fibre_adjoint), static_cast<const T*>(nullptr),
+                              end - begin, gradient, out, true);
     }
 
     void first_messages(int64_t begin, int64_t end, const Scratch& s) {
@@ -708,13 +465,12 @@ private:
             for (int64_t k = 0; k < 9; ++k) task_.virial[9 * task_.batch[atom] + k] += virials_[9 * atom + k];
     }
 
-    static constexpr int64_t MAX_LAYERS = 64, MAX_THREADS = 256;
     const Model& model_;
+    const Shape& shape_;
     const Task& task_;
     const int64_t threads_, row_;
     const Messages<T> messages_;
-    Barrier barrier_;
-    int64_t blocks_, block_rows_, bytes_;
+    const Blocks blocks_;
     std::atomic<int64_t>* next_;
     int64_t* counts_;
     Edge<T>* edges_;
@@ -724,46 +480,24 @@ private:
     T *carried_, *spatial_[2];
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
     Scratch scratch_[MAX_THREADS];
-
-public:
-    static int64_t allowed_threads(int64_t asked) { return std::clamp<int64_t>(asked, 1, MAX_THREADS); }
-    static bool fits(const Model& model) {
-        return model.num_layers <= MAX_LAYERS && model.degrees <= MAX_DEGREES && model.num_layers > 0;
-    }
-    void prepare() {
-        for (int64_t stage = 0; stage < 2 * model_.num_layers + 3; ++stage) next_[stage].store(0);
-        for (int64_t row = 0; row < block_rows_; ++row)
-            places_[row] = row / model_.num_ori * row_ + row % model_.num_ori * 2 * W;
-    }
+    const int64_t bytes_;
+    Team team_;
 };
 
 template <typename T>
 int64_t workspace_bytes(const Model* model, const Task* task) {
-    if (!Engine<T>::fits(*model)) return -1;
-    return Engine<T>(*model, *task, Engine<T>::allowed_threads(task->threads)).bytes();
+    if (!fits(model->shape)) return -1;
+    return Engine<T>(*model, *task, allowed_threads(task->threads)).bytes();
 }
 
 template <typename T>
 void evaluate(const Model* model, const Task* task) {
-    const int64_t threads = Engine<T>::allowed_threads(task->threads);
-#ifdef _OPENMP
-    // The runtime may give fewer threads than asked for (inside another parallel region: one); the first tells.
-    Engine<T>* engine = nullptr;
-#pragma omp parallel num_threads(int(threads))
-    {
-#pragma omp single
-        {
-            engine = new Engine<T>(*model, *task, omp_get_num_threads());
-            engine->prepare();
-        }
-        engine->run(omp_get_thread_num());
-    }
-    delete engine;
-#else
-    Engine<T> engine(*model, *task, 1);
-    engine.prepare();
-    engine.run(0);
-#endif
+    const auto make = [&](int64_t threads) {
+        auto* engine = new Engine<T>(*model, *task, threads);
+        engine->prepare();
+        return engine;
+    };
+    on_threads(task->threads, make, [](Engine<T>& engine, int64_t thread) { engine.run(thread); });
 }
 
 }  // namespace
