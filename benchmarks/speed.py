@@ -293,12 +293,12 @@ def md_groups(settings: Settings) -> list[list[Job]]:
 
 def training_groups(settings: Settings) -> list[list[Job]]:
     """Training steps at the published settings."""
-    contenders = [("default", "eager"), ("default", "compiled"), ("published", "eager")]
+    contenders = [("default", "native"), ("default", "compiled"), ("default", "eager"), ("published", "eager")]
     groups = [
         [Job("train", form, backend, system, settings.quick) for form, backend in contenders]
         for system in ("ethanol", "aspirin")
     ]
-    return [[job for job in groups[0] if job.backend == "eager"]] if settings.quick else groups
+    return [[job for job in groups[0] if job.backend != "compiled"]] if settings.quick else groups
 
 
 def batch_groups(settings: Settings) -> list[list[Job]]:

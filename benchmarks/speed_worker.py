@@ -69,7 +69,7 @@ class Job:
         task: ``evaluate``, ``md``, ``train``, ``batch`` (many structures at once), ``loop`` (one by one), ``product``
             (matrix products) or ``idle``.
         form: ``shipped``, ``default`` or ``published`` (the two forms at the published settings), or a peer's name.
-        backend: Of the calculator; of training, ``eager`` or ``compiled``.
+        backend: Of the calculator; of training.
         system: See :func:`speed_systems.make_system`.
         quick: Tiny networks and short runs, to try the script.
         memory_gib: Address space that the process may take; None for no limit.
@@ -233,7 +233,7 @@ def train_task(job: Job) -> Task:
         graph.energy = torch.zeros(1, dtype=torch.float64)
         graph.forces = torch.from_numpy(generator.normal(size=moved.shape))
         graphs.append(graph)
-    batch, step = batch_graphs(graphs), TrainingStep(potential, LossConfig(), compile=job.backend == "compiled")
+    batch, step = batch_graphs(graphs), TrainingStep(potential, LossConfig(), job.backend)
     optimiser, clip = torch.optim.Adam(potential.parameters(), lr=1e-4), OptimiserConfig().clip_norm
 
     def run() -> None:

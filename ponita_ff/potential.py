@@ -203,6 +203,25 @@ class Potential(nn.Module):
             energies = energies + self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
         return energies
 
+    @staticmethod
+    def displaced(graph: Graph, forces: bool, stress: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Positions (N, 3), offsets (N, M, 3) and what they can be differentiated by, in the order of the arguments.
+
+        That is the positions themselves and a strain of each structure (B, 3, 3), which is zero.
+        """
+        positions, offsets, inputs = graph.positions, graph.offsets, []
+        if forces:
+            positions = positions.detach().requires_grad_(True)
+            inputs.append(positions)
+        if not stress:
+            return positions, offsets, inputs
+        number = graph.cell.shape[0]
+        strain = torch.zeros(number, 3, 3, dtype=positions.dtype, device=positions.device, requires_grad=True)
+        inputs.append(strain)
+        per_atom = (0.5 * (strain + strain.transpose(-1, -2)))[graph.batch]
+        moved = positions + (per_atom @ positions.unsqueeze(-1)).squeeze(-1)
+        return moved, offsets + (per_atom.unsqueeze(1) @ offsets.unsqueeze(-1)).squeeze(-1), inputs
+
     def differentiate(
         self,
         graph: Graph,
@@ -216,22 +235,9 @@ class Potential(nn.Module):
         Stress is the derivative with respect to a symmetric strain of positions and cell, over the volume (Knuth et
         al., Comput. Phys. Commun. 190, 33 (2015)).
         """
-        number = graph.cell.shape[0]
-        positions, offsets = graph.positions, graph.offsets
         with torch.enable_grad():
-            inputs = []
-            if forces:
-                positions = positions.detach().requires_grad_(True)
-                inputs.append(positions)
-            moved, moved_offsets = positions, offsets
-            if stress:
-                strain = torch.zeros(number, 3, 3, dtype=positions.dtype, device=positions.device, requires_grad=True)
-                inputs.append(strain)
-                symmetric = 0.5 * (strain + strain.transpose(-1, -2))
-                per_atom = symmetric[graph.batch]
-                moved = positions + (per_atom @ positions.unsqueeze(-1)).squeeze(-1)
-                moved_offsets = offsets + (per_atom.unsqueeze(1) @ offsets.unsqueeze(-1)).squeeze(-1)
-            energies = self.interaction_energies(graph, moved, moved_offsets, fused)
+            positions, offsets, inputs = self.displaced(graph, forces, stress)
+            energies = self.interaction_energies(graph, positions, offsets, fused)
             if not inputs:
                 return energies, None, None
             gradients = list(torch.autograd.grad(energies.sum(), inputs, create_graph=create_graph))

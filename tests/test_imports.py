@@ -154,4 +154,4 @@ def function():
 
 def test_only_potentials_and_what_trains_them_differentiate() -> None:
     users = {name for name, path in MODULES.items() if "autograd.grad" in path.read_text(encoding="utf-8")}
-    assert users <= {"potential", "calculator", "training.step"}
+    assert users <= {"potential", "calculator", "training.step", "training.native"}

@@ -487,7 +487,7 @@ private:
 template <typename T>
 int64_t workspace_bytes(const Model* model, const Task* task) {
     if (!fits(model->shape)) return -1;
-    return Engine<T>(*model, *task, allowed_threads(task->threads)).bytes();
+    return most_bytes(task->threads, [&](int64_t threads) { return Engine<T>(*model, *task, threads).bytes(); });
 }
 
 template <typename T>

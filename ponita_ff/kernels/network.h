@@ -316,6 +316,14 @@ struct Blocks {
 
 inline int64_t allowed_threads(int64_t asked) { return std::clamp<int64_t>(asked, 1, MAX_THREADS); }
 
+// Bytes that suffice for as many threads as asked for and for any fewer.
+template <typename BytesOf>
+int64_t most_bytes(int64_t asked, BytesOf&& bytes_of) {
+    int64_t most = 0;
+    for (int64_t threads = 1; threads <= allowed_threads(asked); ++threads) most = std::max(most, bytes_of(threads));
+    return most;
+}
+
 // Makes a worker for as many threads as the runtime gives (inside another parallel region: one) and runs it on each.
 template <typename Make, typename Run>
 void on_threads(int64_t asked, Make&& make, Run&& run) {

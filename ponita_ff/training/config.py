@@ -117,7 +117,7 @@ class TrainConfig(_Section):
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "auto"
-    compile: bool = False
+    backend: Literal["auto", "native", "compiled", "eager"] = "auto"
     rotate: bool = True
     workers: Annotated[int, Field(ge=0)] = 0
 
@@ -189,7 +189,7 @@ class TrainConfig(_Section):
 
         The length of the run, where and how fast it runs, and how often it is looked at may differ.
         """
-        free: dict[str, Any] = {"device": True, "workers": True, "compile": True}
+        free: dict[str, Any] = {"device": True, "workers": True, "backend": True}
         free["optimiser"] = {"time", "steps", "patience", "checkpoint_every", "validate_every"}
         return self.model_dump(mode="json", exclude=free) == other.model_dump(mode="json", exclude=free)
 

@@ -1,7 +1,8 @@
-"""One training step: loss and its gradient for a batch, eager or compiled."""
+"""One training step: loss and its gradient for a batch, by one of the backends."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,11 +12,15 @@ from torch.func import functional_call
 
 from ponita_ff.compilation import Function, ShapeCompiler
 from ponita_ff.graph import INPUT_FIELDS, Graph
+from ponita_ff.kernels.build import KernelError
 from ponita_ff.potential import Potential
 from ponita_ff.readout import sum_over_structures
 from ponita_ff.training.config import LossConfig
+from ponita_ff.training.native import NativeDifferentiation
 
 __all__ = ["LossTerms", "TrainingStep"]
+
+logger = logging.getLogger(__name__)
 
 #: Graph fields that a step reads, in the order in which a traced step takes them.
 _FIELDS = (*INPUT_FIELDS, "energy", "forces")
@@ -36,18 +41,22 @@ class LossTerms:
 class _LossModule(nn.Module):
     """Potential and loss as one module, so that ``functional_call`` can be given other weights."""
 
-    def __init__(self, potential: Potential, settings: LossConfig) -> None:
+    def __init__(self, potential: Potential, settings: LossConfig, native: NativeDifferentiation | None) -> None:
         super().__init__()
-        self.potential, self.settings = potential, settings
+        self.potential, self.settings, self.native = potential, settings, native
 
     def forward(self, graph: Graph, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
         settings, potential = self.settings, self.potential
         want_stress = settings.stress > 0
         number = graph.cell.shape[0]
-        energies, forces, stress = potential.differentiate(
-            graph, forces=True, stress=want_stress, create_graph=True, fused=fused
-        )
-        assert forces is not None
+        if self.native is not None:
+            energies, forces, stress = self.native(graph, want_stress)
+        else:
+            energies, found, stress = potential.differentiate(
+                graph, forces=True, stress=want_stress, create_graph=True, fused=fused
+            )
+            assert found is not None
+            forces = found
         reference = potential.reference_energies[potential.species_index[graph.atomic_numbers]]
         label = graph.energy - sum_over_structures(reference, graph.batch, number)
         ones = torch.ones_like(reference)
@@ -72,16 +81,23 @@ class TrainingStep:
     Args:
         potential: Its parameters are differentiated; nothing else of it changes.
         settings: Weights and kind of the loss.
-        compile: Compile the whole step (see :class:`ShapeCompiler`): worth it where all batches have the same
-            shape, as for one molecule.
+        backend: ``"native"``: C++ kernels for the force-field form on the CPU; goes on eagerly, with a warning, where
+            they are not to be had. ``"compiled"``: the whole step (see :class:`ShapeCompiler`), worth it where all
+            batches have the same shape, as for one molecule. ``"eager"``: as torch runs it. ``"auto"``: native for
+            float32 on the CPU wherever it can be had, else eager.
+
+    Attributes:
+        backend: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
     """
 
-    def __init__(self, potential: Potential, settings: LossConfig, compile: bool = False) -> None:
-        self._module = _LossModule(potential, settings)
+    def __init__(self, potential: Potential, settings: LossConfig, backend: str = "eager") -> None:
+        native = _native(potential, backend)
+        self.backend = "native" if native else "compiled" if backend == "compiled" else "eager"
+        self._module = _LossModule(potential, settings, native)
         self._named = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         self._fields = (*_FIELDS, "stress") if settings.stress > 0 else _FIELDS
         self._function: Function = partial(self._evaluate, fused=False)
-        if compile:
+        if self.backend == "compiled":
             self._function = ShapeCompiler(partial(self._evaluate, fused=True), self._function)
 
     def __call__(self, graph: Graph) -> LossTerms:
@@ -103,3 +119,17 @@ class TrainingStep:
             # The last layer's constants may not matter to a loss without energies: no gradient then, not an error.
             gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
         return loss.detach(), energy_mae.detach(), forces_mae.detach(), *gradients
+
+
+def _native(potential: Potential, backend: str) -> NativeDifferentiation | None:
+    """The kernels; None, said in the log, where they are not to be had or, for "auto", not the better choice."""
+    if backend not in ("auto", "native"):
+        return None
+    if backend == "auto" and (potential.dtype != torch.float32 or potential.device.type != "cpu"):
+        return None
+    try:
+        return NativeDifferentiation(potential)
+    except KernelError as error:
+        level = logging.WARNING if backend == "native" else logging.INFO
+        logger.log(level, "training without native kernels: %s", error)
+        return None

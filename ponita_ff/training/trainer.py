@@ -140,7 +140,7 @@ class Trainer:
         )
         self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
         self.state = _State()
-        self.step_function = TrainingStep(potential, config.loss, config.compile)
+        self.step_function = TrainingStep(potential, config.loss, config.backend)
         self._clock = 0.0
         self._best: dict[str, Tensor] | None = None
 

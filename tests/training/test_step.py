@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.graph import Graph, batch_graphs
+from ponita_ff.kernels.build import KernelError, compiler
 from ponita_ff.potential import Potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
 from ponita_ff.training.step import TrainingStep
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture
@@ -68,11 +73,47 @@ def test_stress_loss(potential: Potential, frames: InMemoryFrames) -> None:
     assert float(terms.loss) > 0
 
 
-def test_compiled_step_equals_eager(potential: Potential, batch: Graph) -> None:
+@pytest.mark.parametrize("backend", ["compiled", pytest.param("native", marks=needs_compiler)])
+def test_step_equals_eager(backend: str, potential: Potential, batch: Graph) -> None:
     eager = TrainingStep(potential, LossConfig())
     loss = eager(batch).loss
     gradients = [p.grad.clone() for p in potential.parameters()]
-    compiled = TrainingStep(potential, LossConfig(), compile=True)
-    assert float(compiled(batch).loss) == pytest.approx(float(loss), rel=1e-9)
+    other = TrainingStep(potential, LossConfig(), backend)
+    assert other.backend == backend
+    assert float(other(batch).loss) == pytest.approx(float(loss), rel=1e-9)
     for p, gradient in zip(potential.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "expected"),
+    [
+        ("auto", torch.float64, "eager"),
+        ("eager", torch.float32, "eager"),
+        pytest.param("auto", torch.float32, "native", marks=needs_compiler),
+        pytest.param("native", torch.float64, "native", marks=needs_compiler),
+    ],
+)
+def test_backend_chosen(backend: str, dtype: torch.dtype, expected: str, potential: Potential) -> None:
+    assert TrainingStep(potential.to(dtype), LossConfig(), backend).backend == expected
+
+
+@pytest.mark.parametrize(("backend", "level"), [("native", logging.WARNING), ("auto", logging.INFO)])
+def test_without_kernels_it_goes_on_eagerly_and_says_so(
+    backend: str,
+    level: int,
+    potential: Potential,
+    batch: Graph,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(name: str) -> None:
+        raise KernelError("there is no C++ compiler")
+
+    monkeypatch.setattr("ponita_ff.kernels.layout.load", refuse)
+    with caplog.at_level(logging.INFO):
+        step = TrainingStep(potential.float(), LossConfig(), backend)
+    assert step.backend == "eager"
+    said = [(r.levelno, r.message) for r in caplog.records]
+    assert said == [(level, "training without native kernels: there is no C++ compiler")]
+    assert torch.isfinite(step(batch).loss)

@@ -1,0 +1,881 @@
+// What training needs of the force-field form: energies and their slopes, then the gradient of a loss of both.
+//
+// With E = sum_i E_i and x_p the vector of a pair of atoms, `first` gives E_i and dE/dx_p. A loss L of both has the
+// derivatives e_i = dL/dE_i and v_p = dL/d(dE/dx_p), so that its gradient with respect to any weight is that of
+//
+//     sum_i e_i E_i + dE/dx . v
+//
+// whose second term is the change of E as all x move along v: `second` carries the change of every variable (a dot
+// behind its name) forwards, and the derivatives of that sum with respect to every variable (bar) backwards. The
+// derivative with respect to a change is the ordinary derivative of E (star), known from `first`. So a matrix product
+// y = W x costs six: y, x*, y., x bar, and W bar = y bar x^T + y* x.^T.
+//
+// Layer by layer (ponita_ff/convolution.py has the formulas), with u, r a pair's direction and distance:
+//     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
+// R_l and dR_l/dr of every pair come from outside and so do weights that are products of others (the norm's are in W1
+// and b1, K is the fibre kernel on the grid): torch differentiates those. Arrays live in the workspace between the two
+// calls. Sums run in the same order whatever the number of threads.
+
+#include "activation.h"
+#include "network.h"
+
+extern "C" {
+
+struct Weights {  // one behind the other for all layers
+    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
+    const void* fibre_adjoint;     // (stride / W, ori', ori, W)
+    const void* bias;              // (stride)
+    const void* expand;            // packed (stride -> hidden)
+    const void* expand_bias;       // (hidden)
+    const void* contract;          // packed (hidden -> stride)
+    const void* contract_bias;     // (stride)
+    const void* contract_adjoint;  // packed (stride -> hidden)
+    const void* expand_adjoint;    // packed (hidden -> stride)
+    const void* readout;           // (stride)
+};
+
+struct Gradients {
+    void* fibre;           // as the weights
+    void* bias;            // as the weights
+    void* expand;          // (stride, hidden)
+    void* expand_bias;     // as the weights
+    void* contract;        // (stride, hidden)
+    void* contract_bias;   // as the weights
+    void* readout;         // (layers, stride)
+    void* features;        // (atoms, stride)
+    void* radial;          // as the inputs
+    void* radial_slopes;   // as the inputs
+};
+
+struct Batch {
+    int64_t atoms, slots, pairs, threads;
+    const int64_t* neighbours;  // (atoms, slots)
+    const int64_t* links;       // (atoms, slots): p + 1 or -(p + 1) for the edge along or against pair p, 0 for none
+    const int64_t* ends;        // (pairs, 2): receiver and sender of the edge along the pair's vector
+    const void* vectors;        // (pairs, 3): sender minus receiver
+    const void* features;       // (atoms, stride): of the first layer, the same at all orientations
+    const void* radial;         // (pairs, layers, degrees, stride): R_l
+    const void* radial_slopes;  // the same: dR_l/dr
+    void* workspace;            // workspace_bytes_*()
+};
+}
+
+namespace {
+
+// ------------------------------------------------------------------------------------------- messages of one edge
+
+// out(o, :) += K(o, :) one(o, :) + K.(o, :) two(o, :), K = sum_l A_l R_l and K. = sum_l A_l R_l' r. + A_l. R_l.
+template <typename T, int D>
+void send_change(const Shape& shape, const T* angular, const T* turned, T stretch, const T* values, const T* slopes,
+                 const T* one, const T* two, T* out) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
+    for (int64_t c = 0; c < stride; c += W) {
+        Vector<T> value[D ? D : MAX_DEGREES], slope[D ? D : MAX_DEGREES];
+        for (int64_t l = 0; l < degrees; ++l) {
+            value[l] = load(values + l * stride + c);
+            slope[l] = stretch * load(slopes + l * stride + c);
+        }
+        const int64_t start = panel_start<T>(shape, c);
+        for (int64_t o = 0; o < shape.num_ori; ++o) {
+            Vector<T> kernel = value[0], change = slope[0];  // P_0 = 1
+#pragma GCC unroll 13
+            for (int64_t l = 1; l < degrees; ++l) {
+                const Vector<T> factor = all(angular[l * ori_stride + o]);
+                kernel += factor * value[l];
+                change += factor * slope[l];
+                change += all(turned[l * ori_stride + o]) * value[l];
+            }
+            T* target = out + o * stride + c;
+            const int64_t at = start + 2 * W * o;
+            store(target, load(target) + kernel * load(one + at) + change * load(two + at));
+        }
+    }
+}
+
+// An array in panels at both ends of a pair.
+template <typename T>
+struct Ends {
+    const T *receiver, *sender;
+    INLINE Vector<T> at_receiver(int64_t at) const { return load(receiver + at); }
+    INLINE Vector<T> at_sender(int64_t at) const { return load(sender + at); }
+};
+
+// Derivatives of E by the cosines of a pair (added to `angles`, vectors over channels still to be summed) and by its
+// distance (returned). `stars` are the derivatives with respect to the spatial sums. Against the pair's vector P_l has
+// the sign (-1)^l: even degrees see the sum of both messages, odd ones the difference.
+template <typename T, int D>
+T pair_slopes(const Shape& shape, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
+              const Ends<T>& features, const Ends<T>& stars, T* angles) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
+    Vector<T> stretch = all(T(0));
+    for (int64_t c = 0; c < stride; c += W) {
+        Vector<T> value[D ? D : MAX_DEGREES], moment[D ? D : MAX_DEGREES];
+        for (int64_t l = 0; l < degrees; ++l) {
+            value[l] = load(values + l * stride + c);
+            moment[l] = all(T(0));
+        }
+        const int64_t start = panel_start<T>(shape, c);
+        for (int64_t o = 0; o < shape.num_ori; ++o) {
+            const int64_t at = start + 2 * W * o;
+            const Vector<T> along = stars.at_receiver(at) * features.at_sender(at);
+            const Vector<T> against = stars.at_sender(at) * features.at_receiver(at);
+            const Vector<T> product[2] = {along + against, along - against};
+            Vector<T> turn[2] = {all(T(0)), all(T(0))};
+            moment[0] += product[0];
+#pragma GCC unroll 13
+            for (int64_t l = 1; l < degrees; ++l) {
+                moment[l] += all(angular[l * ori_stride + o]) * product[l % 2];
+                turn[l % 2] += all(angular_slopes[l * ori_stride + o]) * value[l];
+            }
+            store(angles + o * W, load(angles + o * W) + turn[0] * product[0] + turn[1] * product[1]);
+        }
+        for (int64_t l = 0; l < degrees; ++l) stretch += load(slopes + l * stride + c) * moment[l];
+    }
+    return sum<T>(stretch);
+}
+
+// Derivatives of the changed energy by R_l and R_l' of a pair.
+template <typename T, int D>
+void pair_gradients(const Shape& shape, const T* angular, const T* turned, T stretch, const Ends<T>& features,
+                    const Ends<T>& changes, const Ends<T>& stars, const Ends<T>& bars, T* of_values, T* of_slopes) {
+    constexpr int64_t W = Simd<T>::width;
+    const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
+    for (int64_t c = 0; c < stride; c += W) {
+        Vector<T> value[D ? D : MAX_DEGREES], slope[D ? D : MAX_DEGREES];
+        for (int64_t l = 0; l < degrees; ++l) value[l] = slope[l] = all(T(0));
+        const int64_t start = panel_start<T>(shape, c);
+        for (int64_t o = 0; o < shape.num_ori; ++o) {
+            const int64_t at = start + 2 * W * o;
+            const Vector<T> f_i = features.at_receiver(at), f_j = features.at_sender(at);
+            const Vector<T> star_i = stars.at_receiver(at), star_j = stars.at_sender(at);
+            const Vector<T> along = star_i * f_j, against = star_j * f_i;
+            const Vector<T> along_bar = bars.at_receiver(at) * f_j + star_i * changes.at_sender(at);
+            const Vector<T> against_bar = bars.at_sender(at) * f_i + star_j * changes.at_receiver(at);
+            const Vector<T> product[2] = {along + against, along - against};
+            const Vector<T> bar[2] = {along_bar + against_bar, along_bar - against_bar};
+            value[0] += bar[0];
+            slope[0] += product[0];
+#pragma GCC unroll 13
+            for (int64_t l = 1; l < degrees; ++l) {
+                const Vector<T> factor = all(angular[l * ori_stride + o]);
+                value[l] += factor * bar[l % 2];
+                value[l] += all(turned[l * ori_stride + o]) * product[l % 2];
+                slope[l] += factor * product[l % 2];
+            }
+        }
+        for (int64_t l = 0; l < degrees; ++l) {
+            store(of_values + l * stride + c, value[l]);
+            store(of_slopes + l * stride + c, stretch * slope[l]);
+        }
+    }
+}
+
+template <typename T>
+struct Messages {
+    decltype(&send<T, 1, false>) send;
+    decltype(&send_change<T, 1>) send_change;
+    decltype(&pair_slopes<T, 1>) pair_slopes;
+    decltype(&pair_gradients<T, 1>) pair_gradients;
+};
+
+template <typename T, int D>
+Messages<T> messages_of() {
+    return {::send<T, D, false>, send_change<T, D>, pair_slopes<T, D>, pair_gradients<T, D>};
+}
+
+template <typename T>
+Messages<T> messages(int64_t degrees) {
+    switch (degrees) {
+        case 1: return messages_of<T, 1>();
+        case 2: return messages_of<T, 2>();
+        case 3: return messages_of<T, 3>();
+        case 4: return messages_of<T, 4>();
+        case 5: return messages_of<T, 5>();
+        case 6: return messages_of<T, 6>();
+        case 7: return messages_of<T, 7>();
+        default: return messages_of<T, 0>();
+    }
+}
+
+// ------------------------------------------------------------------------------------- gradients of weight matrices
+
+constexpr int64_t CHUNK = 256;  // rows whose panel stays in the first-level cache
+constexpr int GROUP = 6;        // columns of the left matrix that registers hold beside two vectors of the right one
+
+// A left matrix (rows, columns) is kept in groups of columns, each (rows, GROUP), the last one narrower; a right one in
+// panels, each (rows, 2 W). Copies `count` rows from `row` on of a matrix into such groups.
+template <typename T>
+void pack_left(const T* matrix, int64_t columns, int64_t row, int64_t count, int64_t rows, T* packed) {
+    for (int64_t start = 0; start < columns; start += GROUP) {
+        const int64_t width = std::min<int64_t>(GROUP, columns - start);
+        T* out = packed + start * rows + row * width;
+        for (int64_t r = 0; r < count; ++r, out += width)
+            for (int64_t k = 0; k < width; ++k) out[k] = matrix[r * columns + start + k];
+    }
+}
+
+// out(k, :) += sum_r left(r, k) right(r, :) for the columns of one group and a panel.
+template <int COLUMNS, typename T>
+INLINE void outer_tile(const T* left, const T* right, int64_t rows, T* out, int64_t out_stride) {
+    constexpr int64_t W = Simd<T>::width;
+    Vector<T> sums[COLUMNS][2] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        const Vector<T> one = load(right + 2 * W * r), two = load(right + 2 * W * r + W);
+#pragma GCC unroll 6
+        for (int k = 0; k < COLUMNS; ++k) {
+            const Vector<T> factor = all(left[r * COLUMNS + k]);
+            sums[k][0] += factor * one;
+            sums[k][1] += factor * two;
+        }
+    }
+#pragma GCC unroll 6
+    for (int k = 0; k < COLUMNS; ++k) {
+        T* target = out + k * out_stride;
+        store(target, load(target) + sums[k][0]);
+        store(target + W, load(target + W) + sums[k][1]);
+    }
+}
+
+// out(columns, 2 W) += left^T right, both packed.
+template <typename T>
+void outer_product(const T* left, const T* right, int64_t columns, int64_t rows, T* out, int64_t out_stride) {
+    constexpr int64_t panel = 2 * Simd<T>::width;
+    for (int64_t begin = 0; begin < rows; begin += CHUNK) {
+        const int64_t count = std::min(CHUNK, rows - begin);
+        for (int64_t start = 0; start < columns; start += GROUP) {
+            const int64_t width = std::min<int64_t>(GROUP, columns - start);
+            const T *a = left + start * rows + begin * width, *b = right + begin * panel;
+            T* target = out + start * out_stride;
+            switch (width) {
+                case 6: outer_tile<6>(a, b, count, target, out_stride); break;
+                case 5: outer_tile<5>(a, b, count, target, out_stride); break;
+                case 4: outer_tile<4>(a, b, count, target, out_stride); break;
+                case 3: outer_tile<3>(a, b, count, target, out_stride); break;
+                case 2: outer_tile<2>(a, b, count, target, out_stride); break;
+                default: outer_tile<1>(a, b, count, target, out_stride);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- network
+
+template <typename T>
+class Trainee {
+    static constexpr int64_t W = Simd<T>::width;
+    static constexpr int64_t FIBRE_SENDERS = 4;  // orientations n' whose sums registers hold at a time
+
+    struct Link {
+        int32_t neighbour, pair;
+        T sign;  // 1: the edge's vector is the pair's, -1: it is the other way round
+    };
+    struct Pair {
+        T direction[3], inverse_distance;
+        T turn[3], stretch;  // changes of direction and distance
+    };
+    struct Layer {
+        // Rows of channels but for features, f., s* and s bar, which come in panels.
+        T *features, *spatial, *normal, *deviation, *carried_star, *normal_star, *spatial_star, *moment;
+        T *features_dot, *spatial_dot, *normal_dot, *along_dot, *spatial_bar, *moment_dot;
+        T *before, *activated_star, *before_dot;  // rows of hidden units: W1 n + b1, derivative by gelu of it, change
+    };
+    struct Scratch {
+        T *rows, *more_rows, *hidden, *angular, *angular_slopes, *angles;
+    };
+
+public:
+    Trainee(const Shape& shape, const Weights& weights, const Batch& batch, int64_t threads)
+        : shape_(shape), weights_(weights), batch_(batch), threads_(threads), row_(shape.num_ori * shape.stride),
+          rows_(batch.atoms * shape.num_ori), messages_(messages<T>(shape.degrees)),
+          blocks_(shape, batch.atoms, threads), bytes_(lay_out()), team_(threads, next_) {}
+
+    int64_t bytes() const { return bytes_; }
+
+    void prepare() {
+        team_.prepare(4 * shape_.num_layers + 8);
+        for (int64_t row = 0; row < blocks_.rows; ++row)
+            places_[row] = row / shape_.num_ori * row_ + row % shape_.num_ori * 2 * W;
+    }
+
+    // Energies (atoms) and slopes (pairs, 3). Called by every thread.
+    void first(int64_t thread, T* energies, T* slopes) {
+        const Scratch& s = scratch_[thread];
+        const int64_t layers = shape_.num_layers;
+        int64_t stage = 0;
+        in_pairs(stage++, [&](int64_t pair) { measure(pair); });
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { start(begin, end, energies); });
+        for (int64_t layer = 0; layer < layers; ++layer)
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, energies, s); });
+        for (int64_t layer = layers - 1; layer >= 0; --layer)
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { backward(layer, begin, end, s); });
+        in_pairs(stage++, [&](int64_t pair) { slopes_of(pair, s, slopes + 3 * pair); });
+    }
+
+    // Gradients of sum_i weights_i E_i + dE/dx . tangent; `weights` (atoms), `tangent` (pairs, 3).
+    void second(int64_t thread, const T* weights, const T* tangent, const Gradients& out) {
+        const Scratch& s = scratch_[thread];
+        const int64_t layers = shape_.num_layers;
+        int64_t stage = 0;
+        in_pairs(stage++, [&](int64_t pair) { measure_change(pair, tangent + 3 * pair); });
+        for (int64_t layer = 0; layer < layers; ++layer)
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { change(layer, begin, end, s); });
+        for (int64_t layer = layers - 1; layer >= 0; --layer) {
+            in_blocks(stage++, [&](int64_t begin, int64_t end) { adjoint(layer, begin, end, weights, s); });
+            const int64_t panels = shape_.hidden / (2 * W), vectors = shape_.stride / W;
+            team_.share(stage++, 2 * panels + vectors, [&](int64_t item) {
+                if (item < 2 * panels)
+                    matrix_gradient(layer, item % panels, item < panels, out);
+                else
+                    vector_gradients(layer, (item - 2 * panels) * W, weights, out);
+            });
+        }
+        in_blocks(stage++, [&](int64_t begin, int64_t end) {
+            last_adjoint(begin, end, static_cast<T*>(out.features), s);
+        });
+        in_pairs(stage++, [&](int64_t pair) { gradients_of(pair, s, out); });
+    }
+
+private:
+    template <typename Work>
+    void in_blocks(int64_t stage, Work&& work) {
+        team_.share(stage, blocks_.number,
+                    [&](int64_t block) { work(blocks_.begin(block), blocks_.begin(block + 1)); });
+    }
+
+    template <typename Work>
+    void in_pairs(int64_t stage, Work&& work) {
+        constexpr int64_t FEW = 16;
+        team_.share(stage, (batch_.pairs + FEW - 1) / FEW, [&](int64_t item) {
+            for (int64_t pair = item * FEW; pair < std::min((item + 1) * FEW, batch_.pairs); ++pair) work(pair);
+        });
+    }
+
+    int64_t lay_out() {
+        Arena arena(batch_.workspace);
+        const int64_t atoms = batch_.atoms, stride = shape_.stride, hidden = shape_.hidden;
+        next_ = arena.take<std::atomic<int64_t>>(4 * shape_.num_layers + 8);
+        counts_ = arena.take<int64_t>(atoms);
+        links_ = arena.take<Link>(atoms * batch_.slots);
+        pairs_ = arena.take<Pair>(batch_.pairs);
+        for (int64_t index = 0; index < shape_.num_layers; ++index) {
+            Layer& layer = layers_[index];
+            for (T** piece : {&layer.features, &layer.spatial, &layer.normal, &layer.carried_star, &layer.normal_star,
+                              &layer.spatial_star, &layer.features_dot, &layer.spatial_dot, &layer.normal_dot,
+                              &layer.spatial_bar})
+                *piece = arena.take<T>(rows_ * stride);
+            for (T** piece : {&layer.before, &layer.activated_star, &layer.before_dot})
+                *piece = arena.take<T>(rows_ * hidden);
+            for (T** piece : {&layer.moment, &layer.moment_dot}) *piece = arena.take<T>(atoms * stride);
+            for (T** piece : {&layer.deviation, &layer.along_dot}) *piece = arena.take<T>(rows_);
+        }
+        for (T** piece : {&carried_bar_, &convolved_bar_, &convolved_star_, &left_[0], &left_[1], &left_[2], &left_[3]})
+            *piece = arena.take<T>(rows_ * stride);
+        for (T*& piece : right_) piece = arena.take<T>(rows_ * hidden);
+        // What depends on the number of threads comes last: the second call may get another one.
+        places_ = arena.take<int64_t>(blocks_.rows);
+        for (int64_t thread = 0; thread < threads_; ++thread) {
+            Scratch& s = scratch_[thread];
+            s.rows = arena.take<T>(blocks_.rows * stride);
+            s.more_rows = arena.take<T>(blocks_.rows * stride);
+            s.hidden = arena.take<T>(blocks_.rows * hidden);
+            s.angular = arena.take<T>(shape_.degrees * shape_.ori_stride);
+            s.angular_slopes = arena.take<T>(shape_.degrees * shape_.ori_stride);
+            s.angles = arena.take<T>(shape_.num_ori * W);
+        }
+        return arena.used(batch_.workspace);
+    }
+
+    // The part of an array over layers that belongs to one of them, of `size` elements.
+    static const T* part(const void* array, int64_t layer, int64_t size) {
+        return static_cast<const T*>(array) + layer * size;
+    }
+    static T* part(void* array, int64_t layer, int64_t size) { return static_cast<T*>(array) + layer * size; }
+
+    int64_t fibre_size() const { return shape_.num_ori * shape_.num_ori * shape_.stride; }
+    int64_t radial_at(int64_t pair, int64_t layer) const {
+        return (pair * shape_.num_layers + layer) * shape_.degrees * shape_.stride;
+    }
+
+    // ---------------------------------------------------------------------------------------------- first call
+
+    void measure(int64_t index) {
+        const T* vector = static_cast<const T*>(batch_.vectors) + 3 * index;
+        Pair& pair = pairs_[index];
+        const T inverse = 1 / std::sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
+        pair.inverse_distance = inverse;
+        for (int k = 0; k < 3; ++k) pair.direction[k] = vector[k] * inverse;
+    }
+
+    void start(int64_t begin, int64_t end, T* energies) {
+        for (int64_t atom = begin; atom < end; ++atom) {
+            energies[atom] = 0;
+            Link* link = links_ + atom * batch_.slots;
+            for (int64_t slot = 0; slot < batch_.slots; ++slot) {
+                const int64_t at = atom * batch_.slots + slot, which = batch_.links[at];
+                if (!which) continue;
+                *link++ = {int32_t(batch_.neighbours[at]), int32_t(std::abs(which) - 1), T(which > 0 ? 1 : -1)};
+            }
+            counts_[atom] = link - (links_ + atom * batch_.slots);
+            T* features = layers_[0].features + atom * row_;
+            for (int64_t c = 0; c < shape_.stride; c += 2 * W)
+                for (int64_t o = 0; o < shape_.num_ori; ++o, features += 2 * W)
+                    std::copy_n(static_cast<const T*>(batch_.features) + atom * shape_.stride + c, 2 * W, features);
+            T* change = layers_[0].features_dot + atom * row_;
+            std::fill(change, change + row_, T(0));
+        }
+    }
+
+    // P_l of an edge, or of the same edge turned round, and its change if `turned`.
+    void angular(const Link& link, bool round, T* values, T* turned) const {
+        const Pair& pair = pairs_[link.pair];
+        const T sign = round ? -link.sign : link.sign;
+        const T direction[3] = {sign * pair.direction[0], sign * pair.direction[1], sign * pair.direction[2]};
+        legendre(shape_, direction, values, turned);
+        if (turned) change_angles(pair, sign, turned);
+    }
+
+    // From dP_l/dc to the change of P_l, c. = u. . n
+    void change_angles(const Pair& pair, T sign, T* slopes) const {
+        const T* grid = static_cast<const T*>(shape_.orientations);
+        const int64_t stride = shape_.ori_stride;
+        for (int64_t o = 0; o < stride; o += W) {
+            const Vector<T> change = sign * (load(grid + o) * pair.turn[0] + load(grid + stride + o) * pair.turn[1] +
+                                             load(grid + 2 * stride + o) * pair.turn[2]);
+            for (int64_t l = 0; l < shape_.degrees; ++l)
+                store(slopes + l * stride + o, load(slopes + l * stride + o) * change);
+        }
+    }
+
+    // sum over the edges of each atom of K in; K of the edges turned round if `round`. Panels in, rows out.
+    void sum_messages(int64_t layer, int64_t begin, int64_t end, bool round, const T* in, T* out, const Scratch& s) {
+        for (int64_t atom = begin; atom < end; ++atom, out += row_)
+            for (int64_t k = 0; k < counts_[atom]; ++k) {
+                const Link& link = links_[atom * batch_.slots + k];
+                angular(link, round, s.angular, nullptr);
+                messages_.send(shape_, s.angular, static_cast<const T*>(batch_.radial) + radial_at(link.pair, layer),
+                               in + link.neighbour * row_, out);
+            }
+    }
+
+    // The same of K one + K. two.
+    void sum_changes(int64_t layer, int64_t begin, int64_t end, bool round, const T* one, const T* two, T* out,
+                     const Scratch& s) {
+        for (int64_t atom = begin; atom < end; ++atom, out += row_)
+            for (int64_t k = 0; k < counts_[atom]; ++k) {
+                const Link& link = links_[atom * batch_.slots + k];
+                const int64_t at = radial_at(link.pair, layer), other = link.neighbour * row_;
+                angular(link, round, s.angular, s.angular_slopes);
+                messages_.send_change(shape_, s.angular, s.angular_slopes, pairs_[link.pair].stretch,
+                                      static_cast<const T*>(batch_.radial) + at,
+                                      static_cast<const T*>(batch_.radial_slopes) + at, one + other, two + other, out);
+            }
+    }
+
+    // Fibre convolution of rows; the adjoint goes to panels. Without orientations: a copy.
+    void convolve_fibre(int64_t layer, int64_t atoms, const T* in, const T* bias, T* out) const {
+        if (shape_.has_fibre)
+            return over_orientations(shape_, part(weights_.fibre, layer, fibre_size()), bias, atoms, in, out, false);
+        std::copy(in, in + atoms * row_, out);
+        if (bias) add_to_rows(shape_, bias, atoms * shape_.num_ori, out);
+    }
+    void convolve_fibre_adjoint(int64_t layer, int64_t atoms, const T* in, T* out) const {
+        if (shape_.has_fibre)
+            return over_orientations(shape_, part(weights_.fibre_adjoint, layer, fibre_size()),
+                                     static_cast<const T*>(nullptr), atoms, in, out, true);
+        std::copy(in, in + atoms * row_, out);  // one orientation: rows and panels are the same
+    }
+
+    void forward(int64_t index, int64_t begin, int64_t end, T* energies, const Scratch& s) {
+        Layer& layer = layers_[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, first = begin * shape_.num_ori;
+        const int64_t rows = (end - begin) * shape_.num_ori, matrix = stride * hidden;
+        T* spatial = layer.spatial + begin * row_;
+        std::fill(spatial, spatial + rows * stride, T(0));
+        sum_messages(index, begin, end, false, layer.features, spatial, s);
+        convolve_fibre(index, end - begin, spatial, part(weights_.bias, index, stride), s.rows);
+        T* normal = layer.normal + begin * row_;
+        normalise(shape_, s.rows, rows, normal, layer.deviation + first);
+
+        const T* expand_bias = part(weights_.expand_bias, index, hidden);
+        T* before = layer.before + first * hidden;
+        product(normal, rows, stride, part(weights_.expand, index, matrix), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    Vector<T> activated, slope;
+                    value += load(expand_bias + column);
+                    gelu(value, activated, slope);
+                    store(before + row * hidden + column, value);
+                    store(s.hidden + row * hidden + column, activated);
+                });
+        contract(index, begin, end, layer.features, part(weights_.contract_bias, index, stride), s);
+        const T* readout = part(weights_.readout, index, stride);
+        read_out(begin, end, next_features(index, false, begin, s), layer.moment);
+        for (int64_t atom = begin; atom < end; ++atom) {
+            Vector<T> total = all(T(0));
+            for (int64_t c = 0; c < stride; c += W) total += load(layer.moment + atom * stride + c) * load(readout + c);
+            energies[atom] += sum<T>(total) / T(shape_.num_layers);
+        }
+    }
+
+    // Where the next layer finds its features, or their changes; nobody needs the last layer's once they are read out.
+    T* next_features(int64_t index, bool changes, int64_t begin, const Scratch& s) const {
+        if (index + 1 == shape_.num_layers) return s.rows;
+        const Layer& next = layers_[index + 1];
+        return (changes ? next.features_dot : next.features) + begin * row_;
+    }
+
+    // Next features, or changes where there is no bias: W2 s.hidden + bias + features.
+    void contract(int64_t index, int64_t begin, int64_t end, const T* features, const T* bias, const Scratch& s) {
+        const int64_t stride = shape_.stride, hidden = shape_.hidden;
+        T* out = next_features(index, !bias, begin, s);
+        const T* before = features + begin * row_;
+        product(s.hidden, (end - begin) * shape_.num_ori, hidden,
+                part(weights_.contract, index, stride * hidden), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t place = places_[row] + panel_start<T>(shape_, column);
+                    value += load(before + place);
+                    store(out + place, bias ? value + load(bias + column) : value);
+                });
+    }
+
+    // Sums over orientations by the quadrature, (atoms, stride), of panels that start at the first atom's.
+    void read_out(int64_t begin, int64_t end, const T* features, T* moment) const {
+        const T* weights = static_cast<const T*>(shape_.weights);
+        for (int64_t atom = begin; atom < end; ++atom, features += row_)
+            for (int64_t c = 0; c < shape_.stride; c += W) {
+                const T* panel = features + panel_start<T>(shape_, c);
+                Vector<T> total = all(T(0));
+                for (int64_t o = 0; o < shape_.num_ori; ++o) total += weights[o] * load(panel + 2 * W * o);
+                store(moment + atom * shape_.stride + c, total);
+            }
+    }
+
+    // Adds what the readout of a layer gives to the derivative by the features behind it, `factors` an atom's or null.
+    void read_out_adjoint(int64_t index, int64_t begin, int64_t end, const T* factors, T* out) const {
+        const T *readout = part(weights_.readout, index, shape_.stride), *weights = static_cast<const T*>(shape_.weights);
+        for (int64_t atom = begin; atom < end; ++atom)
+            for (int64_t o = 0; o < shape_.num_ori; ++o, out += shape_.stride) {
+                const T weight = weights[o] * (factors ? factors[atom] : T(1)) / T(shape_.num_layers);
+                for (int64_t c = 0; c < shape_.stride; c += W) store(out + c, load(out + c) + weight * load(readout + c));
+            }
+    }
+
+    void backward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        Layer& layer = layers_[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, first = begin * shape_.num_ori;
+        const int64_t rows = (end - begin) * shape_.num_ori, matrix = stride * hidden;
+        T* carried = layer.carried_star + begin * row_;
+        if (index + 1 == shape_.num_layers) {
+            std::fill(carried, carried + rows * stride, T(0));
+        } else {
+            const T* above = layers_[index + 1].carried_star + begin * row_;
+            std::copy(above, above + rows * stride, carried);
+            sum_messages(index + 1, begin, end, true, layers_[index + 1].spatial_star, carried, s);
+        }
+        read_out_adjoint(index, begin, end, nullptr, carried);
+
+        const T* before = layer.before + first * hidden;
+        T* star = layer.activated_star + first * hidden;
+        product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t at = row * hidden + column;
+                    Vector<T> activated, slope;
+                    gelu(load(before + at), activated, slope);
+                    store(star + at, value);
+                    store(s.hidden + at, value * slope);
+                });
+        T* normal_star = layer.normal_star + begin * row_;
+        product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(normal_star + row * stride + column, value);
+                    store(s.rows + row * stride + column, value);
+                });
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, s.rows);
+        convolve_fibre_adjoint(index, end - begin, s.rows, layer.spatial_star + begin * row_);
+    }
+
+    Ends<T> ends(int64_t pair, const T* array) const {
+        return {array + batch_.ends[2 * pair] * row_, array + batch_.ends[2 * pair + 1] * row_};
+    }
+
+    // dE/dx = dE/dr u + sum_n dE/dc_n (n - c_n u) / r.
+    void slopes_of(int64_t index, const Scratch& s, T* out) const {
+        const Pair& pair = pairs_[index];
+        legendre(shape_, pair.direction, s.angular, s.angular_slopes);
+        std::fill(s.angles, s.angles + shape_.num_ori * W, T(0));
+        T stretch = 0;
+        for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
+            stretch += messages_.pair_slopes(
+                shape_, s.angular, s.angular_slopes, static_cast<const T*>(batch_.radial) + radial_at(index, layer),
+                static_cast<const T*>(batch_.radial_slopes) + radial_at(index, layer),
+                ends(index, layers_[layer].features), ends(index, layers_[layer].spatial_star), s.angles);
+        const T* grid = static_cast<const T*>(shape_.orientations);
+        T turn[3] = {0, 0, 0};
+        for (int64_t o = 0; o < shape_.num_ori; ++o) {
+            const T angle = sum<T>(load(s.angles + o * W));
+            for (int k = 0; k < 3; ++k) turn[k] += angle * grid[k * shape_.ori_stride + o];
+        }
+        const T along = turn[0] * pair.direction[0] + turn[1] * pair.direction[1] + turn[2] * pair.direction[2];
+        for (int k = 0; k < 3; ++k)
+            out[k] = stretch * pair.direction[k] + (turn[k] - along * pair.direction[k]) * pair.inverse_distance;
+    }
+
+    // --------------------------------------------------------------------------------------------- second call
+
+    void measure_change(int64_t index, const T* tangent) {
+        Pair& pair = pairs_[index];
+        const T* u = pair.direction;
+        pair.stretch = u[0] * tangent[0] + u[1] * tangent[1] + u[2] * tangent[2];
+        for (int k = 0; k < 3; ++k) pair.turn[k] = (tangent[k] - pair.stretch * u[k]) * pair.inverse_distance;
+    }
+
+    void change(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        Layer& layer = layers_[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, first = begin * shape_.num_ori;
+        const int64_t rows = (end - begin) * shape_.num_ori;
+        T* spatial = layer.spatial_dot + begin * row_;
+        std::fill(spatial, spatial + rows * stride, T(0));
+        sum_changes(index, begin, end, false, layer.features_dot, layer.features, spatial, s);
+        T *normal = layer.normal_dot + begin * row_, *along = layer.along_dot + first;
+        convolve_fibre(index, end - begin, spatial, nullptr, normal);
+        for (int64_t row = 0; row < rows; ++row)
+            along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride) / T(shape_.channels);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, normal);
+
+        const T* before = layer.before + first * hidden;
+        T* before_dot = layer.before_dot + first * hidden;
+        product(normal, rows, stride, part(weights_.expand, index, stride * hidden), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t at = row * hidden + column;
+                    Vector<T> activated, slope;
+                    gelu(load(before + at), activated, slope);
+                    store(before_dot + at, value);
+                    store(s.hidden + at, value * slope);
+                });
+        contract(index, begin, end, layer.features_dot, nullptr, s);
+        read_out(begin, end, next_features(index, true, begin, s), layer.moment_dot);
+    }
+
+    T dot(const T* one, const T* two) const {
+        Vector<T> total = all(T(0));
+        for (int64_t c = 0; c < shape_.stride; c += W) total += load(one + c) * load(two + c);
+        return sum<T>(total);
+    }
+
+    void adjoint(int64_t index, int64_t begin, int64_t end, const T* weights, const Scratch& s) {
+        Layer& layer = layers_[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, first = begin * shape_.num_ori;
+        const int64_t rows = (end - begin) * shape_.num_ori, matrix = stride * hidden;
+        T* carried = carried_bar_ + begin * row_;
+        if (index + 1 == shape_.num_layers) {
+            std::fill(carried, carried + rows * stride, T(0));
+        } else {
+            const Layer& above = layers_[index + 1];
+            sum_changes(index + 1, begin, end, true, above.spatial_bar, above.spatial_star, carried, s);
+        }
+        read_out_adjoint(index, begin, end, weights, carried);
+
+        const T *before = layer.before + first * hidden, *before_dot = layer.before_dot + first * hidden;
+        const T* star = layer.activated_star + first * hidden;
+        product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t at = row * hidden + column;
+                    const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
+                    Vector<T> activated, slope, curvature;
+                    gelu(load(before + at), activated, slope, curvature);
+                    const Vector<T> dotted = load(before_dot + at), starred = load(star + at);
+                    const Vector<T> bar = slope * value + curvature * dotted * starred;
+                    store(s.hidden + at, bar);
+                    store(right_[0] + place, bar);
+                    store(right_[1] + place, slope * starred);
+                    store(right_[2] + place, activated);
+                    store(right_[3] + place, slope * dotted);
+                });
+        product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(s.rows + row * stride + column, value);
+                });
+        T *bar = convolved_bar_ + begin * row_, *convolved_star = convolved_star_ + begin * row_;
+        const T* normal_star = layer.normal_star + begin * row_;
+        std::copy(normal_star, normal_star + rows * stride, convolved_star);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, convolved_star);
+        std::copy(s.rows, s.rows + rows * stride, bar);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, bar);
+        normalise_curvature(layer, first, rows, convolved_star, bar);
+        convolve_fibre_adjoint(index, end - begin, bar, layer.spatial_bar + begin * row_);
+        const T* left[4] = {layer.normal + begin * row_, layer.normal_dot + begin * row_, carried,
+                            layer.carried_star + begin * row_};
+        for (int k = 0; k < 4; ++k) pack_left(left[k], stride, first, rows, rows_, left_[k]);
+    }
+
+    // Derivative of n* . J(h) h. by h, J the norm's Jacobian and d its inverse deviation:
+    // -d ((n* . n.) n / C + (n . h.) h* / C + (n* . n) n. / C), with h* = J n* and n. = J h..
+    void normalise_curvature(const Layer& layer, int64_t first, int64_t rows, const T* convolved_star, T* out) const {
+        const int64_t stride = shape_.stride;
+        const T per_channel = T(1) / T(shape_.channels);
+        for (int64_t row = first; row < first + rows; ++row, convolved_star += stride, out += stride) {
+            const T *normal = layer.normal + row * stride, *normal_dot = layer.normal_dot + row * stride;
+            const T* star = layer.normal_star + row * stride;
+            const T of_normal = dot(star, normal_dot) * per_channel, of_dot = dot(star, normal) * per_channel;
+            const T scale = -layer.deviation[row], of_star = layer.along_dot[row];
+            for (int64_t c = 0; c < stride; c += W)
+                store(out + c, load(out + c) + scale * (of_normal * load(normal + c) + of_star * load(convolved_star + c) +
+                                                        of_dot * load(normal_dot + c)));
+        }
+    }
+
+    // Columns of one panel of the gradients of W1 and b1, or of W2.
+    void matrix_gradient(int64_t index, int64_t panel, bool expand, const Gradients& out) const {
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, start = panel * 2 * W;
+        T* target = part(expand ? out.expand : out.contract, index, stride * hidden) + start;
+        for (int64_t c = 0; c < stride; ++c) std::fill(target + c * hidden, target + c * hidden + 2 * W, T(0));
+        for (int k = 0; k < 2; ++k)
+            outer_product(left_[expand ? k : 2 + k], right_[expand ? k : 2 + k] + start * rows_, stride, rows_, target,
+                          hidden);
+        if (!expand) return;
+        const T* bar = right_[0] + start * rows_;
+        Vector<T> one = all(T(0)), two = all(T(0));
+        for (int64_t row = 0; row < rows_; ++row) one += load(bar + row * 2 * W), two += load(bar + row * 2 * W + W);
+        T* bias = part(out.expand_bias, index, hidden) + start;
+        store(bias, one);
+        store(bias + W, two);
+    }
+
+    // One vector of channels of the gradients of the fibre kernel, the biases and the readout.
+    void vector_gradients(int64_t index, int64_t c, const T* weights, const Gradients& out) const {
+        const int64_t stride = shape_.stride;
+        const Layer& layer = layers_[index];
+        Vector<T> bias = all(T(0)), contract_bias = all(T(0)), readout = all(T(0));
+        for (int64_t row = 0; row < rows_; ++row) {
+            bias += load(convolved_bar_ + row * stride + c);
+            contract_bias += load(carried_bar_ + row * stride + c);
+        }
+        for (int64_t atom = 0; atom < batch_.atoms; ++atom)
+            readout += weights[atom] * load(layer.moment + atom * stride + c) + load(layer.moment_dot + atom * stride + c);
+        store(part(out.bias, index, stride) + c, bias);
+        store(part(out.contract_bias, index, stride) + c, contract_bias);
+        store(part(out.readout, index, stride) + c, readout / T(shape_.num_layers));
+        if (!shape_.has_fibre) return;
+        T* fibre = part(out.fibre, index, fibre_size()) + c * shape_.num_ori * shape_.num_ori;
+        for (int64_t n = 0; n < shape_.num_ori; ++n) {
+            int64_t m = 0;
+            for (; m + FIBRE_SENDERS <= shape_.num_ori; m += FIBRE_SENDERS)
+                fibre_gradient<FIBRE_SENDERS>(layer, c, n, m, fibre);
+            for (; m < shape_.num_ori; ++m) fibre_gradient<1>(layer, c, n, m, fibre);
+        }
+    }
+
+    // dL/dK(n, m, :), K from orientation m to n: sum over atoms of h bar(n) s(m) + h*(n) s.(m).
+    template <int64_t SENDERS>
+    INLINE void fibre_gradient(const Layer& layer, int64_t c, int64_t n, int64_t m, T* out) const {
+        const int64_t stride = shape_.stride;
+        Vector<T> sums[SENDERS] = {};
+        for (int64_t atom = 0; atom < batch_.atoms; ++atom) {
+            const int64_t here = atom * row_ + n * stride + c, there = atom * row_ + m * stride + c;
+            const Vector<T> bar = load(convolved_bar_ + here), star = load(convolved_star_ + here);
+#pragma GCC unroll 4
+            for (int64_t k = 0; k < SENDERS; ++k)
+                sums[k] += bar * load(layer.spatial + there + k * stride) +
+                           star * load(layer.spatial_dot + there + k * stride);
+        }
+        for (int64_t k = 0; k < SENDERS; ++k) store(out + (n * shape_.num_ori + m + k) * W, sums[k]);
+    }
+
+    // Gradient of the first layer's features, which are the same at every orientation.
+    void last_adjoint(int64_t begin, int64_t end, T* out, const Scratch& s) {
+        T* carried = carried_bar_ + begin * row_;
+        sum_changes(0, begin, end, true, layers_[0].spatial_bar, layers_[0].spatial_star, carried, s);
+        for (int64_t atom = begin; atom < end; ++atom, carried += row_)
+            for (int64_t c = 0; c < shape_.stride; c += W) {
+                Vector<T> total = all(T(0));
+                for (int64_t o = 0; o < shape_.num_ori; ++o) total += load(carried + o * shape_.stride + c);
+                store(out + atom * shape_.stride + c, total);
+            }
+    }
+
+    void gradients_of(int64_t index, const Scratch& s, const Gradients& out) const {
+        const Pair& pair = pairs_[index];
+        legendre(shape_, pair.direction, s.angular, s.angular_slopes);
+        change_angles(pair, T(1), s.angular_slopes);
+        for (int64_t at = 0; at < shape_.num_layers; ++at) {
+            const Layer& layer = layers_[at];
+            messages_.pair_gradients(shape_, s.angular, s.angular_slopes, pair.stretch, ends(index, layer.features),
+                                     ends(index, layer.features_dot), ends(index, layer.spatial_star),
+                                     ends(index, layer.spatial_bar), static_cast<T*>(out.radial) + radial_at(index, at),
+                                     static_cast<T*>(out.radial_slopes) + radial_at(index, at));
+        }
+    }
+
+    const Shape& shape_;
+    const Weights& weights_;
+    const Batch& batch_;
+    const int64_t threads_, row_, rows_;
+    const Messages<T> messages_;
+    const Blocks blocks_;
+    std::atomic<int64_t>* next_;
+    int64_t* counts_;
+    Link* links_;
+    Pair* pairs_;
+    int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
+    Layer layers_[MAX_LAYERS];
+    T *carried_bar_, *convolved_bar_, *convolved_star_, *left_[4], *right_[4];
+    Scratch scratch_[MAX_THREADS];
+    const int64_t bytes_;
+    Team team_;
+};
+
+template <typename T, typename Run>
+void run(const Shape* shape, const Weights* weights, const Batch* batch, Run&& work) {
+    const auto make = [&](int64_t threads) {
+        auto* trainee = new Trainee<T>(*shape, *weights, *batch, threads);
+        trainee->prepare();
+        return trainee;
+    };
+    on_threads(batch->threads, make, work);
+}
+
+template <typename T>
+int64_t workspace_bytes(const Shape* shape, const Batch* batch) {
+    if (!fits(*shape)) return -1;
+    const Weights none = {};
+    return most_bytes(batch->threads,
+                      [&](int64_t threads) { return Trainee<T>(*shape, none, *batch, threads).bytes(); });
+}
+
+template <typename T>
+void first(const Shape* shape, const Weights* weights, const Batch* batch, T* energies, T* slopes) {
+    run<T>(shape, weights, batch,
+           [&](Trainee<T>& trainee, int64_t thread) { trainee.first(thread, energies, slopes); });
+}
+
+template <typename T>
+void second(const Shape* shape, const Weights* weights, const Batch* batch, const T* factors, const T* tangent,
+            const Gradients* out) {
+    run<T>(shape, weights, batch,
+           [&](Trainee<T>& trainee, int64_t thread) { trainee.second(thread, factors, tangent, *out); });
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t vector_width_f32() { return Simd<float>::width; }
+int64_t vector_width_f64() { return Simd<double>::width; }
+int64_t workspace_bytes_f32(const Shape* shape, const Batch* batch) { return workspace_bytes<float>(shape, batch); }
+int64_t workspace_bytes_f64(const Shape* shape, const Batch* batch) { return workspace_bytes<double>(shape, batch); }
+void first_f32(const Shape* shape, const Weights* weights, const Batch* batch, float* energies, float* slopes) {
+    first(shape, weights, batch, energies, slopes);
+}
+void first_f64(const Shape* shape, const Weights* weights, const Batch* batch, double* energies, double* slopes) {
+    first(shape, weights, batch, energies, slopes);
+}
+void second_f32(const Shape* shape, const Weights* weights, const Batch* batch, const float* factors,
+                const float* tangent, const Gradients* out) {
+    second(shape, weights, batch, factors, tangent, out);
+}
+void second_f64(const Shape* shape, const Weights* weights, const Batch* batch, const double* factors,
+                const double* tangent, const Gradients* out) {
+    second(shape, weights, batch, factors, tangent, out);
+}
+}

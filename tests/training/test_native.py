@@ -1,0 +1,215 @@
+"""Native training kernels against eager torch in float64: energies, forces, stress and gradients by every weight."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from torch import Tensor
+
+from ponita_ff.convolution import RadialBasis, envelope, envelope_slope
+from ponita_ff.graph import Graph, batch_graphs, build_graph
+from ponita_ff.kernels.build import KernelError, compiler
+from ponita_ff.model import Ponita, PonitaConfig
+from ponita_ff.potential import Potential
+from ponita_ff.published import PublishedConfig, PublishedPonita
+from ponita_ff.training import native
+from ponita_ff.training.native import NativeDifferentiation, _Energies
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
+
+SMALL = {"cutoff": 3.5, "channels": 10, "num_layers": 2, "num_bessel": 4, "radial_hidden": 6, "radial_basis": 5}
+
+
+def make_potential(zbl_cutoff: float | None = None, **settings: object) -> Potential:
+    """A potential of H, C and O whose weights, biases too, are far from their first values."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        network = Ponita(PonitaConfig(**{**SMALL, **settings}), 3)
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return Potential(network, [1, 6, 8], {1: -1.0, 6: -2.0, 8: -3.0}, scale=1.7, zbl_cutoff=zbl_cutoff).double()
+
+
+def graph_of(structures: list[Atoms], cutoff: float) -> Graph:
+    graphs = []
+    for atoms in structures:
+        cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
+        graphs.append(build_graph(atoms.numbers, atoms.positions, cutoff, cell, atoms.pbc))
+    return batch_graphs(graphs)
+
+
+@pytest.fixture
+def molecules() -> list[Atoms]:
+    """Of several sizes, one of them larger than the cutoff, one a single atom."""
+    generator = np.random.default_rng(1)
+    structures = [molecule(name) for name in ("CH3CH2OH", "H2O", "C6H6")] + [Atoms("O")]
+    for atoms in structures:
+        atoms.positions += 0.1 * generator.normal(size=atoms.positions.shape)
+    return structures
+
+
+@pytest.fixture
+def crystals() -> list[Atoms]:
+    """So small that atoms see several images of each other and of themselves."""
+    generator = np.random.default_rng(2)
+    structures = [bulk("C"), bulk("C", cubic=True)]
+    for atoms in structures:
+        atoms.positions += 0.05 * generator.normal(size=atoms.positions.shape)
+        atoms.cell = atoms.cell.array + 0.05 * generator.normal(size=(3, 3))
+    return structures
+
+
+def random_loss(values: list[Tensor], seed: int = 5) -> Tensor:
+    """A different factor for every number."""
+    generator = torch.Generator().manual_seed(seed)
+    return sum((value * torch.randn(value.shape, generator=generator, dtype=torch.float64)).sum() for value in values)
+
+
+def assert_equal_to_eager(potential: Potential, graph: Graph, stress: bool = False) -> None:
+    """Values, and the gradient of a random linear loss by every weight."""
+    found_values = [value for value in NativeDifferentiation(potential)(graph, stress) if value is not None]
+    eager = [value for value in potential.differentiate(graph, stress=stress, create_graph=True) if value is not None]
+    assert len(found_values) == len(eager) == 2 + stress
+    for one, other in zip(found_values, eager, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+    names, parameters = zip(*potential.named_parameters(), strict=True)
+    found = torch.autograd.grad(random_loss(found_values), parameters, materialize_grads=True)
+    expected = torch.autograd.grad(random_loss(eager), parameters, materialize_grads=True)
+    for name, one, other in zip(names, found, expected, strict=True):
+        assert other.abs().max() > 0, name
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_ori": 6, "l_max": 2},
+        {"num_ori": 12, "l_max": 4, "channels": 32, "widening": 2},
+        {"num_ori": 6, "l_max": 1, "num_layers": 1},
+        {"num_ori": 6, "l_max": 8, "channels": 7, "widening": 3},
+        {"num_ori": 0},
+        {"num_ori": 20, "l_max": 0},
+    ],
+    ids=str,
+)
+def test_same_as_eager(settings: dict[str, int], molecules: list[Atoms]) -> None:
+    potential = make_potential(**settings)
+    assert_equal_to_eager(potential, graph_of(molecules, potential.cutoff))
+
+
+def test_stress_in_crystals(crystals: list[Atoms]) -> None:
+    potential = make_potential(num_ori=6, l_max=3)
+    graph = graph_of(crystals, potential.cutoff)
+    assert (graph.neighbours == torch.arange(len(graph.neighbours))[:, None])[graph.used].any()
+    assert_equal_to_eager(potential, graph, stress=True)
+
+
+def test_zbl_is_added(molecules: list[Atoms]) -> None:
+    potential = make_potential(num_ori=6, l_max=2, zbl_cutoff=1.5)
+    assert_equal_to_eager(potential, graph_of(molecules, potential.cutoff))
+
+
+def test_no_pairs_at_all() -> None:
+    potential = make_potential(num_ori=6, l_max=2)
+    graph = graph_of([Atoms("O"), Atoms("CH", [(0, 0, 0), (9, 0, 0)])], potential.cutoff)
+    energies, forces, _ = NativeDifferentiation(potential)(graph, False)
+    torch.testing.assert_close(energies, potential.differentiate(graph)[0])
+    assert not forces.any()
+
+
+def test_float32(molecules: list[Atoms]) -> None:
+    potential = make_potential(num_ori=12, l_max=4, channels=16).float()
+    graph = graph_of(molecules, potential.cutoff)
+    energies, forces, _ = NativeDifferentiation(potential)(graph, False)
+    exact_energies, exact_forces, _ = potential.double().differentiate(graph)
+    torch.testing.assert_close(energies.double(), exact_energies, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(forces, exact_forces, rtol=1e-4, atol=1e-4)
+
+
+def test_same_bits_for_any_number_of_threads(molecules: list[Atoms], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kernels alone: torch's matrix products before and after them may depend on it."""
+    potential = make_potential(num_ori=12, l_max=4, channels=16).float()
+    given: list[Any] = []
+
+    def record(*arguments: Any) -> tuple[Tensor, ...]:
+        given[:] = [a.detach().requires_grad_() if torch.is_tensor(a) and a.requires_grad else a for a in arguments]
+        return _Energies.apply(*arguments)
+
+    monkeypatch.setattr(native, "_Energies", SimpleNamespace(apply=record))
+    NativeDifferentiation(potential)(graph_of(molecules, potential.cutoff), False)
+    leaves = [a for a in given if torch.is_tensor(a) and a.requires_grad]
+    assert len(leaves) == 10
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            values = _Energies.apply(*given)
+            results.append([*values, *torch.autograd.grad(random_loss(list(values)), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+def test_weights_are_read_afresh_and_memory_is_used_again(molecules: list[Atoms]) -> None:
+    potential = make_potential(num_ori=6, l_max=2)
+    differentiate, parameters = NativeDifferentiation(potential), list(potential.parameters())
+    for structures in (molecules, molecules[:2], molecules):
+        graph = graph_of(structures, potential.cutoff)
+        energies, forces, _ = differentiate(graph, False)
+        torch.testing.assert_close(energies, potential.differentiate(graph)[0])
+        gradients = torch.autograd.grad(random_loss([energies, forces]), parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.sub_(1e-3 * gradient)
+
+
+def test_two_evaluations_at_once(molecules: list[Atoms]) -> None:
+    """The gradients of the first are not touched by the second."""
+    potential = make_potential(num_ori=6, l_max=2)
+    differentiate, parameters = NativeDifferentiation(potential), list(potential.parameters())
+    graphs = [graph_of(molecules[:1], potential.cutoff), graph_of(molecules[2:], potential.cutoff)]
+    alone = [torch.autograd.grad(random_loss([*differentiate(graph, False)[:2]]), parameters) for graph in graphs]
+    values = [[*differentiate(graph, False)[:2]] for graph in graphs]
+    for value, expected in zip(values, alone, strict=True):
+        for one, other in zip(torch.autograd.grad(random_loss(value), parameters), expected, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_second_gradient_is_refused(molecules: list[Atoms]) -> None:
+    potential = make_potential(num_ori=6, l_max=2)
+    energies, _, _ = NativeDifferentiation(potential)(graph_of(molecules, potential.cutoff), False)
+    weight = potential.network.embedding.weight
+    torch.autograd.grad(energies.sum(), weight, retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(energies.sum(), weight)
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    with torch.random.fork_rng(devices=[]):
+        published = PublishedPonita(PublishedConfig(num_ori=0, channels=4, num_layers=1, basis_dim=4), 3)
+    with pytest.raises(KernelError, match="force-field form"):
+        NativeDifferentiation(Potential(published, [1, 6, 8], {1: 0.0, 6: 0.0, 8: 0.0}))
+    with pytest.raises(KernelError, match="float32 and float64"):
+        NativeDifferentiation(make_potential(num_ori=6).half())
+    turned = make_potential(num_ori=6)
+    turned.average_rotations(2)
+    with pytest.raises(KernelError, match="rotations"):
+        NativeDifferentiation(turned)
+
+
+def test_slopes_of_the_radial_basis() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        basis = RadialBasis(4.0, 5, 7, 6).double()
+    distance = torch.linspace(0.3, 4.2, 40, dtype=torch.float64)
+    expected = torch.func.jvp(basis, (distance,), (torch.ones_like(distance),))
+    torch.testing.assert_close(basis.with_slope(distance), torch.stack(expected), rtol=1e-12, atol=1e-12)
+    slopes = torch.func.jvp(lambda r: envelope(r, 4.0), (distance,), (torch.ones_like(distance),))[1]
+    torch.testing.assert_close(envelope_slope(distance, 4.0), slopes, rtol=1e-12, atol=1e-12)
