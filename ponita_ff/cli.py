@@ -69,7 +69,10 @@ def _overrides(settings: tuple[str, ...], duration: str | None) -> dict[str, Any
         name, sign, value = setting.partition("=")
         if not sign or not name:
             raise ValueError(f"--set takes NAME=VALUE, e.g. optimiser.batch_size=10; got {setting!r}")
-        overrides[name] = yaml.safe_load(value)
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {setting}: the value is not YAML; quote it: {name}='\"{value}\"'") from None
     if duration is not None:
         overrides["optimiser.time"] = duration
     return overrides

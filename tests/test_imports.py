@@ -14,7 +14,8 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: From the leaves up. A name that is a package stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("compilation", "invariants", "kernels", "neighbours", "orientations", "readout", "units"),
+    ("compilation", "invariants", "kernels", "lattice", "orientations", "readout", "units"),
+    ("neighbours",),
     ("graph",),
     ("convolution", "device_neighbours"),
     ("model",),
