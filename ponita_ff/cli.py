@@ -72,7 +72,7 @@ def _overrides(settings: tuple[str, ...], duration: str | None) -> dict[str, Any
         try:
             overrides[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"--set {setting}: the value is not YAML; quote it: {name}='\"{value}\"'") from None
+            raise ValueError(f"--set {setting}: {value!r} is no value in YAML") from None
     if duration is not None:
         overrides["optimiser.time"] = duration
     return overrides
