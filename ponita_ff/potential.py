@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ class Potential(ExactModule):
         self.zbl_cutoff = zbl_cutoff
         self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff is not None else None
         self.metadata: dict[str, Any] = dict(metadata or {})
+        #: Where it was read from; a package lies beside it. None for one made in memory.
+        self.file: Path | None = None
         self._predictor: tuple[Any, Predictor, Any] | None = None
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))

@@ -98,6 +98,8 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
     [
         (["info", "no-such-potential"], "neither a file nor a shipped potential"),
         (["evaluate", "no-such-potential", "x.xyz"], "neither a file nor a shipped potential"),
+        (["package", "no-such-potential"], "neither a file nor a shipped potential"),
+        (["package", "ethanol-rmd17", "--dtype", "float16"], "float16"),
         (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
         (["train", "nowhere.yaml"], "--out"),
         (["train", "--out", "x"], "CONFIG"),
