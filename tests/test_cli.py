@@ -49,10 +49,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     result = call("train", folder / "config.yaml", "--out", folder / "run", "--no-progress")
     assert result.exit_code == 0, result.output
+    assert f"potential: {folder / 'run' / 'potential.safetensors'}" in result.output
     return folder
 
 
-def test_train_names_its_potential(run_folder: Path) -> None:
+def test_train_leaves_a_potential(run_folder: Path) -> None:
     assert (run_folder / "run" / "potential.safetensors").is_file()
 
 
