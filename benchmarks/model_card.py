@@ -280,6 +280,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         "```python",
         "import numpy as np",
+        "",
         f'full = np.load("{data.get("file", "").replace("_train_01", "")}")',
         'for part in ("train", "test"):',
         '    rows = np.loadtxt(f"index_{part}_01.csv", dtype=int)',

@@ -170,52 +170,52 @@ def render_boxes(section: dict[str, Any]) -> list[str]:
     return lines + table(head, cells)
 
 
+def by_molecule(section: dict[str, Any], head: Sequence[str], measured: Callable[[Row], list[str]]) -> list[str]:
+    """Table with a line for each molecule and contender: what was measured, or why nothing was."""
+    cells = [
+        [system_of(row), name_of(row), *failed(row, len(head) - 2)] if "failure" in row else measured(row)
+        for rows, _ in by_system(section)
+        for row in rows
+    ]
+    return table(head, cells)
+
+
 def render_md(section: dict[str, Any]) -> list[str]:
     """Molecular dynamics."""
     lines = ["Velocity Verlet through ASE; what is outside the network: neighbour list, graph, checks, ASE itself.", ""]
     head = ["molecule", "contender", "steps/s", "ns/day", "ms per step", "of it outside the network (ms)"]
-    cells = []
-    for rows, _ in by_system(section):
-        for row in rows:
-            if "failure" in row:
-                cells.append([row["system"], name_of(row), *failed(row, len(head) - 2)])
-                continue
-            step, inside = row["seconds"], row["inside"]["median"]
-            outside = step["median"] - inside
-            cells.append(
-                [
-                    system_of(row),
-                    name_of(row),
-                    with_spread(step, lambda s: 1 / s),
-                    digits(86_400 * 1e-6 * row["timestep_fs"] / step["median"]),
-                    digits(1e3 * step["median"]),
-                    f"{digits(1e3 * outside)} ({100 * outside / step['median']:.0f} %)",
-                ]
-            )
-    return lines + table(head, cells)
+
+    def measured(row: Row) -> list[str]:
+        step, inside = row["seconds"], row["inside"]["median"]
+        outside = step["median"] - inside
+        return [
+            system_of(row),
+            name_of(row),
+            with_spread(step, lambda s: 1 / s),
+            digits(86_400 * 1e-6 * row["timestep_fs"] / step["median"]),
+            digits(1e3 * step["median"]),
+            f"{digits(1e3 * outside)} ({100 * outside / step['median']:.0f} %)",
+        ]
+
+    return lines + by_molecule(section, head, measured)
 
 
 def render_training(section: dict[str, Any]) -> list[str]:
     """Training steps."""
     lines = ["Loss of energies and forces, its gradient, clipping and Adam; float32, published settings.", ""]
     head = ["molecule", "contender", "steps/s", "ms per step", "times default, eager", "ready after (s)"]
-    cells = []
-    for rows, _ in by_system(section):
-        for row in rows:
-            if "failure" in row:
-                cells.append([row["system"], name_of(row), *failed(row, len(head) - 2)])
-                continue
-            cells.append(
-                [
-                    f"{system_of(row)}, batch of {row['batch_size']}",
-                    name_of(row),
-                    with_spread(row["seconds"], lambda s: 1 / s),
-                    digits(1e3 * row["seconds"]["median"]),
-                    ratio(row),
-                    digits(row["make_s"] + row["first_s"]),
-                ]
-            )
-    return lines + table(head, cells)
+
+    def measured(row: Row) -> list[str]:
+        return [
+            f"{system_of(row)}, batch of {row['batch_size']}",
+            name_of(row),
+            with_spread(row["seconds"], lambda s: 1 / s),
+            digits(1e3 * row["seconds"]["median"]),
+            ratio(row),
+            digits(row["make_s"] + row["first_s"]),
+        ]
+
+    return lines + by_molecule(section, head, measured)
 
 
 def render_memory(section: dict[str, Any]) -> list[str]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# On a machine that others use too, OpenMP's spinning threads slow torch many times over; passive
-# ones cost little. This must be set before torch is loaded.
+# On a machine that others use too, OpenMP's spinning threads slow torch many times over: they spin
+# for some microseconds, then sleep. This must be set before torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -94,7 +94,10 @@ def make_calculator(args: argparse.Namespace, dtype: str | None = None) -> Calcu
         calculator = PonitaCalculator(args.potential, device=args.device, dtype=dtype, backend=backend)
     except (OSError, ValueError) as error:
         raise SystemExit(f"cannot use {args.potential}: {error}") from None
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"cannot write to {args.out}: {error.strerror}") from None
     print(f"Ethanol with the potential {args.potential}; results go to {args.out}/")
     return calculator
 

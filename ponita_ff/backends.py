@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,37 +13,19 @@ from torch import Tensor
 from ponita_ff.compilation import ShapeCompiler
 from ponita_ff.graph import INPUT_FIELDS, Graph
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.model import Network
 from ponita_ff.native import NativeNetwork
-from ponita_ff.readout import ZBL, sum_over_structures
+from ponita_ff.packaging import Package, PackageError, load_package, package_path
+from ponita_ff.readout import sum_over_structures
 
-__all__ = ["BACKENDS", "Predictable", "Predictor"]
+if TYPE_CHECKING:
+    from ponita_ff.potential import Potential
+
+__all__ = ["BACKENDS", "Predictor"]
 
 logger = logging.getLogger(__name__)
 
 #: Ways to compute, the default first.
 BACKENDS = ("auto", "native", "compiled", "eager")
-
-
-class Predictable(Protocol):
-    """What a :class:`Predictor` needs of a potential."""
-
-    network: Network
-    scale: float
-    zbl: ZBL | None
-    rotations: Tensor
-    reference_energies: Tensor
-    species_index: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def predict(self, graph: Graph, forces: bool, stress: bool, fused: bool = False) -> tuple[Tensor, ...]: ...
-
-    def repulsion(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class Predictor:
@@ -52,7 +34,9 @@ class Predictor:
     - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions come from tables, whose error lies
       under float32's rounding; forces are the gradient of just that energy. Goes on eagerly, with a warning, where
       there is no C++ compiler.
-    - ``"compiled"``: traced and compiled by torch, once for each of the first few sizes (up to a minute each).
+    - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff package``), where there
+      is one that fits; all else traced and compiled by torch, once for each of the first few sizes (up to a minute
+      each).
     - ``"eager"``: as torch runs it.
     - ``"auto"``: native for float32 on the CPU wherever it can be had, else eager.
 
@@ -66,13 +50,14 @@ class Predictor:
         ValueError: For a backend that does not exist.
     """
 
-    def __init__(self, potential: Predictable, backend: str = "auto") -> None:
+    def __init__(self, potential: Potential, backend: str = "auto") -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential = potential
         self._engine = _native(potential, backend) if backend in ("auto", "native") else None
         turned = len(potential.rotations) > 1  # a single one is the identity
         self._rotations: list[Tensor | None] = [*potential.rotations] if turned else [None]
+        self._package = _package(potential) if backend == "compiled" else None
         self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
         #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
         self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
@@ -93,7 +78,11 @@ class Predictor:
             total, atomic, force, tensor = self._by_engine(self._engine, graph, stress)
             return total, atomic, *([force] if forces else []), *([tensor] if tensor is not None else [])
         if self.backend == "compiled":
-            return self._compiler(forces, stress)([], [graph[name] for name in INPUT_FIELDS])
+            tensors = [graph[name] for name in INPUT_FIELDS]
+            if self._package is not None and forces and len(graph["cell"]) == 1:
+                total, atomic, force, tensor = self._package(tensors)
+                return (total, atomic, force, tensor) if stress else (total, atomic, force)
+            return self._compiler(forces, stress)([], tensors)
         return self._potential.predict(graph, forces, stress)
 
     def _compiler(self, forces: bool, stress: bool) -> ShapeCompiler:
@@ -131,7 +120,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).sum(0)
 
 
-def _native(potential: Predictable, backend: str) -> NativeNetwork | None:
+def _native(potential: Potential, backend: str) -> NativeNetwork | None:
     """The engine; None, said in the log, where it is not to be had or, for "auto", not the better choice."""
     if backend == "auto" and (potential.dtype != torch.float32 or potential.device.type != "cpu"):
         return None
@@ -141,4 +130,16 @@ def _native(potential: Predictable, backend: str) -> NativeNetwork | None:
         logger.log(
             logging.WARNING if backend == "native" else logging.INFO, "no native kernels, going on without: %s", error
         )
+        return None
+
+
+def _package(potential: Potential) -> Package | None:
+    """The package beside the potential's file; None where there is none, or, said in the log, none that fits."""
+    path = None if potential.file is None else package_path(potential.file)
+    if path is None or potential.device.type != "cpu" or not path.is_file():
+        return None
+    try:
+        return load_package(potential, path)
+    except PackageError as error:
+        logger.warning("going on without a package: %s", error)
         return None

@@ -195,11 +195,7 @@ class PonitaCalculator(Calculator):
         closest = [] if self._apart else [_squares(graph).min().unsqueeze(0)]
         arrays = _to_host([*closest, *values])
         if closest and arrays.pop(0) < COINCIDENT**2:
-            distance, first, second = shortest_edge(graph)
-            raise ValueError(
-                f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
-                "the cell and the file that the structure came from"
-            )
+            _refuse_coincident(graph)
         number = len(self._predictors)
         results = _results(arrays) if number == 1 else _committee_results(arrays, number)
         if not math.isfinite(results["energy"]) or not np.isfinite(results["forces"]).all():
@@ -285,15 +281,18 @@ class PonitaCalculator(Calculator):
             Symmetrised matrix, shape (3k, 3k) for k atoms, eV/Å², coordinates in the order x0, y0, z0, x1, …
 
         Raises:
-            ValueError: For no atoms, or indices that do not exist.
+            ValueError: For no atoms or atoms that cannot be calculated, or indices that do not exist.
         """
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise ValueError("give the atoms whose Hessian is wanted")
-        chosen = np.arange(len(atoms)) if indices is None else np.asarray(indices, dtype=np.int64)
-        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= len(atoms):
+        chosen = np.arange(len(atoms)) if indices is None else np.asarray(indices)
+        # A mask or fractions would be taken for atoms 0 and 1.
+        whole = chosen.size > 0 and chosen.dtype.kind in "iu"
+        if not whole or chosen.min() < 0 or chosen.max() >= len(atoms):
             raise ValueError(f"indices must be atoms 0 to {len(atoms) - 1}, got {indices}")
         graph = self._update_graph(atoms).clone()
+        _refuse_coincident(graph)
         graph.positions = graph.positions.clone().requires_grad_(True)
         with torch.enable_grad():
             energies = [
@@ -318,6 +317,15 @@ def _sequence(potentials: Any) -> Sequence[Any]:
 def _refuse_open(atoms: Atoms) -> None:
     if not atoms.pbc.all():
         raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {atoms.pbc}")
+
+
+def _refuse_coincident(graph: Graph) -> None:
+    distance, first, second = shortest_edge(graph)
+    if distance < COINCIDENT:
+        raise ValueError(
+            f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
+            "the cell and the file that the structure came from"
+        )
 
 
 def _squares(graph: Graph) -> Tensor:
@@ -379,13 +387,13 @@ def _prepare(
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float64": torch.float64, torch.float32: torch.float32}
-    known[torch.float64] = torch.float64
     if name is None:
         return None
-    if name not in known:
+    known = {"float32": torch.float32, "float64": torch.float64}
+    dtype = known.get(str(name).removeprefix("torch."))
+    if dtype is None:
         raise ValueError(f"dtype must be 'float32' or 'float64' (or None for the file's own), got {name!r}")
-    return known[name]
+    return dtype
 
 
 def _device(name: str | torch.device) -> torch.device:

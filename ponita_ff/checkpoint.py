@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import platform
-import tempfile
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ponita_ff.files import package_versions, weights_hash, write_atomically
 from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
 from ponita_ff.published import PublishedConfig, PublishedPonita
@@ -49,56 +44,10 @@ class PotentialFileError(ValueError):
     """A file that is not a whole, unaltered potential of a version that this package reads."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path beside ``path``, then rename: the old file stays until the new is whole.
-
-    Raises:
-        OSError: Naming the file and the reason; nothing at ``path`` has changed.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
-        code = getattr(error, "errno", None) or errno.EIO
-        raise OSError(code, f"cannot write {path}: {error}; what was there before is untouched") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _content_hash(header: Mapping[str, Any], weights: str) -> str:
     """SHA-256 of everything: the header without this hash, and the weights by theirs."""
     rest = {key: value for key, value in header.items() if key != "sha256"}
     return hashlib.sha256((json.dumps(rest, sort_keys=True) + weights).encode()).hexdigest()
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what made a file."""
-    versions = {"python": platform.python_version()}
-    for name in ("ponita-ff", "torch", "ase", "numpy", "matscipy", "torch-geometric"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
@@ -198,6 +147,7 @@ def load_potential(path: Path | str) -> Potential:
                 potential.network.register_buffer(name, tensors[f"network.{name}"])
         potential.register_buffer("rotations", tensors["rotations"])
         potential.load_state_dict(tensors)
+        potential.file = path
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
     return potential.eval().requires_grad_(False)

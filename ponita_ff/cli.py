@@ -69,7 +69,10 @@ def _overrides(settings: tuple[str, ...], duration: str | None) -> dict[str, Any
         name, sign, value = setting.partition("=")
         if not sign or not name:
             raise ValueError(f"--set takes NAME=VALUE, e.g. optimiser.batch_size=10; got {setting!r}")
-        overrides[name] = yaml.safe_load(value)
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {setting}: {value!r} is no value in YAML") from None
     if duration is not None:
         overrides["optimiser.time"] = duration
     return overrides
@@ -183,8 +186,9 @@ def evaluate(
     """Errors of a potential on labelled frames."""
     from tqdm import tqdm
 
-    from ponita_ff.checkpoint import find_potential, load_potential, write_atomically
+    from ponita_ff.checkpoint import find_potential, load_potential
     from ponita_ff.data import Units, read_frames
+    from ponita_ff.files import write_atomically
     from ponita_ff.training.evaluate import evaluate as run_evaluation
     from ponita_ff.training.plots import plot_parity
 
@@ -215,6 +219,27 @@ def evaluate(
             text = json.dumps(errors, indent=2) + "\n"
             write_atomically(out / "errors.json", lambda path: path.write_text(text, encoding="utf-8"))
             plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
+
+
+@main.command()
+@click.argument("potential")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Instead of the file's own.")
+def package(potential: str, dtype: str | None) -> None:
+    """Compile POTENTIAL ahead of time for this machine and systems of any size: takes a minute or two.
+
+    Leaves a package (.pt2) beside the potential's file, where the calculator's backend "compiled" finds it. It must be
+    made anew after an update of torch and on another machine.
+    """
+    import torch
+
+    from ponita_ff.checkpoint import find_potential, load_potential
+    from ponita_ff.packaging import build_package, package_path
+
+    with _plain_errors():
+        path = find_potential(potential)
+        loaded = load_potential(path)
+        build_package(loaded if dtype is None else loaded.to(getattr(torch, dtype)), package_path(path))
+        click.echo(f"package: {package_path(path)}")
 
 
 @main.command("import")

@@ -22,20 +22,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ponita_ff.graph import UNUSED_DISTANCE
-from ponita_ff.neighbours import (
-    _ROUNDING,
+from ponita_ff.lattice import (
     MAX_COORDINATE,
     PBC,
+    ROUNDING,
     Bools,
     Floats,
-    SkinCache,
-    _as_floats,
-    _check_cutoff,
-    _check_lattice,
-    _check_pbc,
-    _check_positions,
-    _complete_cell,
+    as_floats,
+    check_cutoff,
+    check_lattice,
+    check_pbc,
+    check_positions,
+    complete_cell,
 )
+from ponita_ff.neighbours import SkinCache
 
 __all__ = ["NeighbourTable", "TableCache", "neighbour_table"]
 
@@ -113,9 +113,9 @@ def neighbour_table(
         ValueError: For positions, cell or cutoff that no list can be made of, as
             :func:`ponita_ff.neighbours.neighbour_list` raises.
     """
-    radius = _check_cutoff(cutoff)
+    radius = check_cutoff(cutoff)
     points = _as_points(positions)
-    lattice, periodic = _check_lattice(_to_host(cell), pbc, radius)
+    lattice, periodic = check_lattice(_to_host(cell), pbc, radius)
     if len(points) == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=points.device)
         return _fill(empty, empty, empty, torch.zeros(0, 3, dtype=torch.float64, device=points.device), 0)
@@ -171,7 +171,7 @@ class TableCache:
                 f"numbers must have shape ({len(points)},), one atomic number for each of the positions, but has shape "
                 f"{tuple(numbers.shape)}"
             )
-        matrix, periodic = _as_cell(cell), _check_pbc(pbc)
+        matrix, periodic = _as_cell(cell), check_pbc(pbc)
         if self._built is not None and self.skin > 0.0 and self._built.holds(points, numbers, matrix, periodic):
             return self._built.table, False
         # Forget the old table first: if building fails, the next call must not take it for a good one.
@@ -192,7 +192,7 @@ class TableCache:
             # All pairs, wherever the atoms are; yet infinite positions must lead to the error.
             return torch.full((), MAX_COORDINATE, dtype=torch.float64, device=points.device)
         size = points.abs().amax() + 3.0 * table.offsets.abs().amax() + 1.0
-        return 0.5 * self.skin - 2.0 * _ROUNDING * size
+        return 0.5 * self.skin - 2.0 * ROUNDING * size
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +248,7 @@ def _as_cell(cell: Tensor | ArrayLike | None) -> Tensor | None:
     """The cell as a tensor, wherever it is."""
     if cell is None:
         return None
-    return cell.detach() if isinstance(cell, Tensor) else torch.from_numpy(_as_floats(cell, "cell").copy())
+    return cell.detach() if isinstance(cell, Tensor) else torch.from_numpy(as_floats(cell, "cell").copy())
 
 
 def _to_host(cell: Tensor | ArrayLike | None) -> ArrayLike | None:
@@ -266,12 +266,12 @@ def _like(points: Tensor, array: NDArray[np.generic]) -> Tensor:
 
 def _sort_into_bins(points: Tensor, cutoff: float, cell: Floats, pbc: Bools) -> _Bins:
     """Bins for points (N, 3), a little wider than the cutoff, or as wide as the cell where that is thinner."""
-    box = _complete_cell(cell, pbc)
+    box = complete_cell(cell, pbc)
     inverse = np.linalg.inv(box)
     fractional = points @ _like(points, inverse)
     low, high, largest = _extent(points, fractional)
     farthest = np.where(pbc, np.maximum(abs(low), abs(high)) + 1.0, 0.0)
-    radius = cutoff * (1.0 + _ROUNDING) + _slack(box, largest, farthest)
+    radius = cutoff * (1.0 + ROUNDING) + _slack(box, largest, farthest)
     low, scale = np.where(pbc, 0.0, low), np.where(pbc, 1.0, np.maximum(high - low, 1e-3))
     thickness = scale / np.linalg.norm(inverse, axis=0)
     number = np.clip(np.floor(thickness / radius), 1, MAX_BINS)
@@ -293,7 +293,7 @@ def _slack(box: Floats, largest: float, crossed: Floats) -> float:
     """
     lengths = np.linalg.norm(box, axis=1)
     condition = float(np.linalg.cond(box / lengths[:, None]))
-    return _ROUNDING * condition * (largest + float(crossed @ lengths) + float(lengths.sum()))
+    return ROUNDING * condition * (largest + float(crossed @ lengths) + float(lengths.sum()))
 
 
 def _extent(points: Tensor, fractional: Tensor) -> tuple[Floats, Floats, float]:
@@ -301,7 +301,7 @@ def _extent(points: Tensor, fractional: Tensor) -> tuple[Floats, Floats, float]:
     ends = torch.stack((fractional.amin(0), fractional.amax(0), points.abs().amax(0)))
     low, high, largest = ends.cpu().numpy()
     if not (largest <= MAX_COORDINATE).all():
-        _check_positions(points.cpu().numpy())  # which raises, and names the atom
+        check_positions(points.cpu().numpy())  # which raises, and names the atom
     return low, high, float(largest.max())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,7 +13,7 @@ from ponita_ff.graph import Graph
 from ponita_ff.invariants import bond_invariants, legendre
 from ponita_ff.orientations import GRID_SIZES, orientation_grid
 
-__all__ = ["Network", "Ponita", "PonitaConfig"]
+__all__ = ["ExactModule", "Network", "Ponita", "PonitaConfig"]
 
 
 #: Neighbours that the first weights reckon with where nobody counted any.
@@ -71,7 +71,24 @@ class PonitaConfig(BaseModel):
         return self
 
 
-class Network(nn.Module):
+class ExactModule(nn.Module):
+    """A module some of whose buffers stay in float64 wherever it is moved and whatever it is cast to.
+
+    Attributes:
+        exact: Names of these buffers.
+    """
+
+    exact: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = {name: getattr(self, name) for name in self.exact}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+
+class Network(ExactModule):
     """What a potential needs of a network; both forms of PONITA are one.
 
     Attributes:
@@ -94,6 +111,9 @@ class Ponita(Network):
         config: Shape of the network.
         num_species: Number of chemical elements; the graph's elements come in as indices 0 … num_species − 1.
     """
+
+    #: The grid's symmetry is exact only to its rounding.
+    exact = ("orientations", "orientation_weights")
 
     def __init__(self, config: PonitaConfig, num_species: int) -> None:
         super().__init__()
@@ -143,14 +163,6 @@ class Ponita(Network):
         device = self.embedding.weight.device
         self.register_buffer("orientations", points.to(device))
         self.register_buffer("orientation_weights", weights.to(device))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Ponita:
-        """Move or cast like any module, but keep the grid in float64: its symmetry is exact only to its rounding."""
-        exact = {name: getattr(self, name) for name in ("orientations", "orientation_weights")}
-        super()._apply(fn, recurse)
-        for name, value in exact.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
 
     def forward(self, graph: Graph, species: Tensor, vectors: Tensor, fused: bool = False) -> Tensor:
         """Atomic energies in the network's own scale, shape (N,).

@@ -1,7 +1,7 @@
 """Neighbour lists for molecules, slabs, wires and crystals, and a Verlet skin cache for MD.
 
 Lengths are in Å here, but any one unit of length works: nothing depends on it except the sanity
-limits `MAX_COORDINATE` and `MIN_THICKNESS`. The module needs only numpy and matscipy.
+limits of `ponita_ff.lattice`.
 
 Conventions
 -----------
@@ -16,7 +16,6 @@ for the positions *as given*, whether or not they lie inside the cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,23 +24,22 @@ from matscipy.neighbours import (  # type: ignore[import-untyped, unused-ignore]
 )
 from numpy.typing import ArrayLike, NDArray
 
+from ponita_ff.lattice import (
+    PBC,
+    ROUNDING,
+    Bools,
+    Floats,
+    Ints,
+    as_floats,
+    check_cell,
+    check_cutoff,
+    check_lattice,
+    check_positions,
+    complete_cell,
+    is_number,
+)
+
 __all__ = ["NeighbourList", "SkinCache", "neighbour_list"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-PBC = bool | Sequence[bool] | Bools
-
-#: Largest coordinate accepted, in Å. Beyond it float64 resolves less than 1e-7 Å, and what is
-#: really there is an exploded simulation or wrong units.
-MAX_COORDINATE = 1e9
-
-#: Thinnest cell accepted along a periodic direction, in Å.
-MIN_THICKNESS = 1e-3
-
-#: A periodic cell may be at most this many times thinner than the cutoff. Each atom would
-#: otherwise see thousands of its own images, which is a broken cell, not a crystal.
-MAX_IMAGES = 1000
 
 #: Molecules up to this size use the dense N x N distance matrix instead of matscipy. Measured on
 #: one core at 0.1 atoms/Å^3 and cutoffs of 3 to 5 Å, dense against matscipy: 9 atoms 0.02 against
@@ -53,10 +51,6 @@ DENSE_ATOMS = 128
 #: memory, and enough for a dense system of a thousand atoms with a few layers of vacuum.
 MIN_BINS = 65536
 BINS_PER_ATOM = 64
-
-#: Bound on relative rounding errors in wrapping atoms and in computing distances, a safe multiple
-#: of the float64 epsilon of 2.2e-16.
-_ROUNDING = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +100,13 @@ class NeighbourList:
         ndarray of float64, shape (E, 3)
             ``positions[senders] - positions[receivers] + shifts @ cell`` in Å.
         """
-        points = _as_floats(positions, "positions")
+        points = as_floats(positions, "positions")
         if points.shape != (self.num_atoms, 3):
             raise ValueError(
                 f"positions must have shape ({self.num_atoms}, 3), one row for each atom of this "
                 f"neighbour list, but have shape {points.shape}: pass the atoms it was built for"
             )
-        matrix = None if cell is None else _check_cell(cell)
+        matrix = None if cell is None else check_cell(cell)
         if matrix is None and self.shifts.any():
             raise ValueError(
                 "cell is None but this neighbour list has edges that cross a cell boundary: "
@@ -151,9 +145,9 @@ def neighbour_list(
     ValueError
         If an argument has the wrong shape or value; the message says which and what to do.
     """
-    radius = _check_cutoff(cutoff)
-    points = _check_positions(positions)
-    matrix, periodic = _check_lattice(cell, pbc, radius)
+    radius = check_cutoff(cutoff)
+    points = check_positions(positions)
+    matrix, periodic = check_lattice(cell, pbc, radius)
     return _build(points, radius, matrix, periodic)
 
 
@@ -179,8 +173,8 @@ class SkinCache:
     """
 
     def __init__(self, cutoff: float | None, skin: float = 0.5) -> None:
-        self.cutoff = _check_cutoff(cutoff)
-        if not _is_number(skin) or not 0.0 <= skin < math.inf:
+        self.cutoff = check_cutoff(cutoff)
+        if not is_number(skin) or not 0.0 <= skin < math.inf:
             raise ValueError(
                 f"skin must be a finite length in Å that is not negative, but is {skin!r}: use 0 "
                 "to rebuild the list at every call"
@@ -255,7 +249,7 @@ class SkinCache:
         self, positions: ArrayLike, numbers: ArrayLike, cell: ArrayLike | None, pbc: PBC
     ) -> tuple[Floats, Floats, bool]:
         """Validate, rebuild if needed; return positions (N, 3), cell (3, 3), whether rebuilt."""
-        points = _check_positions(positions)
+        points = check_positions(positions)
         species = np.asarray(numbers)
         if species.shape != points.shape[:1]:
             raise ValueError(
@@ -263,7 +257,7 @@ class SkinCache:
                 f"positions, but has shape {species.shape}"
             )
         reach = self.cutoff + self.skin
-        matrix, periodic = _check_lattice(cell, pbc, reach)
+        matrix, periodic = check_lattice(cell, pbc, reach)
         rebuilt = self._is_stale(points, species, matrix, periodic)
         if rebuilt:
             # Forget the old list first: if building fails, the next call must not find it next
@@ -295,124 +289,6 @@ class SkinCache:
             return False  # all pairs, wherever the atoms are
         # "not <=" rather than ">", so that anything that is not a number counts as moved.
         return not _norms(points - self._positions).max() <= self._max_move
-
-
-# --------------------------------------------------------------------------------------------
-# Validation
-# --------------------------------------------------------------------------------------------
-
-
-def _is_number(value: object) -> bool:
-    """Whether ``value`` is a real number (bools do not count)."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _as_floats(values: ArrayLike, name: str) -> Floats:
-    """``values`` as a float64 array; ValueError naming the argument if that is impossible."""
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiu":
-            raise TypeError(f"dtype is {array.dtype}")
-        return array.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of real numbers, but {error}") from error
-
-
-def _check_cutoff(cutoff: float | None) -> float:
-    """Cutoff as a float, None as infinity."""
-    if cutoff is None:
-        return math.inf
-    if not _is_number(cutoff) or not cutoff > 0.0:
-        raise ValueError(
-            f"cutoff must be a length in Å greater than 0, but is {cutoff!r}: pass a positive "
-            "number, or None for all pairs of a molecule"
-        )
-    return float(cutoff)
-
-
-def _check_positions(positions: ArrayLike) -> Floats:
-    """Positions as float64, shape (N, 3), all finite and of sane size."""
-    points = _as_floats(positions, "positions")
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"positions must have shape (N, 3), one row for each atom, but have shape {points.shape}")
-    # One pass in the usual case: the comparison is false for NaN and infinity too.
-    if len(points) and not np.abs(points).max() <= MAX_COORDINATE:
-        bad = int(np.nonzero(~(np.abs(points) <= MAX_COORDINATE).all(axis=1))[0][0])
-        problem = f"larger than {MAX_COORDINATE:g} Å" if np.isfinite(points[bad]).all() else "not finite"
-        raise ValueError(
-            f"position of atom {bad} is {points[bad].tolist()}, {problem}: check the input "
-            "structure and its units, or, in a simulation, the time step and the forces"
-        )
-    return points
-
-
-def _check_pbc(pbc: PBC) -> Bools:
-    """Periodicity as three bools."""
-    flags = np.asarray(pbc)
-    if flags.dtype != np.bool_ or flags.shape not in ((), (3,)):
-        raise ValueError(f"pbc must be True, False or three bools, but is {pbc!r}")
-    return np.full(3, flags) if flags.ndim == 0 else flags
-
-
-def _check_cell(cell: ArrayLike) -> Floats:
-    """Cell as float64, shape (3, 3), all finite."""
-    matrix = _as_floats(cell, "cell")
-    if matrix.shape != (3, 3):
-        raise ValueError(f"cell must have shape (3, 3) with the cell vectors as rows, but has shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"cell must be finite, but is {matrix.tolist()}")
-    return matrix
-
-
-def _check_lattice(cell: ArrayLike | None, pbc: PBC, cutoff: float) -> tuple[Floats, Bools]:
-    """Cell (3, 3), zeros if None, and three bools, fit for each other and for the cutoff."""
-    periodic = _check_pbc(pbc)
-    matrix = np.zeros((3, 3)) if cell is None else _check_cell(cell)
-    if not periodic.any():
-        return matrix, periodic
-    axes = [int(axis) for axis in np.nonzero(periodic)[0]]
-    if cutoff == math.inf:
-        raise ValueError(
-            "cutoff is None or infinite (all pairs) but pbc is True along "
-            f"{' and '.join('abc'[axis] for axis in axes)}, where atoms have infinitely many "
-            "images: pass a finite cutoff or pbc=False"
-        )
-    for axis in axes:
-        if not matrix[axis].any():
-            raise ValueError(
-                f"pbc is True along {'abc'[axis]} but cell vector {'abc'[axis]} is zero or "
-                f"missing: pass a cell with that vector or set pbc to False along {'abc'[axis]}"
-            )
-    thinnest = max(MIN_THICKNESS, cutoff / MAX_IMAGES)
-    for axis in axes:
-        thickness = _thickness(matrix[axis], matrix[[other for other in axes if other != axis]])
-        if thickness < thinnest:
-            raise ValueError(
-                f"pbc is True along {'abc'[axis]} but the cell is singular or too flat: its "
-                f"thickness along {'abc'[axis]} is {thickness:.3g} Å, at least {thinnest:.3g} Å "
-                f"is needed with cutoff {cutoff:g} Å. Pass linearly independent cell vectors, "
-                f"got {matrix.tolist()}"
-            )
-    return matrix, periodic
-
-
-def _thickness(vector: Floats, others: Floats) -> float:
-    """Length of the part of ``vector`` (3,) orthogonal to the rows of ``others`` (0 to 2, 3)."""
-    if len(others) == 0:
-        return math.hypot(*vector)
-    if len(others) == 1:
-        unit = others[0] / math.hypot(*others[0])
-        return math.hypot(*(vector - (vector @ unit) * unit))
-    normal = _cross(others[0], others[1])
-    area = math.hypot(*normal)
-    volume = sum(v * n for v, n in zip(vector.tolist(), normal, strict=True))
-    return abs(volume) / area if area else 0.0
-
-
-def _cross(a: Floats, b: Floats) -> tuple[float, float, float]:
-    """Cross product of two vectors (np.cross takes 20 times as long)."""
-    (ax, ay, az), (bx, by, bz) = a.tolist(), b.tolist()
-    return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
 
 
 # --------------------------------------------------------------------------------------------
@@ -491,11 +367,11 @@ def _candidates(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> t
     # and loses pairs once the number of cells overflows a C int.
     crossed = np.where(wraps, np.floor(fractional), 0.0)
     reach = float(np.abs(crossed).max(axis=0) @ np.linalg.norm(box, axis=1))
-    slack = _ROUNDING * (np.abs(positions).max() + reach + np.abs(box).sum() + cutoff)
+    slack = ROUNDING * (np.abs(positions).max() + reach + np.abs(box).sum() + cutoff)
     i, j, images = _matscipy_neighbour_list(
         "ijS",
         positions=(fractional - crossed) @ box,
-        cutoff=float(cutoff * (1.0 + _ROUNDING) + slack),
+        cutoff=float(cutoff * (1.0 + ROUNDING) + slack),
         cell=box,
         pbc=wraps,
     )
@@ -532,12 +408,12 @@ def _search_box(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> t
     folds : ndarray of int64, shape (3,)
         Whole numbers that divided the box vectors.
     """
-    box = _complete_cell(cell, pbc)
+    box = complete_cell(cell, pbc)
     inverse = np.linalg.inv(box)
     fractional = positions @ inverse
     thickness = 1.0 / np.linalg.norm(inverse, axis=0)
     low = fractional.min(axis=0)
-    extent = np.maximum(fractional.max(axis=0) - low, max(cutoff, 1.0)) * (1.0 + _ROUNDING)
+    extent = np.maximum(fractional.max(axis=0) - low, max(cutoff, 1.0)) * (1.0 + ROUNDING)
     scale = np.where(pbc, 1.0, extent)
     fractional = (fractional - np.where(pbc, 0.0, low)) / scale
     bins = np.maximum(thickness * scale / cutoff, 1.0)
@@ -545,19 +421,6 @@ def _search_box(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> t
     while (bins / folds).prod() > max(MIN_BINS, BINS_PER_ATOM * len(positions)):
         folds[np.argmax(bins / folds)] *= 2
     return box * (scale / folds)[:, None], fractional * folds, folds
-
-
-def _complete_cell(cell: Floats, pbc: Bools) -> Floats:
-    """Cell (3, 3) with orthonormal vectors, normal to the periodic ones, along open directions."""
-    if pbc.all():
-        return cell
-    completed = cell.copy()
-    if not pbc.any():
-        completed[:] = np.eye(3)
-    else:
-        # The last right singular vectors span the space normal to the periodic cell vectors.
-        completed[~pbc] = np.linalg.svd(cell[pbc])[2][int(pbc.sum()) :]
-    return completed
 
 
 def _is_positive(shifts: NDArray[np.integer]) -> Bools:
@@ -653,4 +516,4 @@ def _distance_error(edges: NeighbourList, positions: Floats, cell: Floats) -> fl
         return 0.0
     crossed = np.abs(edges.shifts).max(axis=0, initial=0)
     reach = float(crossed @ np.linalg.norm(cell, axis=1))
-    return 2.0 * _ROUNDING * (float(np.abs(positions).max()) + reach + 1.0)
+    return 2.0 * ROUNDING * (float(np.abs(positions).max()) + reach + 1.0)

@@ -1,12 +1,12 @@
 """Ahead-of-time compiled prediction: energy, forces and stress of one potential as machine code in a ``.pt2`` file.
 
-A package is made once, in a minute or two, with a C++ compiler; loading it takes a second or two and needs none. One
-package serves every number of atoms and of neighbours. It belongs to the potential, the version of torch and the
-processor that it was made with, says so in its own metadata, and is refused anywhere else. What the native backend can
-run (the force-field form in float32), it runs faster than a package.
+``ponita-ff package`` makes a package once, in a minute or two, with a C++ compiler; loading it takes a second or two
+and needs none. One package serves every number of atoms and of neighbours. It belongs to the potential, the version of
+torch and the processor that it was made with, says so in its own metadata, and is refused anywhere else. What the
+native backend can run (the force-field form in float32), it runs faster than a package.
 
-A ``.pt2`` file holds machine code, which runs with all your rights: its metadata guard against mistakes, not against
-malice. Load only packages that you made yourself, on the machine at hand; share the potential file instead.
+A ``.pt2`` file holds machine code, which runs with all your rights. Metadata can be forged, so whoever makes a package
+also notes its hash in the cache folder, and none without such a note is loaded: share the potential's file instead.
 """
 
 from __future__ import annotations
@@ -21,20 +21,26 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ponita_ff.checkpoint import package_versions, weights_hash, write_atomically
-from ponita_ff.compilation import Function
+from ponita_ff.files import package_versions, weights_hash, write_atomically
 from ponita_ff.graph import INPUT_FIELDS, Graph
-from ponita_ff.potential import Potential
+from ponita_ff.kernels.build import cache_folder
 
-__all__ = ["PackageError", "build_package", "load_package"]
+if TYPE_CHECKING:
+    from ponita_ff.potential import Potential
 
-_FORMAT = "ponita_ff package 1"
+__all__ = ["Package", "PackageError", "build_package", "load_package", "package_path"]
+
+#: Takes the tensors named by ``INPUT_FIELDS``, of one graph as ``build_graph`` makes it; returns energy (1,), atomic
+#: energies (N,), eV, forces (N, 3), eV/Å, and stress (1, 3, 3), eV/Å³, which means nothing without a volume.
+Package = Callable[[list[Tensor]], tuple[Tensor, ...]]
+
+_FORMAT = "ponita_ff package 2"
 
 #: As in compilation.py; and the number of threads is asked for when the code runs, not when it is made.
 _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False, "cpp.dynamic_threads": True}
@@ -47,21 +53,25 @@ _FEWEST = 2
 
 
 class PackageError(ValueError):
-    """A file that is not a whole package, or one made for something else than what is at hand."""
+    """A package that cannot be made, is not whole, or was made for something else or by somebody else."""
 
 
-def build_package(potential: Potential, path: Path | str, stress: bool = False) -> None:
+def package_path(potential: Path) -> Path:
+    """Where the package of a potential's file lies: beside it."""
+    return potential.with_suffix(".pt2")
+
+
+def build_package(potential: Potential, path: Path | str) -> None:
     """Compile a potential's prediction for this machine, and write it to a file.
 
     Args:
         potential: On the CPU, in the dtype and with the grid and rotations in which it will be used.
-        path: Ends in ``.pt2``; usually beside the potential's own file.
-        stress: Whether stress is computed too.
+        path: Ends in ``.pt2``; see :func:`package_path`.
 
     Raises:
         ValueError: For a potential that is not on the CPU, or another ending.
-        RuntimeError: Where compiling fails, for want of a C++ compiler for example; no file is written.
-        OSError: When the file cannot be written; one that was there is intact.
+        PackageError: Where compiling fails, for want of a C++ compiler for example; no file is written.
+        OSError: When the file, or the note of its hash, cannot be written; a file that was there is intact.
     """
     path = Path(path)
     if potential.device.type != "cpu":
@@ -71,41 +81,42 @@ def build_package(potential: Potential, path: Path | str, stress: bool = False) 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "package.pt2"
         try:
-            _compile(potential.clone(), made, stress)
+            _compile(potential.clone(), made)
         except Exception as error:  # whatever a compiler tool-chain throws
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RuntimeError(f"could not compile the potential: {reason}") from error
+            raise PackageError(f"could not compile the potential: {reason}") from error
+        note = _note(made)
+        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        note.touch()
         write_atomically(path, lambda temporary: shutil.copyfile(made, temporary))
 
 
-def load_package(potential: Potential, path: Path | str, stress: bool = False) -> Function:
-    """The prediction of a potential from its package, after checking that the package fits.
+def load_package(potential: Potential, path: Path | str) -> Package:
+    """The prediction of a potential from its package, after checking that the package fits and was made here.
 
-    The file's machine code runs from here on: load only packages that you made on this machine. No pickle is read.
-
-    The function takes an unused list and the tensors named by ``INPUT_FIELDS``, of one graph as ``build_graph`` makes
-    it, and returns energy (1,), atomic energies (N,), eV, forces (N, 3), eV/Å, and stress (1, 3, 3), eV/Å³, if asked
-    for. What the compiled code was not made for (several structures, a single atom or slot) runs uncompiled.
+    What the compiled code was not made for (several structures, a single atom or slot) runs uncompiled.
 
     Args:
         potential: What the package was made from; it must not change afterwards.
         path: The package.
-        stress: As it was made.
 
     Raises:
         FileNotFoundError: When there is no such file.
-        PackageError: When it is damaged, or made for other weights, settings, torch or machine; the message says which.
+        PackageError: When it is damaged, made for other weights, settings, torch or machine, or not made by this user;
+            the message says which.
     """
     path = Path(path)
-    _check_facts(_read_facts(path), _facts(potential, stress), path)
+    _check_facts(_read_facts(path), _facts(potential), path)
+    if not _note(path).is_file():
+        raise PackageError(f"{path} was not made by you here, and machine code of others is not run: {_ANEW}")
     try:
         compiled = torch._inductor.aoti_load_package(str(path))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise PackageError(f"{path} cannot be loaded ({reason}): {_ANEW}") from error
-    plain = _predictor(potential, stress, fused=False)
+    plain = _predictor(potential, fused=False)
 
-    def predict(_: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    def predict(tensors: list[Tensor]) -> tuple[Tensor, ...]:
         if not _covered(tensors):
             return plain(*tensors)
         return tuple(compiled(*(tensor.contiguous() for tensor in tensors)))
@@ -113,15 +124,21 @@ def load_package(potential: Potential, path: Path | str, stress: bool = False) -
     return predict
 
 
-_ANEW = "make it anew with build_package"
+_ANEW = "make it anew with 'ponita-ff package'"
 
 
-def _predictor(potential: Potential, stress: bool, fused: bool) -> Callable[..., tuple[Tensor, ...]]:
+def _note(package: Path) -> Path:
+    """A file that is there if this user made a package with this content."""
+    with package.open("rb") as file:
+        return cache_folder() / "packages" / hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _predictor(potential: Potential, fused: bool) -> Callable[..., tuple[Tensor, ...]]:
     """The prediction as a function of the tensors named by ``INPUT_FIELDS``."""
 
     def predict(*tensors: Tensor) -> tuple[Tensor, ...]:
         graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
-        return potential.predict(graph, forces=True, stress=stress, fused=fused)
+        return potential.predict(graph, forces=True, stress=True, fused=fused)
 
     return predict
 
@@ -148,14 +165,14 @@ def _covered(tensors: list[Tensor]) -> bool:
     return [(tuple(t.shape), t.dtype) for t in tensors] == list(expected) and all(t.is_cpu for t in tensors)
 
 
-def _compile(potential: Potential, path: Path, stress: bool) -> None:
+def _compile(potential: Potential, path: Path) -> None:
     """Trace, export and compile into ``path``. Only shapes and dtypes of the example count, never its values."""
     shapes = _shapes(_ATOMS, _SLOTS)
     example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, _DTYPES, strict=True))
     symbolic = _shapes(torch.export.Dim("atoms", min=_FEWEST), torch.export.Dim("slots", min=_FEWEST))
     dynamic = tuple({i: size for i, size in enumerate(shape) if not isinstance(size, int)} for shape in symbolic)
-    predict = _predictor(potential, stress, fused=True)
-    options = {**_OPTIONS, "aot_inductor.metadata": _facts(potential, stress)}
+    predict = _predictor(potential, fused=True)
+    options = {**_OPTIONS, "aot_inductor.metadata": _facts(potential)}
     with _quiet():
         # Export cannot differentiate: gradients are traced into one graph first, and that graph is exported.
         traced = make_fx(predict, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
@@ -171,7 +188,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _facts(potential: Potential, stress: bool) -> dict[str, str]:
+def _facts(potential: Potential) -> dict[str, str]:
     """What a package is bound to."""
     settings = {
         "network": potential.network.config.model_dump(),
@@ -185,7 +202,6 @@ def _facts(potential: Potential, stress: bool) -> dict[str, str]:
         "potential": hashlib.sha256(text.encode()).hexdigest(),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "device": potential.device.type,
-        "stress": str(stress),
         "ponita-ff": package_versions().get("ponita-ff", "unknown"),
         "torch": torch.__version__,
         "processor": _processor(),

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ponita_ff.backends import Predictor
 from ponita_ff.graph import COINCIDENT, Graph, edge_vectors, graphs_of, name_structure, shortest_edge
-from ponita_ff.model import Network, Ponita
+from ponita_ff.model import ExactModule, Network, Ponita
 from ponita_ff.orientations import even_rotations
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
@@ -58,7 +59,7 @@ class Predictions:
     stress: NDArray[np.float64] | None = None
 
 
-class Potential(nn.Module):
+class Potential(ExactModule):
     """Network, scale, reference energies and optional ZBL repulsion, in eV and Å.
 
     E_i = scale · network_i + reference[species_i] + ZBL_i; reference energies are added in float64 whatever the
@@ -72,6 +73,8 @@ class Potential(nn.Module):
         zbl_cutoff: Å; None for no ZBL term.
         metadata: JSON-able facts that travel in the file: units, training data, errors, where references came from.
     """
+
+    exact = ("reference_energies", "rotations")
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class Potential(nn.Module):
         self.zbl_cutoff = zbl_cutoff
         self.zbl = ZBL(self.species, zbl_cutoff) if zbl_cutoff is not None else None
         self.metadata: dict[str, Any] = dict(metadata or {})
+        #: Where it was read from; a package lies beside it. None for one made in memory.
+        self.file: Path | None = None
         self._predictor: tuple[Any, Predictor, Any] | None = None
         self.reference_energies: Tensor
         self.register_buffer("reference_energies", reference_vector(self.species, reference_energies))
@@ -106,22 +111,17 @@ class Potential(nn.Module):
         index[list(self.species)] = torch.arange(len(self.species))
         self.register_buffer("species_index", index, persistent=False)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Potential:
-        """Move or cast like any module, but keep reference energies and rotations in float64."""
-        exact = {name: getattr(self, name) for name in ("reference_energies", "rotations")}
-        super()._apply(fn, recurse)
-        for name, value in exact.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
-
     def average_rotations(self, number: int) -> None:
         """Average over a fixed, evenly spread set of rotations of the grid, the identity first.
 
         Costs ``number`` times the time and brings down what the grid leaves of the energy's dependence on how a
         molecule is turned. Forces stay the exact gradient, because the average itself is differentiated.
+
+        Raises:
+            ValueError: For anything but a whole number of at least 1.
         """
-        if number < 1:
-            raise ValueError(f"the number of rotations must be at least 1, got {number}")
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"the number of rotations must be a whole number of at least 1, got {number!r}")
         self.rotations = even_rotations(number).to(self.rotations.device)
 
     def predictor(self, backend: str = "auto") -> Predictor:
@@ -155,9 +155,9 @@ class Potential(nn.Module):
         """
         if not isinstance(self.network, Ponita):
             raise ValueError("this potential's network is bound to the orientation grid in its file")
+        self.network.set_grid(num_ori)
         if num_ori != self.network.config.num_ori:
             logger.warning("num_ori=%d is not the grid of the training: energies and forces change with it", num_ori)
-        self.network.set_grid(num_ori)
 
     @property
     def cutoff(self) -> float | None:
@@ -289,7 +289,10 @@ class Potential(nn.Module):
 
         Raises:
             ValueError: For a structure that cannot be calculated; the message begins with its number in the sequence.
+            TypeError: For a single structure instead of a sequence.
         """
+        if isinstance(structures, Atoms):
+            raise TypeError("evaluate takes a sequence of structures: put a single one into a list")
         predict = self.predictor(backend)
         self._check_structures(structures, stress)
         energies = np.empty(len(structures))

@@ -285,9 +285,16 @@ def test_hessian_block(tiny_potential: Potential, make_system: Callable) -> None
     assert calculator.get_hessian(atoms, indices=[5, 2]) == pytest.approx(whole[np.ix_(columns, columns)], abs=1e-10)
     calculator.get_forces(atoms)
     assert np.array_equal(calculator.get_hessian(), calculator.get_hessian(atoms))
-    for indices in ([], [9], [-1]):
+    for indices in ([], [9], [-1], [0.5], [True, False] * 4):
         with pytest.raises(ValueError, match="indices must be atoms 0 to 8"):
             calculator.get_hessian(atoms, indices=indices)
+
+
+def test_hessian_of_atoms_in_one_place_is_refused(tiny_potential: Potential, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    atoms.positions[2] = atoms.positions[1]
+    with pytest.raises(ValueError, match="atoms 1 and 2 are in one place"):
+        PonitaCalculator(tiny_potential).get_hessian(atoms)
 
 
 def test_hessian_leaves_the_results_alone(tiny_potential, make_system, monkeypatch) -> None:
@@ -825,7 +832,7 @@ def test_unknown_grid(num_ori: int, tiny_potential: Potential) -> None:
 
 
 def test_no_rotations(tiny_potential: Potential) -> None:
-    with pytest.raises(ValueError, match="number of rotations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="number of rotations must be a whole number of at least 1, got 0"):
         PonitaCalculator(tiny_potential, rotations=0)
 
 

@@ -49,10 +49,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     result = call("train", folder / "config.yaml", "--out", folder / "run", "--no-progress")
     assert result.exit_code == 0, result.output
+    assert f"potential: {folder / 'run' / 'potential.safetensors'}" in result.output
     return folder
 
 
-def test_train_names_its_potential(run_folder: Path) -> None:
+def test_train_leaves_a_potential(run_folder: Path) -> None:
     assert (run_folder / "run" / "potential.safetensors").is_file()
 
 
@@ -82,9 +83,8 @@ def test_evaluate_by_a_backend(run_folder: Path) -> None:
     result = call(*arguments, "eager")
     assert result.exit_code == 0, result.output
     result = call(*arguments, "fast")
-    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit)
     assert "backend must be one of auto, native, compiled, eager" in result.output
-    assert "Traceback" not in result.output
 
 
 def test_resume_of_a_longer_run(run_folder: Path) -> None:
@@ -99,6 +99,8 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
     [
         (["info", "no-such-potential"], "neither a file nor a shipped potential"),
         (["evaluate", "no-such-potential", "x.xyz"], "neither a file nor a shipped potential"),
+        (["package", "no-such-potential"], "neither a file nor a shipped potential"),
+        (["package", "ethanol-rmd17", "--dtype", "float16"], "float16"),
         (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
         (["train", "nowhere.yaml"], "--out"),
         (["train", "--out", "x"], "CONFIG"),
@@ -112,9 +114,10 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
 )
 def test_mistakes_end_in_one_sentence(arguments: list[str], expected: str, tmp_path: Path) -> None:
     result = call(*arguments)
+    # Any other exception is one that the user would see as a traceback.
+    assert isinstance(result.exception, SystemExit)
     assert result.exit_code != 0
     assert expected in result.output
-    assert "Traceback" not in result.output
 
 
 def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:
@@ -131,9 +134,9 @@ def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:
 
 def test_wrong_set_option_is_named(run_folder: Path) -> None:
     config = run_folder / "config.yaml"
-    for setting in ("optimiser.stepz=3", "optimiser.steps"):
+    for setting in ("optimiser.stepz=3", "optimiser.steps", "optimiser.steps=["):
         result = call("train", config, "--out", run_folder / "x", "--set", setting)
-        assert result.exit_code != 0
+        assert isinstance(result.exception, SystemExit)
         assert setting.partition("=")[0] in result.output
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from numpy.typing import NDArray
+from neighbour_cases import BOX, GOOD, PBCS, Floats, cutoffs_at_a_distance, random_cell
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,18 +20,7 @@ from ponita_ff.device_neighbours import NeighbourTable, TableCache, neighbour_ta
 from ponita_ff.graph import build_graph
 from ponita_ff.neighbours import NeighbourList, SkinCache, neighbour_list
 
-Floats = NDArray[np.float64]
-PBCS = list(itertools.product([False, True], repeat=3))
 NAMES = ("neighbours", "reverse", "used")
-
-
-def random_cell(rng: np.random.Generator, low: float = 1.5, high: float = 9.0) -> Floats:
-    """Triclinic, rotated, of either handedness, but never nearly flat."""
-    while True:
-        unit = rng.normal(size=(3, 3))
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        if abs(np.linalg.det(unit)) > 0.3:
-            return unit * rng.uniform(low, high, size=(3, 1))
 
 
 def assert_holds(table: NeighbourTable, edges: NeighbourList, positions: Floats, cell: Floats | None) -> None:
@@ -193,22 +182,12 @@ def test_sparse_and_dense_regions() -> None:
 
 def test_pairs_within_rounding_of_the_cutoff() -> None:
     """A cutoff within 1 ulp of a distance: the same pairs as numpy's, strict to the last bit."""
-    rng = np.random.default_rng(8)
     seen = {False: 0, True: 0}
-    for trial in range(150):
-        pbc = PBCS[trial % 8]
-        cell = random_cell(rng, 5.0, 9.0)
-        positions = rng.uniform(-1, 2, size=(2, 3)) @ cell
-        loose = neighbour_list(positions, 6.0, cell, pbc)
-        if not len(loose.receivers):
-            continue
-        edge = int(rng.integers(len(loose.receivers)))
-        distance = float(np.linalg.norm(loose.vectors(positions, cell)[edge]))
-        for cutoff in (math.nextafter(distance, 0), distance, math.nextafter(distance, 9)):
-            table = check(positions, cutoff, cell, pbc)
-            points = torch.from_numpy(positions)
-            lengths = (points[table.neighbours] - points[:, None] + table.offsets)[table.used].norm(dim=-1)
-            seen[bool((lengths > distance * (1.0 - 1e-15)).any())] += 1
+    for positions, cell, pbc, _, _, distance, cutoff in cutoffs_at_a_distance(150):
+        table = check(positions, cutoff, cell, pbc)
+        points = torch.from_numpy(positions)
+        lengths = (points[table.neighbours] - points[:, None] + table.offsets)[table.used].norm(dim=-1)
+        seen[bool((lengths > distance * (1.0 - 1e-15)).any())] += 1
     assert min(seen.values()) > 30
 
 
@@ -321,8 +300,7 @@ def test_everything_is_made_where_the_positions_are(monkeypatch: pytest.MonkeyPa
 
 # ---------------------------------------------------------------------------- errors
 
-GOOD = np.arange(12.0).reshape(4, 3)
-BOX = 5.0 * np.eye(3)
+
 FLAT = np.array([[5.0, 0, 0], [5.0, 1e-9, 0], [0, 0, 5.0]])
 
 

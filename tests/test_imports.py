@@ -14,16 +14,16 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: From the leaves up. A name that is a package stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("compilation", "invariants", "kernels", "neighbours", "orientations", "readout", "units"),
+    ("compilation", "files", "invariants", "kernels", "lattice", "orientations", "readout", "units"),
+    ("neighbours",),
     ("graph",),
-    ("convolution", "device_neighbours"),
+    ("convolution", "device_neighbours", "packaging"),
     ("model",),
     ("native",),
     ("backends",),
     ("potential",),
     ("published",),
     ("checkpoint",),
-    ("packaging",),
     ("calculator", "training"),
     ("cli",),
     ("__init__", "__main__"),

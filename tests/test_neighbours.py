@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.neighborlist import primitive_neighbor_list
+from neighbour_cases import BOX, GOOD, PBCS, Floats, cutoffs_at_a_distance, random_cell
 from numpy.typing import NDArray
 
 from ponita_ff import neighbours as module
 from ponita_ff.neighbours import NeighbourList, SkinCache, neighbour_list
 
-Floats = NDArray[np.float64]
-PBCS = list(itertools.product([False, True], repeat=3))
 AXES = "abc"
 ase_list: Any = primitive_neighbor_list
 
@@ -27,22 +26,6 @@ def rows(edges: NeighbourList) -> NDArray[np.int64]:
 
 def edge_set(i: Any, j: Any, shifts: Any) -> set[tuple[int, ...]]:
     return set(map(tuple, np.column_stack([i, j, shifts]).tolist()))
-
-
-def random_rotation(rng: np.random.Generator) -> Floats:
-    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
-    q *= np.sign(np.diag(r))
-    rotation: Floats = q * np.linalg.det(q)
-    return rotation
-
-
-def random_cell(rng: np.random.Generator, low: float = 1.5, high: float = 9.0) -> Floats:
-    """Triclinic, rotated, of either handedness, but never nearly flat."""
-    while True:
-        unit = rng.normal(size=(3, 3))
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        if abs(np.linalg.det(unit)) > 0.3:
-            return unit * rng.uniform(low, high, size=(3, 1)) @ random_rotation(rng)
 
 
 def check_invariants(edges: NeighbourList, positions: Floats, cell: Floats | None) -> None:
@@ -295,25 +278,15 @@ def test_accepts_other_dtypes_and_does_not_keep_or_change_inputs() -> None:
 
 def test_pairs_within_rounding_of_the_cutoff() -> None:
     """A cutoff within 1 ulp of a distance: the list is symmetric, and strict to the last bit."""
-    rng = np.random.default_rng(8)
     seen = {False: 0, True: 0}
-    for trial in range(400):
-        pbc = PBCS[trial % 8]
-        cell = random_cell(rng, 5.0, 9.0)
-        positions = rng.uniform(-1, 2, size=(2, 3)) @ cell
-        loose = neighbour_list(positions, 6.0, cell, pbc)
-        if not len(loose.receivers):
-            continue
-        edge = int(rng.integers(len(loose.receivers)))
-        distance = float(np.linalg.norm(loose.vectors(positions, cell)[edge]))
-        for cutoff in (math.nextafter(distance, 0), distance, math.nextafter(distance, 9)):
-            edges = neighbour_list(positions, cutoff, cell, pbc)
-            check_invariants(edges, positions, cell)
-            found = rows(loose)[edge].tolist() in rows(edges).tolist()
-            assert found == (distance < cutoff)
-            seen[found] += 1
-            cached = SkinCache(cutoff, 0.4).neighbours(positions, [1, 1], cell, pbc)
-            assert_same(cached, edges)
+    for positions, cell, pbc, loose, edge, distance, cutoff in cutoffs_at_a_distance(400):
+        edges = neighbour_list(positions, cutoff, cell, pbc)
+        check_invariants(edges, positions, cell)
+        found = rows(loose)[edge].tolist() in rows(edges).tolist()
+        assert found == (distance < cutoff)
+        seen[found] += 1
+        cached = SkinCache(cutoff, 0.4).neighbours(positions, [1, 1], cell, pbc)
+        assert_same(cached, edges)
     assert min(seen.values()) > 100
 
 
@@ -324,9 +297,6 @@ def test_dense_list_is_strict_at_the_cutoff() -> None:
 
 
 # ---------------------------------------------------------------------------- errors
-
-GOOD = np.arange(12.0).reshape(4, 3)
-BOX = 5.0 * np.eye(3)
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 2), (2, 2, 3), (0,)])

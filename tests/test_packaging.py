@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from click.testing import CliRunner
 from torch import Tensor
 
 import ponita_ff.packaging
+from ponita_ff import PonitaCalculator
+from ponita_ff.checkpoint import save_potential
+from ponita_ff.cli import main
 from ponita_ff.graph import INPUT_FIELDS, Graph, batch_graphs, build_graph
 from ponita_ff.kernels.build import compiler
 from ponita_ff.packaging import PackageError, build_package, load_package
@@ -27,6 +31,15 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler 
 SMALL: dict[str, Any] = {"dtype": torch.float32, "channels": 8, "num_layers": 1, "l_max": 1, "num_ori": 6}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder for notes of packages that is not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ponita_ff.packaging, "cache_folder", lambda: folder)
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def potential(make_potential: Callable[..., Potential]) -> Potential:
     return make_potential(**SMALL, zbl_cutoff=1.3)
@@ -34,10 +47,20 @@ def potential(make_potential: Callable[..., Potential]) -> Potential:
 
 @pytest.fixture(scope="module")
 def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real package of the potential, with stress."""
-    path = tmp_path_factory.mktemp("package") / "small.pt2"
-    build_package(potential, path, stress=True)
-    return path
+    """A real package of the potential, made by the command, beside the potential's file."""
+    path = tmp_path_factory.mktemp("package") / "small.safetensors"
+    save_potential(potential, path)
+    result = CliRunner().invoke(main, ["package", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"package: {path.with_suffix('.pt2')}\n"
+    return path.with_suffix(".pt2")
+
+
+def note(package: Path) -> None:
+    """As if this user had made the package."""
+    path = ponita_ff.packaging._note(package)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
 
 
 @pytest.fixture
@@ -45,8 +68,9 @@ def codeless(potential: Potential, tmp_path: Path) -> Path:
     """A file with the metadata of the potential's package and no code in it: what is to be refused before loading."""
     path = tmp_path / "codeless.pt2"
     with zipfile.ZipFile(path, "w") as archive:
-        facts = json.dumps(ponita_ff.packaging._facts(potential, True))
+        facts = json.dumps(ponita_ff.packaging._facts(potential))
         archive.writestr("codeless/data/aotinductor/model/a.wrapper_metadata.json", facts)
+    note(path)
     return path
 
 
@@ -88,11 +112,11 @@ def test_periodic_systems_of_several_sizes_equal_the_eager_potential(
     make_system: Callable[[str], Atoms],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    function = load_package(potential, package, stress=True)
+    function = load_package(potential, package)
     graph = graph_of(rattled(make_system(name), repeat), potential)
     expected = potential.predict(graph, forces=True, stress=True)
     monkeypatch.setattr(Potential, "predict", never)
-    assert_equal(function([], inputs(graph)), expected)
+    assert_equal(function(inputs(graph)), expected)
     # Large enough that the comparison means something.
     assert expected[2].abs().max() > 0.01
     assert expected[3].abs().max() > 1e-3
@@ -103,20 +127,20 @@ def test_periodic_systems_of_several_sizes_equal_the_eager_potential(
 def test_molecules_equal_the_eager_potential(
     name: str, potential: Potential, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function = load_package(potential, package, stress=True)
+    function = load_package(potential, package)
     atoms = rattled(molecule(name))
     graph = graph_of(atoms, potential)
     expected = potential.predict(graph, forces=True, stress=False)
     monkeypatch.setattr(Potential, "predict", never)
     # A molecule has no volume, and so no stress.
-    assert_equal(function([], inputs(graph))[:3], expected)
+    assert_equal(function(inputs(graph))[:3], expected)
     assert expected[2].abs().max() > 0.01
     # Inputs need not lie in one piece.
     tensors = inputs(graph)
     tensors[0] = tensors[0].T.contiguous().T
     tensors[2] = tensors[2].T.contiguous().T
     assert not tensors[0].is_contiguous()
-    assert_equal(function([], tensors)[:3], expected)
+    assert_equal(function(tensors)[:3], expected)
 
 
 @needs_compiler
@@ -131,7 +155,7 @@ def test_what_code_was_not_compiled_for_runs_eagerly(
         return eager(self, graph, *args, **kwargs)
 
     monkeypatch.setattr(Potential, "predict", counted)
-    function = load_package(potential, package, stress=True)
+    function = load_package(potential, package)
     crystal = graph_of(make_system("crystal"), potential)
     one = graph_of(make_system("one atom in a tiny cell"), potential)
     # Two atoms with a slot each; a single atom; two structures; a batch that has the wrong dtype.
@@ -140,18 +164,58 @@ def test_what_code_was_not_compiled_for_runs_eagerly(
     other = crystal.clone()
     other.batch = other.batch.int()
     for graph in (pair, one, batch_graphs([crystal, one]), other):
-        assert_equal(function([], inputs(graph)), eager(potential, graph, True, True))
+        assert_equal(function(inputs(graph)), eager(potential, graph, True, True))
     assert calls == [2, 1, 5, 4]
-    function([], inputs(crystal))
+    function(inputs(crystal))
     assert len(calls) == 4
 
 
 @needs_compiler
 def test_a_package_knows_what_it_was_made_for(potential: Potential, package: Path) -> None:
-    here = ponita_ff.packaging._facts(potential, True)
-    assert ponita_ff.packaging._read_facts(package).items() >= here.items()
-    with pytest.raises(PackageError, match="stress 'True' instead of 'False'"):
-        load_package(potential, package)
+    facts = ponita_ff.packaging._read_facts(package)
+    assert facts.items() >= ponita_ff.packaging._facts(potential).items()
+    assert facts["torch"] == torch.__version__
+
+
+@needs_compiler
+@pytest.mark.parametrize("stress", [False, True])
+def test_the_compiled_backend_takes_the_package_beside_the_file(
+    stress: bool, package: Path, make_system: Callable[[str], Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atoms = make_system("crystal")
+    names = ["energy", "energies", "forces", *(["stress"] if stress else [])]
+    eager = PonitaCalculator(package.with_suffix(".safetensors"), device="cpu", backend="eager")
+    expected = [torch.as_tensor(eager.get_property(name, atoms)) for name in names]
+    monkeypatch.setattr(Potential, "predict", never)
+    compiled = PonitaCalculator(package.with_suffix(".safetensors"), device="cpu", backend="compiled")
+    assert_equal(tuple(torch.as_tensor(compiled.get_property(name, atoms)) for name in names), tuple(expected))
+
+
+@pytest.mark.parametrize("reason", ["not made by you", "dtype 'float32' instead of 'float64'", "not a whole package"])
+def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
+    reason: str,
+    potential: Potential,
+    codeless: Path,
+    make_system: Callable[[str], Atoms],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
+    save_potential(potential, codeless.with_suffix(".safetensors"))
+    if reason == "not made by you":
+        ponita_ff.packaging._note(codeless).unlink()
+    elif reason == "not a whole package":
+        codeless.write_bytes(b"")
+    file, dtype = codeless.with_suffix(".safetensors"), "float64" if "float64" in reason else None
+    calculator = PonitaCalculator(file, device="cpu", dtype=dtype, backend="compiled")
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"going on without a package: {codeless}")
+    assert reason in record.getMessage()
+    eager = PonitaCalculator(file, device="cpu", dtype=dtype, backend="eager")
+    assert calculator.get_forces(make_system("crystal")) == pytest.approx(
+        eager.get_forces(make_system("crystal")), abs=1e-5
+    )
 
 
 def other_weights(potential: Potential) -> Potential:
@@ -173,12 +237,19 @@ def other_rotations(potential: Potential) -> Potential:
     return other
 
 
+def assert_refused(potential: Potential, package: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before any of its code is loaded, with the reason and the way out."""
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
+    with pytest.raises(PackageError, match=f"{named}.*make it anew with 'ponita-ff package'"):
+        load_package(potential, package)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_weights, "potential"),
-        (other_scale, "potential"),
-        (other_rotations, "potential"),
+        (other_weights, "made for potential '"),
+        (other_scale, "made for potential '"),
+        (other_rotations, "made for potential '"),
         (lambda potential: potential.clone().double(), "dtype 'float32' instead of 'float64'"),
     ],
 )
@@ -189,9 +260,7 @@ def test_packages_of_other_potentials_are_refused(
     codeless: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
-    with pytest.raises(PackageError, match=f"{named}.*make it anew with build_package"):
-        load_package(change(potential), codeless, stress=True)
+    assert_refused(change(potential), codeless, named, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +281,20 @@ def test_packages_of_other_machines_are_refused(
     codeless: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     monkeypatch.setattr(module, name, value)
-    with pytest.raises(PackageError, match=f"{named}.*make it anew with build_package"):
-        load_package(potential, codeless, stress=True)
+    assert_refused(potential, codeless, named, monkeypatch)
+
+
+def test_packages_of_other_people_are_refused(
+    potential: Potential, codeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ponita_ff.packaging._note(codeless).unlink()
+    assert_refused(potential, codeless, "not made by you", monkeypatch)
 
 
 def test_metadata_without_code_is_no_package(potential: Potential, codeless: Path) -> None:
     with pytest.raises(PackageError, match="cannot be loaded"):
-        load_package(potential, codeless, stress=True)
+        load_package(potential, codeless)
 
 
 def spoil(content: bytes) -> bytes:
@@ -242,7 +316,7 @@ def test_damaged_packages_are_refused(
     path = tmp_path / "damaged.pt2"
     path.write_bytes(damage(package.read_bytes()))
     with pytest.raises(PackageError, match="not a whole package"):
-        load_package(potential, path, stress=True)
+        load_package(potential, path)
 
 
 def test_files_that_are_no_packages_are_refused(potential: Potential, tmp_path: Path) -> None:
@@ -269,7 +343,7 @@ def test_where_compiling_fails_the_old_file_stays(
     path = tmp_path / "old.pt2"
     path.write_text("old")
     monkeypatch.setattr(ponita_ff.packaging, "make_fx", failing)
-    with pytest.raises(RuntimeError, match=r"^could not compile the potential: no C\+\+ compiler$"):
+    with pytest.raises(PackageError, match=r"^could not compile the potential: no C\+\+ compiler$"):
         build_package(potential, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

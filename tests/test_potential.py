@@ -284,9 +284,15 @@ def test_average_over_rotations_is_that_average(make_potential: Make, make_syste
     assert energy(potential, atoms) == pytest.approx(singles[0], abs=1e-12)
 
 
-def test_no_rotations_to_average_over_is_refused(tiny_potential: Potential) -> None:
-    with pytest.raises(ValueError, match="number of rotations"):
-        tiny_potential.average_rotations(0)
+@pytest.mark.parametrize("number", [0, 1.5, "two"])
+def test_no_number_of_rotations_is_refused(number: Any, tiny_potential: Potential) -> None:
+    with pytest.raises(ValueError, match=f"number of rotations must be .* got {number!r}"):
+        tiny_potential.average_rotations(number)
+
+
+def test_a_single_structure_is_no_sequence(tiny_potential: Potential, make_system: Callable) -> None:
+    with pytest.raises(TypeError, match="put a single one into a list"):
+        tiny_potential.evaluate(make_system("molecule"))
 
 
 # ------------------------------------------------------------------------------------------- smoothness

@@ -5,7 +5,7 @@ name stays that of the module.
 """
 
 from ponita_ff.data.asedb import AseDbFrames
-from ponita_ff.data.extxyz import iter_extxyz, read_extxyz, read_isolated_atoms
+from ponita_ff.data.extxyz import iter_extxyz, read_isolated_atoms
 from ponita_ff.data.frames import (
     DataError,
     Frame,
@@ -42,7 +42,6 @@ __all__ = [
     "file_sha256",
     "iter_extxyz",
     "random_split",
-    "read_extxyz",
     "read_frames",
     "read_index_file",
     "read_isolated_atoms",

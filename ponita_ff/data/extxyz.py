@@ -22,14 +22,13 @@ from ase.io import iread
 from ponita_ff.data.frames import (
     DataError,
     Frame,
-    InMemoryFrames,
     require_units,
     scalar_energy,
     stress_matrix,
 )
 from ponita_ff.units import EV_ANGSTROM, Units, canonical_energy_unit, canonical_length_unit
 
-__all__ = ["iter_extxyz", "read_extxyz", "read_isolated_atoms"]
+__all__ = ["iter_extxyz", "read_isolated_atoms"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -255,30 +254,6 @@ def _to_frame(
         forces=np.asarray(forces) * units.force_factor,
         stress=None if stress is None else stress * units.stress_factor,
         source=where,
-    )
-
-
-def read_extxyz(
-    path: str | Path,
-    *,
-    units: Units | None = None,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    stress_key: str | None = None,
-    index: slice | None = None,
-    read_stress: bool = True,
-) -> InMemoryFrames:
-    """All chosen frames of an extended XYZ file, in memory; see `iter_extxyz`."""
-    return InMemoryFrames(
-        iter_extxyz(
-            path,
-            units=units,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            stress_key=stress_key,
-            index=index,
-            read_stress=read_stress,
-        )
     )
 
 

@@ -315,8 +315,9 @@ def require_units(path: Path, stated: Units | None, known: Units | None, why: st
     """
     if stated is None and known is None:
         raise DataError(
-            f"{path}: the units are not known ({why}). State them, for example "
-            "units=Units(energy='kcal/mol', length='Angstrom')"
+            f"{path}: the units are not known ({why}). State them, for example units=Units(energy='kcal/mol', "
+            "length='Angstrom'); in a settings file, data.units; for 'ponita-ff evaluate', --energy-unit and "
+            "--length-unit"
         )
     if stated is not None and known is not None and stated != known:
         raise DataError(f"{path}: units are stated as {stated}, but {why}: {known}")

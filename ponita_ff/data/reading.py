@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ponita_ff.data.asedb import AseDbFrames
-from ponita_ff.data.extxyz import read_extxyz
-from ponita_ff.data.frames import DataError, Frame, FrameSequence
+from ponita_ff.data.extxyz import iter_extxyz
+from ponita_ff.data.frames import DataError, Frame, FrameSequence, InMemoryFrames
 from ponita_ff.data.hdf5 import Hdf5Frames
 from ponita_ff.data.npz import NpzFrames
 from ponita_ff.units import Units
@@ -67,15 +67,7 @@ def read_frames(
     keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
     frames: FrameSequence
     if suffix in (".xyz", ".extxyz"):
-        frames = read_extxyz(
-            path,
-            units=units,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            stress_key=stress_key,
-            index=index,
-            read_stress=read_stress,
-        )
+        frames = InMemoryFrames(iter_extxyz(path, units=units, index=index, read_stress=read_stress, **keys))
         index = None
     elif path.suffix.lower() == ".npz":
         _refuse_keys(path, {"stress_key": stress_key}, "stresses in .npz files are not read")

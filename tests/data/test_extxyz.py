@@ -19,7 +19,6 @@ from ponita_ff.data import (
     DataError,
     Units,
     iter_extxyz,
-    read_extxyz,
     read_frames,
     read_isolated_atoms,
 )
@@ -243,7 +242,7 @@ def test_stress_in_some_frames_only(tmp_path: Path) -> None:
 def test_index_keeps_frame_numbers(tmp_path: Path, index: slice) -> None:
     path = save(tmp_path / "a.xyz", waters())
     expected = [f"a.xyz, frame {i}" for i in range(4)][index]
-    assert [f.source for f in read_extxyz(path, index=index)] == expected
+    assert [f.source for f in iter_extxyz(path, index=index)] == expected
 
 
 def test_truncated_and_plain_files(tmp_path: Path) -> None:
