@@ -234,7 +234,8 @@ def train_task(job: Job) -> Task:
         graph.forces = torch.from_numpy(generator.normal(size=moved.shape))
         graphs.append(graph)
     batch, step = batch_graphs(graphs), TrainingStep(potential, LossConfig(), job.backend)
-    optimiser, clip = torch.optim.Adam(potential.parameters(), lr=1e-4), OptimiserConfig().clip_norm
+    # As the trainer's.
+    optimiser, clip = torch.optim.AdamW(potential.parameters(), lr=1e-4, fused=True), OptimiserConfig().clip_norm
 
     def run() -> None:
         step(batch)

@@ -57,3 +57,14 @@ INLINE void gelu(V x, V& value, V& slope) {
     V curvature;
     gelu(x, value, slope, curvature);
 }
+
+// Value and second derivative where the first is known: Phi = gelu' - x phi, and no need to work it out again.
+INLINE void gelu_from_slope(Vector<float> x, Vector<float> slope, Vector<float>& value, Vector<float>& curvature) {
+    const Vector<float> density = exp_of(-0.5f * x * x) * 0.39894228040f;
+    value = x * (slope - x * density);
+    curvature = (2.0f - x * x) * density;
+}
+
+INLINE void gelu_from_slope(Vector<double> x, Vector<double> slope, Vector<double>& value, Vector<double>& curvature) {
+    gelu(x, value, slope, curvature);
+}

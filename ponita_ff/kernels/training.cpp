@@ -43,8 +43,7 @@ struct Gradients {
     void* contract_bias;   // as the weights
     void* readout;         // (layers, stride)
     void* features;        // (atoms, stride)
-    void* radial;          // as the inputs
-    void* radial_slopes;   // as the inputs
+    void* radial;          // as the input
 };
 
 struct Batch {
@@ -54,8 +53,7 @@ struct Batch {
     const int64_t* ends;        // (pairs, 2): receiver and sender of the edge along the pair's vector
     const void* vectors;        // (pairs, 3): sender minus receiver
     const void* features;       // (atoms, stride): of the first layer, the same at all orientations
-    const void* radial;         // (pairs, layers, degrees, stride): R_l
-    const void* radial_slopes;  // the same: dR_l/dr
+    const void* radial;         // (layers, 2, pairs, degrees, stride): R_l, then dR_l/dr
     void* workspace;            // workspace_bytes_*()
 };
 }
@@ -279,7 +277,8 @@ class Trainee {
         // Rows of channels but for features, f., s* and s bar, which come in panels.
         T *features, *spatial, *normal, *deviation, *carried_star, *normal_star, *spatial_star, *moment;
         T *features_dot, *spatial_dot, *normal_dot, *along_dot, *spatial_bar, *moment_dot;
-        T *before, *activated_star, *before_dot;  // rows of hidden units: W1 n + b1, derivative by gelu of it, change
+        // Rows of hidden units: W1 n + b1, gelu' of it, derivative by gelu of it, change.
+        T *before, *slope, *activated_star, *before_dot;
     };
     struct Scratch {
         T *rows, *more_rows, *hidden, *angular, *angular_slopes, *angles;
@@ -365,7 +364,7 @@ private:
                               &layer.spatial_star, &layer.features_dot, &layer.spatial_dot, &layer.normal_dot,
                               &layer.spatial_bar})
                 *piece = arena.take<T>(rows_ * stride);
-            for (T** piece : {&layer.before, &layer.activated_star, &layer.before_dot})
+            for (T** piece : {&layer.before, &layer.slope, &layer.activated_star, &layer.before_dot})
                 *piece = arena.take<T>(rows_ * hidden);
             for (T** piece : {&layer.moment, &layer.moment_dot}) *piece = arena.take<T>(atoms * stride);
             for (T** piece : {&layer.deviation, &layer.along_dot}) *piece = arena.take<T>(rows_);
@@ -394,8 +393,12 @@ private:
     static T* part(void* array, int64_t layer, int64_t size) { return static_cast<T*>(array) + layer * size; }
 
     int64_t fibre_size() const { return shape_.num_ori * shape_.num_ori * shape_.stride; }
-    int64_t radial_at(int64_t pair, int64_t layer) const {
-        return (pair * shape_.num_layers + layer) * shape_.degrees * shape_.stride;
+    // R_l of a pair in a layer, or its slope.
+    int64_t radial_at(int64_t pair, int64_t layer, bool slope) const {
+        return ((2 * layer + slope) * batch_.pairs + pair) * shape_.degrees * shape_.stride;
+    }
+    const T* radial(int64_t pair, int64_t layer, bool slope) const {
+        return static_cast<const T*>(batch_.radial) + radial_at(pair, layer, slope);
     }
 
     // ---------------------------------------------------------------------------------------------- first call
@@ -454,7 +457,7 @@ private:
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Link& link = links_[atom * batch_.slots + k];
                 angular(link, round, s.angular, nullptr);
-                messages_.send(shape_, s.angular, static_cast<const T*>(batch_.radial) + radial_at(link.pair, layer),
+                messages_.send(shape_, s.angular, radial(link.pair, layer, false),
                                in + link.neighbour * row_, out);
             }
     }
@@ -465,11 +468,11 @@ private:
         for (int64_t atom = begin; atom < end; ++atom, out += row_)
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Link& link = links_[atom * batch_.slots + k];
-                const int64_t at = radial_at(link.pair, layer), other = link.neighbour * row_;
+                const int64_t other = link.neighbour * row_;
                 angular(link, round, s.angular, s.angular_slopes);
                 messages_.send_change(shape_, s.angular, s.angular_slopes, pairs_[link.pair].stretch,
-                                      static_cast<const T*>(batch_.radial) + at,
-                                      static_cast<const T*>(batch_.radial_slopes) + at, one + other, two + other, out);
+                                      radial(link.pair, layer, false), radial(link.pair, layer, true), one + other,
+                                      two + other, out);
             }
     }
 
@@ -499,14 +502,16 @@ private:
         normalise(shape_, s.rows, rows, normal, layer.deviation + first);
 
         const T* expand_bias = part(weights_.expand_bias, index, hidden);
-        T* before = layer.before + first * hidden;
+        T *before = layer.before + first * hidden, *slopes = layer.slope + first * hidden;
         product(normal, rows, stride, part(weights_.expand, index, matrix), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t at = row * hidden + column;
                     Vector<T> activated, slope;
                     value += load(expand_bias + column);
                     gelu(value, activated, slope);
-                    store(before + row * hidden + column, value);
-                    store(s.hidden + row * hidden + column, activated);
+                    store(before + at, value);
+                    store(slopes + at, slope);
+                    store(s.hidden + at, activated);
                 });
         contract(index, begin, end, layer.features, part(weights_.contract_bias, index, stride), s);
         const T* readout = part(weights_.readout, index, stride);
@@ -575,15 +580,13 @@ private:
         }
         read_out_adjoint(index, begin, end, nullptr, carried);
 
-        const T* before = layer.before + first * hidden;
+        const T* slopes = layer.slope + first * hidden;
         T* star = layer.activated_star + first * hidden;
         product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t at = row * hidden + column;
-                    Vector<T> activated, slope;
-                    gelu(load(before + at), activated, slope);
                     store(star + at, value);
-                    store(s.hidden + at, value * slope);
+                    store(s.hidden + at, value * load(slopes + at));
                 });
         T* normal_star = layer.normal_star + begin * row_;
         product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
@@ -607,8 +610,7 @@ private:
         T stretch = 0;
         for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
             stretch += messages_.pair_slopes(
-                shape_, s.angular, s.angular_slopes, static_cast<const T*>(batch_.radial) + radial_at(index, layer),
-                static_cast<const T*>(batch_.radial_slopes) + radial_at(index, layer),
+                shape_, s.angular, s.angular_slopes, radial(index, layer, false), radial(index, layer, true),
                 ends(index, layers_[layer].features), ends(index, layers_[layer].spatial_star), s.angles);
         const T* grid = static_cast<const T*>(shape_.orientations);
         T turn[3] = {0, 0, 0};
@@ -643,15 +645,13 @@ private:
             along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride) / T(shape_.channels);
         normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, normal);
 
-        const T* before = layer.before + first * hidden;
+        const T* slopes = layer.slope + first * hidden;
         T* before_dot = layer.before_dot + first * hidden;
         product(normal, rows, stride, part(weights_.expand, index, stride * hidden), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t at = row * hidden + column;
-                    Vector<T> activated, slope;
-                    gelu(load(before + at), activated, slope);
                     store(before_dot + at, value);
-                    store(s.hidden + at, value * slope);
+                    store(s.hidden + at, value * load(slopes + at));
                 });
         contract(index, begin, end, layer.features_dot, nullptr, s);
         read_out(begin, end, next_features(index, true, begin, s), layer.moment_dot);
@@ -677,13 +677,14 @@ private:
         read_out_adjoint(index, begin, end, weights, carried);
 
         const T *before = layer.before + first * hidden, *before_dot = layer.before_dot + first * hidden;
-        const T* star = layer.activated_star + first * hidden;
+        const T *star = layer.activated_star + first * hidden, *slopes = layer.slope + first * hidden;
         product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t at = row * hidden + column;
                     const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
-                    Vector<T> activated, slope, curvature;
-                    gelu(load(before + at), activated, slope, curvature);
+                    const Vector<T> slope = load(slopes + at);
+                    Vector<T> activated, curvature;
+                    gelu_from_slope(load(before + at), slope, activated, curvature);
                     const Vector<T> dotted = load(before_dot + at), starred = load(star + at);
                     const Vector<T> bar = slope * value + curvature * dotted * starred;
                     store(s.hidden + at, bar);
@@ -802,8 +803,8 @@ private:
             const Layer& layer = layers_[at];
             messages_.pair_gradients(shape_, s.angular, s.angular_slopes, pair.stretch, ends(index, layer.features),
                                      ends(index, layer.features_dot), ends(index, layer.spatial_star),
-                                     ends(index, layer.spatial_bar), static_cast<T*>(out.radial) + radial_at(index, at),
-                                     static_cast<T*>(out.radial_slopes) + radial_at(index, at));
+                                     ends(index, layer.spatial_bar), static_cast<T*>(out.radial) + radial_at(index, at, false),
+                                     static_cast<T*>(out.radial) + radial_at(index, at, true));
         }
     }
 

@@ -36,18 +36,7 @@ _WEIGHTS = (
     "readout",
 )
 
-_GRADIENTS = (
-    "fibre",
-    "bias",
-    "expand",
-    "expand_bias",
-    "contract",
-    "contract_bias",
-    "readout",
-    "features",
-    "radial",
-    "radial_slopes",
-)
+_GRADIENTS = ("fibre", "bias", "expand", "expand_bias", "contract", "contract_bias", "readout", "features", "radial")
 
 
 class _Weights(ctypes.Structure):
@@ -63,7 +52,7 @@ class _Batch(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("atoms", "slots", "pairs", "threads")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("neighbours", "links", "ends", "vectors", "features", "radial", "radial_slopes", "workspace")
+            for name in ("neighbours", "links", "ends", "vectors", "features", "radial", "workspace")
         ),
     )
 
@@ -122,24 +111,23 @@ class NativeDifferentiation:
         self.second = self._kernels.function("second", None, *[pointer] * 6)
         self.size = self._kernels.function("workspace_bytes", ctypes.c_int64, *[pointer] * 2)
         config, grid, weights = network.config, network.orientations, network.orientation_weights
-        self._widths = Widths.of(config.channels, config.widening, len(grid), self._kernels.width)
+        self.widths = Widths.of(config.channels, config.widening, len(grid), self._kernels.width)
         # Senders first: n' before n.
         fibre_angular = legendre(grid @ grid.T, network.l_max).transpose(0, 1) * weights[:, None]
         self._fibre_angular = fibre_angular.to(potential.dtype)
         self._grid = [
-            pad(tensor, self._widths.ori_stride).to(potential.dtype).contiguous() for tensor in (grid.T, weights)
+            pad(tensor, self.widths.ori_stride).to(potential.dtype).contiguous() for tensor in (grid.T, weights)
         ]
         layers: list[Any] = list(network.layers)
-        self._has_fibre = layers[0].convolution.fibre is not None
         self.shape = Shape(
             num_ori=len(grid),
-            ori_stride=self._widths.ori_stride,
+            ori_stride=self.widths.ori_stride,
             degrees=config.l_max + 1,
             channels=config.channels,
-            stride=self._widths.stride,
-            hidden=self._widths.hidden,
+            stride=self.widths.stride,
+            hidden=self.widths.hidden,
             num_layers=len(layers),
-            has_fibre=self._has_fibre,
+            has_fibre=layers[0].convolution.fibre is not None,
             norm_eps=layers[0].norm.eps,
             orientations=self._grid[0].data_ptr(),
             weights=self._grid[1].data_ptr(),
@@ -170,43 +158,36 @@ class NativeDifferentiation:
 
     def _evaluate(self, graph: Graph, species: Tensor, pairs: _Pairs, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Atomic energies (N,) and slopes dE/dx of the pairs (P, 3) in the network's own scale."""
-        network, (stride, hidden, _) = self._network, self._widths
+        network, stride = self._network, self.widths.stride
         layers: list[Any] = list(network.layers)
         readouts: list[Any] = list(network.readouts)
-        convolutions = [layer.convolution for layer in layers]
-
-        distance = vectors.square().sum(-1).sqrt()
-        basis = network.radial_basis.with_slope(distance)
-        radial = basis @ torch.cat([convolution.radial.weight for convolution in convolutions]).T
-        radial = pad(radial.unflatten(-1, (len(layers), network.l_max + 1, network.config.channels)), stride)
-
+        basis = network.radial_basis.with_slope(vectors.square().sum(-1).sqrt())
         # A product with a one-hot matrix, not a look-up: its gradient adds up in the same order in every run.
         one_hot = species.unsqueeze(-1) == torch.arange(network.embedding.num_embeddings)
         features = one_hot.to(vectors.dtype) @ pad(network.embedding.weight, stride)
-
-        expand = torch.stack([layer.expand.weight for layer in layers])
-        shift = torch.stack([layer.expand.bias + layer.expand.weight @ layer.norm.bias for layer in layers])
-        scaled = expand * torch.stack([layer.norm.weight for layer in layers]).unsqueeze(1)
-        weights = (
-            self._fibre(convolutions, stride),
-            pad(torch.stack([convolution.bias for convolution in convolutions]), stride),
-            pad(scaled, stride, hidden),
-            pad(shift, hidden),
-            pad(torch.stack([layer.contract.weight for layer in layers]), hidden, stride),
+        energies, slopes = _Energies.apply(
+            self,
+            graph.neighbours,
+            pairs,
+            vectors,
+            features,
+            basis,
+            self._fibre([layer.convolution.fibre for layer in layers]),
+            pad(torch.stack([layer.convolution.bias for layer in layers]), stride),
             pad(torch.stack([layer.contract.bias for layer in layers]), stride),
             pad(torch.cat([readout.weight for readout in readouts]), stride),
+            *(matrix for layer in layers for matrix in _matrices(layer)),
         )
-        energies, slopes = _Energies.apply(self, graph.neighbours, pairs, vectors, *weights, features, *radial)
         constant = torch.cat([readout.bias for readout in readouts]).mean()
         return energies + constant * self._grid[1].sum(), slopes
 
-    def _fibre(self, convolutions: list[Any], stride: int) -> Tensor:
+    def _fibre(self, factors: list[Tensor]) -> Tensor:
         """Fibre kernels on the grid, (layers, stride / width, n, n', width); without orientations nothing."""
-        if not self._has_fibre:
+        if not self.shape.has_fibre:
             return torch.zeros(0)
-        factors = torch.stack([convolution.fibre for convolution in convolutions])
-        kernel = pad(torch.einsum("lmn,alc->anmc", self._fibre_angular, factors), stride)
-        return kernel.unflatten(-1, (-1, self._kernels.width)).permute(0, 3, 1, 2, 4)
+        kernel = torch.einsum("lmn,alc->anmc", self._fibre_angular, torch.stack(factors))
+        kernel = pad(kernel, self.widths.stride).unflatten(-1, (-1, self._kernels.width))
+        return kernel.permute(0, 3, 1, 2, 4).contiguous()
 
     def take_workspace(self, size: int) -> Tensor:
         """Memory for one evaluation until its gradients are known; new memory costs the system more than the work."""
@@ -219,43 +200,92 @@ class NativeDifferentiation:
         """The workspace is free for the next evaluation."""
         self._spare = workspace
 
-    def prepare(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as the kernels read them, in the order of ``_WEIGHTS``."""
-        width = self._kernels.width
-        fibre, bias, expand, expand_bias, contract, contract_bias, readout = weights
+    def radial(self, basis: Tensor, matrices: Sequence[_Matrices]) -> Tensor:
+        """R_l and dR_l/dr of every pair in every layer, (layers, 2 P, degrees, stride), from the basis (2 P, K)."""
+        degrees, channels, stride = self.shape.degrees, self.shape.channels, self.shape.stride
+        radial = basis.new_zeros if stride > channels else basis.new_empty
+        values = radial(len(matrices), len(basis), degrees, stride)
+        for value, layer in zip(values, matrices, strict=True):
+            if stride > channels:
+                value[..., :channels] = (basis @ layer.radial.T).unflatten(-1, (degrees, channels))
+            else:
+                torch.mm(basis, layer.radial.T, out=value.view(len(basis), -1))
+        return values
+
+    def prepare(self, small: Sequence[Tensor], matrices: Sequence[_Matrices]) -> list[Tensor]:
+        """The weights as the kernels read them, in the order of ``_WEIGHTS``; the norm's are multiplied into W1."""
+        (stride, hidden, _), width = self.widths, self._kernels.width
+        fibre, bias, contract_bias, readout = small
+        expand = pad(torch.stack([layer.expand * layer.norm for layer in matrices]), stride, hidden)
+        shift = torch.stack([torch.mv(layer.expand, layer.norm_bias).add_(layer.expand_bias) for layer in matrices])
+        contract = pad(torch.stack([layer.contract for layer in matrices]), hidden, stride)
         return [
-            tensor.contiguous()
-            for tensor in (
-                fibre,
-                fibre.transpose(2, 3) if self._has_fibre else fibre,
-                bias,
-                pack(expand.mT, width),
-                expand_bias,
-                pack(contract.mT, width),
-                contract_bias,
-                pack(contract, width),
-                pack(expand, width),
-                readout,
-            )
+            fibre,
+            fibre.transpose(2, 3).contiguous() if self.shape.has_fibre else fibre,
+            bias,
+            pack(expand.mT, width),
+            pad(shift, hidden),
+            pack(contract.mT, width),
+            contract_bias,
+            pack(contract, width),
+            pack(expand, width),
+            readout,
         ]
 
 
+class _Matrices(NamedTuple):
+    """The large weights of a layer and those that are multiplied into them."""
+
+    radial: Tensor
+    norm: Tensor
+    norm_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+
+    def gradients(self, basis: Tensor, radial: Tensor, expand: Tensor, shift: Tensor, contract: Tensor) -> list[Tensor]:
+        """From those by R (2 P, degrees, C), W1 · norm (C, H), b1 + W1 norm_bias (H,) and W2 (C, H), C unpadded."""
+        expand = expand.T
+        return [
+            radial.flatten(1).T @ basis,
+            (expand * self.expand).sum(0),
+            self.expand.T @ shift,
+            torch.addr(expand * self.norm, shift, self.norm_bias),
+            shift,
+            contract,
+        ]
+
+
+def _matrices(layer: Any) -> _Matrices:
+    convolution, norm, expand = layer.convolution, layer.norm, layer.expand
+    return _Matrices(
+        convolution.radial.weight, norm.weight, norm.bias, expand.weight, expand.bias, layer.contract.weight
+    )
+
+
 class _Energies(torch.autograd.Function):
-    """Atomic energies (N,) and slopes (P, 3), once differentiable by weights, features and radial functions."""
+    """Atomic energies (N,) and slopes (P, 3), once differentiable by features, radial basis and weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, native: NativeDifferentiation, neighbours: Tensor, pairs: _Pairs, vectors: Tensor, *inputs: Tensor
+        ctx: Any,
+        native: NativeDifferentiation,
+        neighbours: Tensor,
+        pairs: _Pairs,
+        vectors: Tensor,
+        features: Tensor,
+        basis: Tensor,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        *weights, features, radial, radial_slopes = inputs
-        given = [neighbours, pairs.links, pairs.ends, vectors, features, radial, radial_slopes]
-        given = [tensor.contiguous() for tensor in given]
+        small, matrices = weights[:_SMALL], _by_layer(weights[_SMALL:])
+        radial = native.radial(basis.flatten(0, 1), matrices)
+        given = [tensor.contiguous() for tensor in (neighbours, pairs.links, pairs.ends, vectors, features, radial)]
         batch = _Batch(
             *pairs.links.shape, len(pairs.edges), torch.get_num_threads(), *(tensor.data_ptr() for tensor in given)
         )
         workspace = native.take_workspace(native.size(ctypes.addressof(native.shape), ctypes.addressof(batch)))
         batch.workspace = workspace.data_ptr()
-        prepared = native.prepare(weights)
+        prepared = native.prepare(small, matrices)
         layout = _Weights(*(tensor.data_ptr() for tensor in prepared))
         energies = vectors.new_empty(len(neighbours))
         slopes = vectors.new_empty(len(pairs.edges), 3)
@@ -263,8 +293,7 @@ class _Energies(torch.autograd.Function):
         native.first(*structures, energies.data_ptr(), slopes.data_ptr())
         # The structures point into tensors, which must live as long as they.
         ctx.native, ctx.structures, ctx.kept, ctx.workspace = native, (layout, batch), (given, prepared), workspace
-        ctx.save_for_backward(*inputs)
-        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(features, radial, basis, *weights)
         return energies, slopes
 
     @staticmethod
@@ -273,24 +302,42 @@ class _Energies(torch.autograd.Function):
         native, (layout, batch) = ctx.native, ctx.structures
         if ctx.workspace is None:
             raise RuntimeError("gradients were asked for a second time: evaluate again for that")
-        fibre, bias, expand, expand_bias, contract, contract_bias, readout, features, radial, _ = ctx.saved_tensors
-        out = {
-            "fibre": torch.empty(fibre.shape, dtype=bias.dtype),
-            "bias": torch.empty_like(bias),
-            "expand": torch.empty_like(expand.mT, memory_format=torch.contiguous_format),
-            "expand_bias": torch.empty_like(expand_bias),
-            "contract": torch.empty_like(contract),
-            "contract_bias": torch.empty_like(contract_bias),
-            "readout": torch.empty_like(readout),
-            "features": torch.empty_like(features),
-            "radial": torch.empty_like(radial, memory_format=torch.contiguous_format),
-            "radial_slopes": torch.empty_like(radial, memory_format=torch.contiguous_format),
-        }
+        features, radial, basis, *weights = ctx.saved_tensors
+        small, matrices = weights[:_SMALL], _by_layer(weights[_SMALL:])
+        layers, (stride, hidden, _) = len(matrices), native.widths
+        out = dict(zip(("fibre", "bias", "contract_bias", "readout"), map(torch.empty_like, small), strict=True))
+        out["features"], out["radial"] = torch.empty_like(features), torch.empty_like(radial)
+        out["expand_bias"] = basis.new_empty(layers, hidden)
+        out["expand"], out["contract"] = basis.new_empty(2, layers, stride, hidden)
         gradients = _Gradients(*(out[name].data_ptr() for name in _GRADIENTS))
         given = [of_energies.contiguous(), of_slopes.contiguous()]
         structures = [ctypes.addressof(structure) for structure in (native.shape, layout, batch)]
         native.second(*structures, *(tensor.data_ptr() for tensor in given), ctypes.addressof(gradients))
         native.give_back(ctx.workspace)
         ctx.workspace = None
-        out["expand"] = out["expand"].mT
-        return None, None, None, None, *(out[name] for name in _GRADIENTS)
+
+        of_radial = out["radial"][..., : native.shape.channels].flatten(2)
+        of_basis, flat = torch.zeros_like(basis), basis.flatten(0, 1)
+        of_matrices: list[Tensor] = []
+        for index, layer in enumerate(matrices):
+            of_basis.flatten(0, 1).addmm_(of_radial[index], layer.radial)
+            rows, columns = layer.contract.shape
+            of_matrices += layer.gradients(
+                flat,
+                of_radial[index],
+                out["expand"][index, :rows, :columns],
+                out["expand_bias"][index, :columns],
+                out["contract"][index, :rows, :columns],
+            )
+        names = ("features", "fibre", "bias", "contract_bias", "readout")
+        of_features, *of_small = (out[name] for name in names)
+        return None, None, None, None, of_features, of_basis, *of_small, *of_matrices
+
+
+#: Arguments of :class:`_Energies` that come once for all layers.
+_SMALL = 4
+
+
+def _by_layer(weights: Sequence[Tensor]) -> list[_Matrices]:
+    size = len(_Matrices._fields)
+    return [_Matrices(*weights[start : start + size]) for start in range(0, len(weights), size)]
