@@ -1,0 +1,177 @@
+"""Which settings reach the lowest validation error in a given time: one change at a time against a base.
+
+    python benchmarks/recipe.py --data FOLDER --molecule ethanol --minutes 6 --jobs 2
+
+FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes. Every variant trains on one
+thread for so many minutes of the processor's own time (so that a busy machine changes little), on the official
+split's 950 frames; errors are those of its 50 validation frames, at the end, when the learning rate has come down.
+Test frames are never read. Results gather in ``benchmarks/results/recipe.json``, a variant that is already there is
+not run again, and ``benchmarks/recipe.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+RESULTS, REPORT = ROOT / "results" / "recipe.json", ROOT / "recipe.md"
+
+#: What the variants change; everything else as the package has it by default.
+BASE: dict[str, Any] = {
+    "model.cutoff": 5.0,
+    "optimiser.warmup_steps": 500,
+    "optimiser.validate_every": 1000,
+    "optimiser.checkpoint_every": 1000000,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "batch size 2": {"optimiser.batch_size": 2},
+    "batch size 10": {"optimiser.batch_size": 10},
+    "learning rate 1e-3": {"optimiser.learning_rate": 1e-3},
+    "learning rate 4e-3": {"optimiser.learning_rate": 4e-3},
+    "32 channels": {"model.channels": 32},
+    "96 channels": {"model.channels": 96},
+    "128 channels": {"model.channels": 128},
+    "2 layers": {"model.num_layers": 2},
+    "3 layers": {"model.num_layers": 3},
+    "5 layers": {"model.num_layers": 5},
+    "6 orientations": {"model.num_ori": 6},
+    "20 orientations": {"model.num_ori": 20},
+    "no orientations": {"model.num_ori": 0},
+    "l_max 2": {"model.l_max": 2},
+    "l_max 6": {"model.l_max": 6},
+    "widening 2": {"model.widening": 2},
+    "16 radial functions": {"model.radial_basis": 16},
+    "16 Bessel functions": {"model.num_bessel": 16},
+    "cutoff 4": {"model.cutoff": 4.0},
+    "EMA 0.99": {"optimiser.ema_decay": 0.99},
+    "EMA 0.9995": {"optimiser.ema_decay": 0.9995},
+    "energy weight 0.1": {"loss.energy": 0.1},
+    "energy weight 10": {"loss.energy": 10.0},
+    "mean square loss": {"loss.kind": "mse", "loss.forces": 100.0},
+    "no rotation of the frames": {"rotate": False},
+    "weight decay 0.01": {"optimiser.weight_decay": 0.01},
+}
+
+
+def train_one(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one variant in this process; returns its last validation errors and what they cost."""
+    import torch
+
+    from ponita_ff.training import trainer
+    from ponita_ff.training.build import build_potential
+    from ponita_ff.training.config import TrainConfig
+    from ponita_ff.training.run import prepare_data
+
+    torch.set_num_threads(1)
+    trainer.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    settings: dict[str, Any] = {"data": {"path": job["file"], "protocol": "rmd17"}, "optimiser": {"time": job["time"]}}
+    for name, value in (BASE | job["changes"]).items():
+        *parents, leaf = name.split(".")
+        target = settings
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+    config = TrainConfig.from_mapping(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare_data(config.data, Path(folder))
+        potential = build_potential(config, data.train)
+        run = trainer.Trainer(potential, config, data.train, data.validation, Path(folder), progress=False)
+        run.run()
+    last = run.state.history[-1]
+    return {
+        "force_mae": 1e3 * last["validation_forces_mae"],
+        "energy_mae": 1e3 * last["validation_energy_mae"],
+        "steps": run.state.step,
+        "seconds": last["seconds"],
+        "parameters": sum(p.numel() for p in potential.parameters()),
+        "backend": run.step_function.backend,
+    }
+
+
+def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) -> dict[str, Any]:
+    """Run one variant in a process of its own."""
+    job = {"changes": changes, "file": str(file), "time": f"{minutes:g}m"}
+    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}: {done.stderr[-500:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result | {"changes": changes, "minutes": minutes}
+
+
+def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The page."""
+    lines = [
+        "# Recipe",
+        "",
+        "*Written by `python benchmarks/recipe.py`; every number comes from `results/recipe.json`. Validation errors, "
+        "one seed each: small differences mean little.*",
+    ]
+    for title, variants in results.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| variant | force MAE (meV/Å) | energy MAE (meV) | steps | ms per step | parameters |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, r in sorted(variants.items(), key=lambda item: item[1]["force_mae"]):
+            lines.append(
+                f"| {name} | {r['force_mae']:.2f} | {r['energy_mae']:.2f} | {r['steps']:,} | "
+                f"{1e3 * r['seconds'] / r['steps']:.1f} | {r['parameters']:,} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def save(results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Results and page."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    REPORT.write_text(report(results), encoding="utf-8")
+
+
+def main() -> None:
+    """Parse arguments, run what is missing, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the rMD17 files")
+    parser.add_argument("--molecule", default="ethanol")
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--jobs", type=int, default=1, help="variants at a time")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(train_one(json.loads(arguments.worker))))
+        return
+    if arguments.data is None:
+        parser.error("--data is needed: the folder that 'ponita-ff download rmd17 MOLECULE' wrote into")
+    file = arguments.data / f"rmd17_{arguments.molecule}_train_01.npz"
+    if not file.is_file():
+        parser.error(f"there is no {file}")
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    table = results.setdefault(f"{arguments.molecule}, {arguments.minutes:g} minutes", {})
+    missing = [name for name in arguments.only if name not in table]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = {n: pool.submit(run_variant, n, VARIANTS[n], file, arguments.minutes) for n in missing}
+        for name, future in futures.items():
+            table[name] = future.result()
+            print(f"{name}: {table[name]['force_mae']:.2f} meV/Å, {table[name]['energy_mae']:.2f} meV", flush=True)
+            save(results)
+    save(results)
+
+
+if __name__ == "__main__":
+    main()
