@@ -203,7 +203,7 @@ def render_md(section: dict[str, Any]) -> list[str]:
 def render_training(section: dict[str, Any]) -> list[str]:
     """Training steps."""
     lines = ["Loss of energies and forces, its gradient, clipping and Adam; float32, published settings.", ""]
-    head = ["molecule", "contender", "steps/s", "ms per step", "times default, eager", "ready after (s)"]
+    head = ["molecule", "contender", "steps/s", "ms per step", "times native", "ready after (s)"]
 
     def measured(row: Row) -> list[str]:
         return [
