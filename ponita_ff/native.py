@@ -63,6 +63,7 @@ class _Model(ctypes.Structure):
         ("grid", ctypes.c_int64),
         ("cutoff", ctypes.c_double),
         ("embedding", ctypes.c_void_p),
+        ("readout_hidden", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
     )
 
@@ -252,6 +253,7 @@ class NativeNetwork:
                 for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
             )
         )
+        readouts: list[Any] = list(network.readouts)
         shape = Shape(
             num_ori=len(grid),
             ori_stride=widths.ori_stride,
@@ -270,6 +272,7 @@ class NativeNetwork:
             grid=len(table) - 1,
             cutoff=config.cutoff,
             embedding=self._keep(pad(network.embedding.weight, widths.stride)),
+            readout_hidden=self._keep(pad(readouts[-1].weight.squeeze(0) @ layers[-1].contract.weight, widths.hidden)),
             layers=self._layers,
         )
 

@@ -36,7 +36,8 @@ struct Model {
     Shape shape;
     int64_t grid;
     double cutoff;
-    const void* embedding;  // (species, stride)
+    const void* embedding;       // (species, stride)
+    const void* readout_hidden;  // (hidden): the last layer's readout through W2
     const Layer* layers;
 };
 
@@ -179,7 +180,7 @@ class Engine {
     static constexpr int64_t W = Simd<T>::width;
 
     struct Scratch {
-        T *rows, *more_rows, *hidden, *angular, *angular_slopes, *values, *slopes, *angles;
+        T *rows, *more_rows, *hidden, *pooled, *angular, *angular_slopes, *values, *slopes, *angles;
     };
 
 public:
@@ -241,6 +242,7 @@ private:
             s.rows = arena.take<T>(blocks_.rows * shape_.stride);
             s.more_rows = arena.take<T>(blocks_.rows * shape_.stride);
             s.hidden = arena.take<T>(blocks_.rows * shape_.hidden);
+            s.pooled = arena.take<T>(blocks_.rows / shape_.num_ori * shape_.hidden);
             s.angular = arena.take<T>(degrees * shape_.ori_stride);
             s.angular_slopes = arena.take<T>(degrees * shape_.ori_stride);
             s.values = arena.take<T>(degrees * shape_.stride);
@@ -328,9 +330,8 @@ private:
                     store(s.hidden + row * hidden + column, activated);
                     store(slopes + row * hidden + column, slope);
                 });
-        // The last features are read out and gone: nobody needs them again.
-        const bool last = index + 1 == shape_.num_layers;
-        T* out = last ? s.rows : features_[index + 1] + begin * row_;
+        if (index + 1 == shape_.num_layers) return read_out_last(index, begin, end, s);
+        T* out = features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
         product(s.hidden, rows, hidden, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
@@ -343,19 +344,39 @@ private:
     }
 
     void read_out(const Layer& layer, int64_t begin, int64_t end, const T* features) {
-        const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(shape_.weights);
+        const T* readout = static_cast<const T*>(layer.readout);
         for (int64_t atom = begin; atom < end; ++atom, features += row_) {
             Vector<T> total = all(T(0));
-            T weight = 0;
-            for (int64_t o = 0; o < shape_.num_ori; ++o) weight += weights[o];
-            for (int64_t c = 0; c < shape_.stride; c += W) {
-                const T* panel = features + panel_start<T>(shape_, c);
-                Vector<T> column = all(T(0));
-                for (int64_t o = 0; o < shape_.num_ori; ++o) column += weights[o] * load(panel + 2 * W * o);
-                total += column * load(readout + c);
-            }
-            task_.energies[atom] += (double(sum<T>(total)) + weight * layer.readout_bias) / double(shape_.num_layers);
+            for (int64_t c = 0; c < shape_.stride; c += W)
+                total += pool_panels(shape_, features, c) * load(readout + c);
+            add_energy(layer, atom, sum<T>(total));
         }
+    }
+
+    // The last features are only read out, linearly: what W2 multiplies may be pooled before.
+    void read_out_last(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, atoms = end - begin;
+        const T *readout = static_cast<const T*>(layer.readout), *bias = static_cast<const T*>(layer.contract_bias);
+        const T weight = total_weight<T>(shape_);
+        pool(shape_, s.hidden, hidden, atoms, s.pooled);
+        product(s.pooled, atoms, hidden, static_cast<const T*>(layer.contract), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    const int64_t atom = begin + row;
+                    value += weight * load(bias + column);
+                    value += index ? pool_panels(shape_, features_[index] + atom * row_, column)
+                                   : weight * load(embedding(atom) + column);
+                    store(s.rows + row * stride + column, value * load(readout + column));
+                });
+        for (int64_t atom = 0; atom < atoms; ++atom) {
+            Vector<T> total = all(T(0));
+            for (int64_t c = 0; c < stride; c += W) total += load(s.rows + atom * stride + c);
+            add_energy(layer, begin + atom, sum<T>(total));
+        }
+    }
+
+    void add_energy(const Layer& layer, int64_t atom, T value) {
+        task_.energies[atom] += (double(value) + total_weight<T>(shape_) * layer.readout_bias) / shape_.num_layers;
     }
 
     // Adjoint of the messages that left each atom in a layer; `gradient` is that of the layer's spatial sums. Adds to
@@ -409,10 +430,17 @@ private:
         }
 
         const T* slopes = gelu_slopes_[index] + begin * ori * hidden;
-        product(carried, rows, stride, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(s.hidden + row * hidden + column, value * load(slopes + row * hidden + column));
-                });
+        const auto activate = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+            store(s.hidden + row * hidden + column, value * load(slopes + row * hidden + column));
+        };
+        if (index + 1 == shape_.num_layers) {
+            const T* through = static_cast<const T*>(model_.readout_hidden);
+            for (int64_t row = 0; row < rows; ++row)
+                for (int64_t k = 0; k < hidden; k += W)
+                    activate(row, k, weights[row % ori] / T(shape_.num_layers) * load(through + k));
+        } else {
+            product(carried, rows, stride, static_cast<const T*>(layer.contract_adjoint), stride, hidden, activate);
+        }
         T* out = spatial_[index % 2] + begin * row_;
         T* gradient = shape_.has_fibre ? s.rows : out;
         product(s.hidden, rows, hidden, static_cast<const T*>(layer.expand_adjoint), hidden, stride,

@@ -195,6 +195,35 @@ void over_orientations(const Shape& shape, const T* kernel, const T* bias, int64
     }
 }
 
+// out(a, :) = sum_n weight(n) in(a, n, :) for rows of any width: what the quadrature makes of an atom.
+template <typename T>
+void pool(const Shape& shape, const T* in, int64_t width, int64_t atoms, T* out) {
+    constexpr int64_t W = Simd<T>::width;
+    const T* weights = static_cast<const T*>(shape.weights);
+    for (int64_t atom = 0; atom < atoms; ++atom, in += shape.num_ori * width, out += width)
+        for (int64_t k = 0; k < width; k += W) {
+            Vector<T> total = all(T(0));
+            for (int64_t o = 0; o < shape.num_ori; ++o) total += weights[o] * load(in + o * width + k);
+            store(out + k, total);
+        }
+}
+
+// The same of one vector of channels in panels.
+template <typename T>
+INLINE Vector<T> pool_panels(const Shape& shape, const T* features, int64_t c) {
+    const T *weights = static_cast<const T*>(shape.weights), *panel = features + panel_start<T>(shape, c);
+    Vector<T> total = all(T(0));
+    for (int64_t o = 0; o < shape.num_ori; ++o) total += weights[o] * load(panel + 2 * Simd<T>::width * o);
+    return total;
+}
+
+template <typename T>
+T total_weight(const Shape& shape) {
+    T total = 0;
+    for (int64_t o = 0; o < shape.num_ori; ++o) total += static_cast<const T*>(shape.weights)[o];
+    return total;
+}
+
 // out(r, :) += vector
 template <typename T>
 void add_to_rows(const Shape& shape, const T* vector, int64_t rows, T* out) {

@@ -32,6 +32,7 @@ struct Weights {  // one behind the other for all layers
     const void* contract_adjoint;  // packed (stride -> hidden)
     const void* expand_adjoint;    // packed (hidden -> stride)
     const void* readout;           // (stride)
+    const void* readout_hidden;    // (hidden), the last layer's alone: its readout through W2
 };
 
 struct Gradients {
@@ -325,7 +326,7 @@ public:
             const int64_t panels = shape_.hidden / (2 * W), vectors = shape_.stride / W;
             team_.share(stage++, 2 * panels + vectors, [&](int64_t item) {
                 if (item < 2 * panels)
-                    matrix_gradient(layer, item % panels, item < panels, out);
+                    matrix_gradient(layer, item % panels, item < panels, weights, out);
                 else
                     vector_gradients(layer, (item - 2 * panels) * W, weights, out);
             });
@@ -369,6 +370,7 @@ private:
             for (T** piece : {&layer.moment, &layer.moment_dot}) *piece = arena.take<T>(atoms * stride);
             for (T** piece : {&layer.deviation, &layer.along_dot}) *piece = arena.take<T>(rows_);
         }
+        for (T** piece : {&pooled_, &pooled_dot_}) *piece = arena.take<T>(atoms * hidden);
         for (T** piece : {&carried_bar_, &convolved_bar_, &convolved_star_, &left_[0], &left_[1], &left_[2], &left_[3]})
             *piece = arena.take<T>(rows_ * stride);
         for (T*& piece : right_) piece = arena.take<T>(rows_ * hidden);
@@ -513,9 +515,8 @@ private:
                     store(slopes + at, slope);
                     store(s.hidden + at, activated);
                 });
-        contract(index, begin, end, layer.features, part(weights_.contract_bias, index, stride), s);
-        const T* readout = part(weights_.readout, index, stride);
-        read_out(begin, end, next_features(index, false, begin, s), layer.moment);
+        const T *contract_bias = part(weights_.contract_bias, index, stride), *readout = part(weights_.readout, index, stride);
+        contract(index, begin, end, layer.features, contract_bias, pooled_, layer.moment, s);
         for (int64_t atom = begin; atom < end; ++atom) {
             Vector<T> total = all(T(0));
             for (int64_t c = 0; c < stride; c += W) total += load(layer.moment + atom * stride + c) * load(readout + c);
@@ -523,45 +524,67 @@ private:
         }
     }
 
-    // Where the next layer finds its features, or their changes; nobody needs the last layer's once they are read out.
-    T* next_features(int64_t index, bool changes, int64_t begin, const Scratch& s) const {
-        if (index + 1 == shape_.num_layers) return s.rows;
-        const Layer& next = layers_[index + 1];
-        return (changes ? next.features_dot : next.features) + begin * row_;
-    }
+    bool last(int64_t index) const { return index + 1 == shape_.num_layers; }
 
-    // Next features, or changes where there is no bias: W2 s.hidden + bias + features.
-    void contract(int64_t index, int64_t begin, int64_t end, const T* features, const T* bias, const Scratch& s) {
-        const int64_t stride = shape_.stride, hidden = shape_.hidden;
-        T* out = next_features(index, !bias, begin, s);
-        const T* before = features + begin * row_;
-        product(s.hidden, (end - begin) * shape_.num_ori, hidden,
-                part(weights_.contract, index, stride * hidden), hidden, stride,
+    // Next features, W2 s.hidden + bias + features, or their changes where there is no bias; and the features pooled,
+    // (atoms, stride). The last ones are only read out, linearly: there what W2 multiplies is pooled before.
+    void contract(int64_t index, int64_t begin, int64_t end, const T* features, const T* bias, T* pooled, T* moment,
+                  const Scratch& s) {
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, atoms = end - begin;
+        const T *matrix = part(weights_.contract, index, stride * hidden), *before = features + begin * row_;
+        moment += begin * stride;
+        if (last(index)) {
+            const T weight = total_weight<T>(shape_);
+            pool(shape_, s.hidden, hidden, atoms, pooled += begin * hidden);
+            product(pooled, atoms, hidden, matrix, hidden, stride,
+                    [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                        value += pool_panels(shape_, before + row * row_, column);
+                        if (bias) value += weight * load(bias + column);
+                        store(moment + row * stride + column, value);
+                    });
+            return;
+        }
+        const Layer& next = layers_[index + 1];
+        T* out = (bias ? next.features : next.features_dot) + begin * row_;
+        product(s.hidden, atoms * shape_.num_ori, hidden, matrix, hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t place = places_[row] + panel_start<T>(shape_, column);
                     value += load(before + place);
                     store(out + place, bias ? value + load(bias + column) : value);
                 });
+        for (int64_t atom = 0; atom < atoms; ++atom)
+            for (int64_t c = 0; c < stride; c += W)
+                store(moment + atom * stride + c, pool_panels(shape_, out + atom * row_, c));
     }
 
-    // Sums over orientations by the quadrature, (atoms, stride), of panels that start at the first atom's.
-    void read_out(int64_t begin, int64_t end, const T* features, T* moment) const {
-        const T* weights = static_cast<const T*>(shape_.weights);
-        for (int64_t atom = begin; atom < end; ++atom, features += row_)
-            for (int64_t c = 0; c < shape_.stride; c += W) {
-                const T* panel = features + panel_start<T>(shape_, c);
-                Vector<T> total = all(T(0));
-                for (int64_t o = 0; o < shape_.num_ori; ++o) total += weights[o] * load(panel + 2 * W * o);
-                store(moment + atom * shape_.stride + c, total);
-            }
+    // Calls use(row, column, vector) for all of carried W2, the derivative by the hidden units of a block; `carried` is
+    // the derivative by the features behind the layer. Of the last layer only the readout is behind it: `factors` as
+    // in read_out_adjoint.
+    template <typename Use>
+    void contract_adjoint(int64_t index, int64_t begin, int64_t end, const T* carried, const T* factors, Use&& use) {
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, rows = (end - begin) * shape_.num_ori;
+        if (!last(index))
+            return product(carried, rows, stride, part(weights_.contract_adjoint, index, stride * hidden), stride, hidden,
+                           use);
+        const T* through = static_cast<const T*>(weights_.readout_hidden);
+        for (int64_t row = 0; row < rows; ++row) {
+            const T factor = readout_factor(begin + row / shape_.num_ori, row % shape_.num_ori, factors);
+            for (int64_t k = 0; k < hidden; k += W) use(row, k, factor * load(through + k));
+        }
     }
 
-    // Adds what the readout of a layer gives to the derivative by the features behind it, `factors` an atom's or null.
+    // Derivative of the energy by what is read out of an orientation, `factors` an atom's or null for 1.
+    T readout_factor(int64_t atom, int64_t orientation, const T* factors) const {
+        return static_cast<const T*>(shape_.weights)[orientation] * (factors ? factors[atom] : T(1)) /
+               T(shape_.num_layers);
+    }
+
+    // Adds what the readout of a layer gives to the derivative by the features behind it.
     void read_out_adjoint(int64_t index, int64_t begin, int64_t end, const T* factors, T* out) const {
-        const T *readout = part(weights_.readout, index, shape_.stride), *weights = static_cast<const T*>(shape_.weights);
+        const T* readout = part(weights_.readout, index, shape_.stride);
         for (int64_t atom = begin; atom < end; ++atom)
             for (int64_t o = 0; o < shape_.num_ori; ++o, out += shape_.stride) {
-                const T weight = weights[o] * (factors ? factors[atom] : T(1)) / T(shape_.num_layers);
+                const T weight = readout_factor(atom, o, factors);
                 for (int64_t c = 0; c < shape_.stride; c += W) store(out + c, load(out + c) + weight * load(readout + c));
             }
     }
@@ -582,12 +605,12 @@ private:
 
         const T* slopes = layer.slope + first * hidden;
         T* star = layer.activated_star + first * hidden;
-        product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const int64_t at = row * hidden + column;
-                    store(star + at, value);
-                    store(s.hidden + at, value * load(slopes + at));
-                });
+        contract_adjoint(index, begin, end, carried, nullptr,
+                         [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                             const int64_t at = row * hidden + column;
+                             store(star + at, value);
+                             store(s.hidden + at, value * load(slopes + at));
+                         });
         T* normal_star = layer.normal_star + begin * row_;
         product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
@@ -653,8 +676,7 @@ private:
                     store(before_dot + at, value);
                     store(s.hidden + at, value * load(slopes + at));
                 });
-        contract(index, begin, end, layer.features_dot, nullptr, s);
-        read_out(begin, end, next_features(index, true, begin, s), layer.moment_dot);
+        contract(index, begin, end, layer.features_dot, nullptr, pooled_dot_, layer.moment_dot, s);
     }
 
     T dot(const T* one, const T* two) const {
@@ -678,21 +700,20 @@ private:
 
         const T *before = layer.before + first * hidden, *before_dot = layer.before_dot + first * hidden;
         const T *star = layer.activated_star + first * hidden, *slopes = layer.slope + first * hidden;
-        product(carried, rows, stride, part(weights_.contract_adjoint, index, matrix), stride, hidden,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const int64_t at = row * hidden + column;
-                    const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
-                    const Vector<T> slope = load(slopes + at);
-                    Vector<T> activated, curvature;
-                    gelu_from_slope(load(before + at), slope, activated, curvature);
-                    const Vector<T> dotted = load(before_dot + at), starred = load(star + at);
-                    const Vector<T> bar = slope * value + curvature * dotted * starred;
-                    store(s.hidden + at, bar);
-                    store(right_[0] + place, bar);
-                    store(right_[1] + place, slope * starred);
-                    store(right_[2] + place, activated);
-                    store(right_[3] + place, slope * dotted);
-                });
+        contract_adjoint(
+            index, begin, end, carried, weights, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                const int64_t at = row * hidden + column;
+                const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
+                const Vector<T> slope = load(slopes + at), dotted = load(before_dot + at), starred = load(star + at);
+                Vector<T> activated, curvature;
+                gelu_from_slope(load(before + at), slope, activated, curvature);
+                const Vector<T> bar = slope * value + curvature * dotted * starred;
+                store(s.hidden + at, bar);
+                store(right_[0] + place, bar);
+                store(right_[1] + place, slope * starred);
+                store(right_[2] + place, activated);
+                store(right_[3] + place, slope * dotted);
+            });
         product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(s.rows + row * stride + column, value);
@@ -727,9 +748,10 @@ private:
     }
 
     // Columns of one panel of the gradients of W1 and b1, or of W2.
-    void matrix_gradient(int64_t index, int64_t panel, bool expand, const Gradients& out) const {
+    void matrix_gradient(int64_t index, int64_t panel, bool expand, const T* weights, const Gradients& out) const {
         const int64_t stride = shape_.stride, hidden = shape_.hidden, start = panel * 2 * W;
         T* target = part(expand ? out.expand : out.contract, index, stride * hidden) + start;
+        if (!expand && last(index)) return last_contract_gradient(start, weights, target);
         for (int64_t c = 0; c < stride; ++c) std::fill(target + c * hidden, target + c * hidden + 2 * W, T(0));
         for (int k = 0; k < 2; ++k)
             outer_product(left_[expand ? k : 2 + k], right_[expand ? k : 2 + k] + start * rows_, stride, rows_, target,
@@ -741,6 +763,20 @@ private:
         T* bias = part(out.expand_bias, index, hidden) + start;
         store(bias, one);
         store(bias + W, two);
+    }
+
+    // The last W2 is read out at once: its gradient is the readout times the hidden units, pooled.
+    void last_contract_gradient(int64_t start, const T* weights, T* target) const {
+        const T* readout = part(weights_.readout, shape_.num_layers - 1, shape_.stride);
+        for (int64_t k = 0; k < 2 * W; k += W, target += W) {
+            Vector<T> total = all(T(0));
+            for (int64_t atom = 0; atom < batch_.atoms; ++atom) {
+                const int64_t at = atom * shape_.hidden + start + k;
+                total += weights[atom] * load(pooled_ + at) + load(pooled_dot_ + at);
+            }
+            total /= T(shape_.num_layers);
+            for (int64_t c = 0; c < shape_.stride; ++c) store(target + c * shape_.hidden, readout[c] * total);
+        }
     }
 
     // One vector of channels of the gradients of the fibre kernel, the biases and the readout.
@@ -820,6 +856,7 @@ private:
     Pair* pairs_;
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
     Layer layers_[MAX_LAYERS];
+    T *pooled_, *pooled_dot_;  // (atoms, hidden): the last layer's hidden units, pooled, and their change
     T *carried_bar_, *convolved_bar_, *convolved_star_, *left_[4], *right_[4];
     Scratch scratch_[MAX_THREADS];
     const int64_t bytes_;

@@ -34,6 +34,7 @@ _WEIGHTS = (
     "contract_adjoint",
     "expand_adjoint",
     "readout",
+    "readout_hidden",
 )
 
 _GRADIENTS = ("fibre", "bias", "expand", "expand_bias", "contract", "contract_bias", "readout", "features", "radial")
@@ -230,6 +231,7 @@ class NativeDifferentiation:
             pack(contract, width),
             pack(expand, width),
             readout,
+            torch.mv(contract[-1].T, readout[-1]),
         ]
 
 
