@@ -6,7 +6,6 @@ import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
 from typing import cast
 
 import ase.io

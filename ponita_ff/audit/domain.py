@@ -144,14 +144,14 @@ def training_domain(subject: Subject) -> Outcome:
     std = _committee_std(subject, frames[:: max(1, len(frames) // 50)])
     edge = None if std is None else float(np.quantile(std, settings.quantile))
     for temperature, snapshots in subject.snapshots.items():
+        limit = settings.outside_limit if temperature <= subject.settings.temperature else None
+        name = f"part of the NVT run at {temperature:g} K outside"
         if not snapshots:
+            measures.append(Measure(name, None, "", limit, note="the run broke before its first frame"))
             continue
         found = np.array([domain.distance(atoms) for atoms in snapshots])
         arrays[f"{temperature:g} K"] = found
-        limit = settings.outside_limit if temperature <= subject.settings.temperature else None
-        measures.append(
-            Measure(f"part of the NVT run at {temperature:g} K outside", float((found > 1).mean()), "", limit)
-        )
+        measures.append(Measure(name, float((found > 1).mean()), "", limit))
         if edge is not None:
             spread = _committee_std(subject, snapshots)
             assert spread is not None

@@ -54,10 +54,10 @@ def _by_distance(nearest: Array, errors: Array, width: float) -> dict[str, Array
     finite = np.isfinite(nearest)
     number = np.floor(nearest[finite] / width).astype(np.int64)
     filled, where, counts = np.unique(number, return_inverse=True, return_counts=True)
-    means = np.bincount(where, weights=errors[finite], minlength=len(filled)) / np.maximum(counts, 1)
+    means: Array = np.bincount(where, weights=errors[finite], minlength=len(filled)) / np.maximum(counts, 1)
     return {
         "bin_centre": (filled + 0.5) * width,
-        "bin_mae": np.asarray(means, dtype=np.float64),
+        "bin_mae": means,
         "bin_atoms": counts.astype(np.float64),
     }
 

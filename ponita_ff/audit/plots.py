@@ -80,19 +80,18 @@ def _legend(figure: Figure, colours: Mapping[str, str], outcomes: Outcomes) -> N
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
 
 
-def _limits(axes: Axes, values: list[Any], low: float = 0.0, margin: float = 1.6) -> None:
-    """Keep one wild calculator from flattening the others: show up to a few times the smallest range."""
-    finite = [v[np.isfinite(v)] for v in map(np.asarray, values)]
-    tops = [float(v.max()) for v in finite if v.size]
-    bottoms = [float(v.min()) for v in finite if v.size]
-    if tops and (max(tops) > 20 * abs(min(tops)) or min(bottoms) < -20 * abs(min(tops))):
-        span = max(min(tops), 1e-9)
-        axes.set_ylim(max(min(bottoms), -margin * span) if low == 0.0 else low, margin * span)
+def _narrow(axes: Axes, values: list[Any], floor: float, factor: float = 20.0) -> None:
+    """Show the calmest curve in full where others are ``factor`` times as wide, and at least ``floor``."""
+    finite = [v[np.isfinite(v)] for v in map(np.asarray, values) if np.isfinite(v).any()]
+    spans = [max(float(np.ptp(v)), floor) for v in finite]
+    if spans and (max(spans) > factor * min(spans) or max(spans) == floor):
+        calm = finite[int(np.argmin(spans))]
+        room = 0.5 * min(spans) if max(spans) == floor else 0.2 * factor * min(spans)
+        axes.set_ylim(float(calm.min()) - room, float(calm.max()) + room)
 
 
 def _labels(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None:
     energy, forces, distance = _axes(figure, 3)
-    lines: dict[str, list[float]] = {"e": [], "f": []}
     for name, outcome in outcomes.items():
         a = outcome.arrays
         centre = a["energy_label"].mean()
@@ -100,7 +99,6 @@ def _labels(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> N
         shift = a["energy"].mean()
         energy.plot(1e3 * (a["energy_label"] - centre), 1e3 * (a["energy"] - shift), ".", **style)
         forces.plot(a["forces_label"].ravel(), a["forces"].ravel(), ".", **style)
-        lines["e"] += [float(x) for x in 1e3 * (a["energy_label"][[0]] - centre)]
         distance.plot(a["bin_centre"], 1e3 * a["bin_mae"], "o-", color=colours[name], markersize=3)
     some = next(iter(outcomes.values())).arrays
     reference = 1e3 * (some["energy_label"] - some["energy_label"].mean())
@@ -123,7 +121,7 @@ def _rotations(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -
         offset = 0.25 * np.sin(2.4 * np.arange(len(energies)))
         axes.plot(energies, row + offset, ".", color=colours[name], markersize=4, alpha=0.7)
     axes.set_yticks(range(len(outcomes)), list(outcomes))
-    axes.set_ylim(-0.6, len(outcomes) - 0.4)
+    axes.set_ylim(len(outcomes) - 0.4, -0.6)
     axes.set(xlabel="energy over rotations, from its mean (meV)")
     widest = max(float(np.abs(outcome.arrays["energies"]).max()) for outcome in outcomes.values())
     if widest < 1e-3:
@@ -164,15 +162,8 @@ def _smoothness(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) 
             slopes.append(-slope)
         upper.set(title=path, ylabel="energy (eV)")
         lower.set(xlabel="moved by (Å)", ylabel="force along (eV/Å)")
-        _limits(upper, energies)
-        if len(slopes) > 1:
-            spans = [float(np.ptp(v[np.isfinite(v)])) for v in slopes if np.isfinite(v).any()]
-            if spans and max(spans) > 20 * max(min(spans), 1e-6):
-                calm = slopes[
-                    int(np.argmin([np.ptp(v[np.isfinite(v)]) if np.isfinite(v).any() else np.inf for v in slopes]))
-                ]
-                pad = max(0.5 * float(np.ptp(calm)), 0.1)
-                lower.set_ylim(float(np.nanmin(calm)) - pad, float(np.nanmax(calm)) + pad)
+        _narrow(upper, energies, 5e-3)
+        _narrow(lower, slopes, 2e-2)
     _legend(figure, colours, outcomes)
 
 
@@ -184,7 +175,7 @@ def _short_range(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str])
                 axes.plot(outcome.arrays[pair]["r"], outcome.arrays[pair]["energy"], color=colours[name])
         axes.axhline(0, color="0.6", linewidth=0.6)
         axes.set(title=pair, xlabel="distance (Å)", ylabel="energy (eV)")
-        axes.set_yscale("symlog", linthresh=1.0)
+        _narrow(axes, [o.arrays[pair]["energy"] for o in outcomes.values() if pair in o.arrays], 1.0, 4.0)
     _legend(figure, colours, outcomes)
 
 
@@ -198,6 +189,7 @@ def _modes(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> No
     for row, (_, values, colour) in enumerate(rows):
         axes.vlines(values, row - 0.35, row + 0.35, color=colour, linewidth=1)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.invert_yaxis()
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set(xlabel="frequency (cm$^{-1}$), imaginary ones below zero")
 
@@ -209,20 +201,12 @@ def _nve(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None
         for name, outcome in outcomes.items():
             if step in outcome.arrays:
                 a = outcome.arrays[step]
-                axes.plot(a["time"], a["energy"], color=colours[name], linewidth=0.7)
+                axes.plot(a["time"], a["energy"], color=colours[name], linewidth=0.6, alpha=0.6)
+                axes.plot(a["time"], np.polyval(np.polyfit(a["time"], a["energy"], 1), a["time"]), color=colours[name])
                 values.append(a["energy"])
         axes.set(title=f"time step {step}", xlabel="time (ps)", ylabel="total energy (meV/atom)")
-        _narrow(axes, values)
+        _narrow(axes, values, 1e-3, 30.0)
     _legend(figure, colours, outcomes)
-
-
-def _narrow(axes: Axes, values: list[Any]) -> None:
-    """Show the calmest curve in full where another is more than 30 times as wide."""
-    finite = [v[np.isfinite(v)] for v in values if np.isfinite(v).any()]
-    spans = [float(np.ptp(v)) for v in finite]
-    if spans and max(spans) > 30 * max(min(spans), 1e-9):
-        calm = finite[int(np.argmin(spans))]
-        axes.set_ylim(float(calm.min()) - 5 * min(spans), float(calm.max()) + 5 * min(spans))
 
 
 def _nvt(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None:
@@ -241,19 +225,20 @@ def _nvt(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None
 
 def _domain(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None:
     (axes,) = _axes(figure, 1)
+    keys = dict.fromkeys(key for outcome in outcomes.values() for key in outcome.arrays)
+    dashes = dict(zip((key for key in keys if key[0].isdigit()), 3 * DASHES, strict=False))
     for name, outcome in outcomes.items():
-        runs = [key for key in outcome.arrays if key.endswith(" K") and not key.startswith("std")]
-        for dash, run in zip(DASHES, runs, strict=False):
-            values = np.sort(outcome.arrays[run])
-            part = np.arange(1, len(values) + 1) / len(values)
-            axes.plot(values, part, dash, color=colours[name], label=f"{name}, {run}")
+        for run, dash in dashes.items():
+            if run in outcome.arrays:
+                values = np.sort(outcome.arrays[run])
+                part = np.arange(1, len(values) + 1) / len(values)
+                axes.step(values, part, dash, where="post", color=colours[name], label=f"{name}, {run}")
         axes.plot(outcome.arrays["structure"], 0, "v", color=colours[name], clip_on=False, label=f"{name}, structure")
     axes.axvline(1, color="0.3", linewidth=0.8)
-    axes.set_xlim(0, None)
-    if axes.get_xlim()[1] > 6:
-        axes.set_xlim(0, 6)
+    axes.set_xlim(0, min(max(axes.get_xlim()[1], 1.3), 4))
     axes.set(xlabel="distance from the frames (1: their range)", ylabel="part of the run below", ylim=(0, 1.02))
-    axes.legend(fontsize=8)
+    figure.set_size_inches(8, 3.4)
+    figure.legend(loc="outside right upper", fontsize=8)
 
 
 PLOTS: dict[str, Callable[[Figure, Outcomes, Mapping[str, str]], None]] = {

@@ -80,7 +80,8 @@ CHECKS: dict[str, Check] = {
     "short_range": Check(
         "Short range",
         short_range,
-        "Two atoms of every pair of elements pushed together, nearer than any bond: they must repel all the way.",
+        "Two atoms of every pair of elements pushed together, nearer than any bond: they must repel all the way, "
+        "and the wall must be too high for heat. Energies are from the structure as given.",
     ),
     "modes": Check(
         "Normal modes",

@@ -252,13 +252,27 @@ def slope_errors(points: list[Point], spacing: float) -> Array:
     return np.asarray(np.diff(energies)[1:-1] / spacing - integral)
 
 
+def slope_error(path: Path, low: float, high: float, parts: int = 16) -> float:
+    """The same for one interval, its integral from ``parts`` times as many points, so that no error of it is left."""
+    spacing = (high - low) / parts
+    points = [path.point(low + k * spacing) for k in range(-1, parts + 2)]
+    return float(abs(slope_errors(points, spacing).mean()))
+
+
 @dataclass(frozen=True)
 class Scan:
-    """One path, calculated: what is wrong with it, and arrays for the plot."""
+    """One path, calculated: what is wrong with it, and arrays for the plot.
 
-    energy_jump: float
-    force_jump: float
-    slope_error: float
+    Attributes:
+        energy: Largest jump of the energy, eV.
+        force: Largest jump of a force component, eV/Å.
+        slope: Largest difference of the force along the path from the energy's derivative, eV/Å; NaN for no slope.
+        arrays: See `smoothness`.
+    """
+
+    energy: float
+    force: float
+    slope: float
     arrays: dict[str, Array | float]
 
 
@@ -276,21 +290,24 @@ def scan(path: Path, settings: ScanSettings) -> Scan:
             low, high = float(path.values[i]), float(path.values[i + 1])
             found.append((jump(path, low, high, gap, settings.halvings), low))
         jumps[name] = max(found)
-    errors = slope_errors(points, settings.spacing)
-    known = errors[np.isfinite(errors)]
+    errors = np.abs(slope_errors(points, settings.spacing))
+    wrong = [(float("nan"), float(path.values[0]))]
+    if np.isfinite(errors).all() and len(errors):
+        # Where the coarse integral disagrees most, look again with a fine one.
+        intervals = [path.values[[i + 1, i + 2]].tolist() for i in np.argsort(errors)[-settings.suspects :]]
+        wrong = [(slope_error(path, low, high), low) for low, high in intervals]
+    jumps["slope"] = max(wrong)
     slopes = np.array([np.nan if point.slope is None else point.slope for point in points])
     arrays: dict[str, Array | float] = {"s": path.values, "energy": energies - energies[0], "slope": slopes}
-    for name, (_, where) in jumps.items():
-        arrays[f"{name}_jump_at"] = where
-    largest = float(np.abs(known).max()) if len(known) else float("nan")
-    return Scan(jumps["energy"][0], jumps["force"][0], largest, arrays)
+    worst = {f"{name}_worst_at": where for name, (_, where) in jumps.items()}
+    return Scan(jumps["energy"][0], jumps["force"][0], jumps["slope"][0], arrays | worst)
 
 
 def smoothness(subject: Subject) -> Outcome:
     """Scans of stretched bonds, of an atom pulled out, of the molecule turned; of an expanding cell.
 
     Arrays: one mapping per path with ``s`` (k,) Å, ``energy`` (k,) eV from the first point, ``slope`` (k,) eV/Å by the
-    forces, and ``energy_jump_at``, ``force_jump_at`` Å.
+    forces, and ``energy_worst_at``, ``force_worst_at``, ``slope_worst_at`` Å.
     """
     settings = subject.settings.scans
     scans = {path.name: scan(path, settings) for path in all_paths(subject)}
@@ -303,17 +320,17 @@ def smoothness(subject: Subject) -> Outcome:
 
     measures, notes = [], []
     for title, attribute, unit, limit in (
-        ("jump of the energy, largest", "energy_jump", "eV", settings.energy_limit),
-        ("jump of a force, largest", "force_jump", "eV/Å", settings.force_limit),
-        ("force against the scan's derivative", "slope_error", "eV/Å", settings.slope_limit),
+        ("jump of the energy, largest", "energy", "eV", settings.energy_limit),
+        ("jump of a force, largest", "force", "eV/Å", settings.force_limit),
+        ("force against the scan's derivative", "slope", "eV/Å", settings.slope_limit),
     ):
         value, where = worst(attribute)
         if not where:
             measures.append(Measure(title, None, unit, note="needs the calculator's stress"))
             continue
         measures.append(Measure(title, value, unit, limit))
-        at = scans[where].arrays.get(f"{attribute}_at")
-        notes.append(f"{title.capitalize()}: {where}" + ("." if at is None else f", at {at:.2f} Å."))
+        if measures[-1].verdict == "fail":
+            notes.append(f"{title.capitalize()}: {where}, at {scans[where].arrays[f'{attribute}_worst_at']:.2f} Å.")
     return Outcome(measures, {name: found.arrays for name, found in scans.items()}, notes)
 
 
@@ -352,33 +369,38 @@ def push_together(atoms: Atoms, first: int, second: int, distances: Array) -> tu
 
 
 def short_range(subject: Subject) -> Outcome:
-    """Two atoms of each pair of elements pushed together, inside any bond: repulsive all the way, and no hole.
+    """Two atoms of each pair of elements pushed together, inside any bond: repulsive all the way, no hole, a high wall.
 
-    Arrays: one mapping per pair of elements with ``r`` (k,) Å falling, ``energy`` (k,) eV, ``repulsion`` (k,) eV/Å.
+    Arrays: one mapping per pair of elements with ``r`` (k,) Å falling, ``energy`` (k,) eV from the structure as given,
+    ``repulsion`` (k,) eV/Å.
     """
     settings = subject.settings.short_range
     if settings.end >= settings.begin:
         raise NotDone("short_range.end must be below short_range.begin")
     atoms = subject.attach(subject.structure)
     scale = np.linspace(settings.begin, settings.end, settings.points)
+    start = atoms.get_potential_energy()
     arrays: dict[str, dict[str, Array]] = {}
     for i, j in closest_pairs(atoms):
         r = scale * (covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]])
         energy, repulsion = push_together(atoms, i, j, r)
         name = f"{atoms.symbols[i]}–{atoms.symbols[j]}"
-        arrays[name] = {"r": r, "energy": energy - energy[0], "repulsion": repulsion}
+        arrays[name] = {"r": r, "energy": energy - start, "repulsion": repulsion}
     if not arrays:
         raise NotDone("one atom alone has no pair")
     # On the way in, how far the energy falls below the highest value that it has had.
     holes = {name: float((np.maximum.accumulate(a["energy"]) - a["energy"]).max()) for name, a in arrays.items()}
     weakest = {name: float(a["repulsion"].min()) for name, a in arrays.items()}
+    heights = {name: float(a["energy"].max()) for name, a in arrays.items()}
     deepest, softest = max(holes, key=holes.__getitem__), min(weakest, key=weakest.__getitem__)
     measures = [
         Measure("hole on the way in, deepest", holes[deepest], "eV", settings.hole_limit),
         Measure("repulsion of a pair, weakest", weakest[softest], "eV/Å", settings.force_limit, "at least"),
+        Measure("height of the wall, lowest", min(heights.values()), "eV", settings.height_limit, "at least"),
     ]
     wrong = [name for name in arrays if holes[name] > settings.hole_limit or weakest[name] < settings.force_limit]
-    notes = [f"Pairs: {', '.join(arrays)}; weakest repulsion: {softest}."]
+    lowest = min(heights, key=heights.__getitem__)
+    notes = [f"Pairs: {', '.join(arrays)}; weakest repulsion: {softest}; lowest wall: {lowest}."]
     if wrong:
         notes.append(f"Not repulsive everywhere: {', '.join(wrong)}.")
     return Outcome(measures, dict(arrays), notes)

@@ -193,6 +193,8 @@ class ShortRangeSettings(_Section):
         points: Distances between the two.
         hole_limit: Depth of the deepest hole on the way in, eV.
         force_limit: Repulsion along the pair must be at least this everywhere, eV/Å.
+        height_limit: The highest energy on the way in must be at least so much above the structure's own, eV; from 2 eV
+            on a Boltzmann factor at 1000 K is below 10⁻¹⁰.
     """
 
     begin: Positive = 0.8
@@ -200,6 +202,7 @@ class ShortRangeSettings(_Section):
     points: Annotated[int, Field(ge=5)] = 60
     hole_limit: Positive = 0.01
     force_limit: float = 0.0
+    height_limit: Positive = 2.0
 
 
 class DomainSettings(_Section):
