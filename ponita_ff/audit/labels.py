@@ -53,13 +53,10 @@ def _by_distance(nearest: Array, errors: Array, width: float) -> dict[str, Array
     """Mean errors in bins of distance; bins without atoms are left out."""
     finite = np.isfinite(nearest)
     number = np.floor(nearest[finite] / width).astype(np.int64)
-    filled, where, counts = np.unique(number, return_inverse=True, return_counts=True)
-    means: Array = np.bincount(where, weights=errors[finite], minlength=len(filled)) / np.maximum(counts, 1)
-    return {
-        "bin_centre": (filled + 0.5) * width,
-        "bin_mae": means,
-        "bin_atoms": counts.astype(np.float64),
-    }
+    filled = np.unique(number)
+    means = np.array([errors[finite][number == each].mean() for each in filled])
+    counts = np.array([float(np.sum(number == each)) for each in filled])
+    return {"bin_centre": np.array((filled + 0.5) * width), "bin_mae": means, "bin_atoms": counts}
 
 
 def nearest_neighbours(frame: Frame) -> Array:

@@ -31,6 +31,9 @@ STYLE: Any = {
     "lines.linewidth": 1.2,
 }
 
+#: eV up to which the short-range wall is shown.
+WALL = 20.0
+
 #: Styles for what a plot distinguishes within a calculator: time steps, temperatures.
 DASHES = ("-", "--", ":", "-.")
 
@@ -145,7 +148,7 @@ def _steps(unit: str, step: str) -> Callable[[Figure, Outcomes, Mapping[str, str
 
 def _smoothness(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None:
     names = list(dict.fromkeys(path for outcome in outcomes.values() for path in outcome.arrays))
-    for path, (upper, lower) in zip(names, _axes(figure, len(names), rows_each=2), strict=True):
+    for path, (upper, lower) in zip(names, _axes(figure, len(names), columns=4, rows_each=2), strict=True):
         energies, slopes = [], []
         for name, outcome in outcomes.items():
             a = outcome.arrays.get(path)
@@ -175,7 +178,8 @@ def _short_range(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str])
                 axes.plot(outcome.arrays[pair]["r"], outcome.arrays[pair]["energy"], color=colours[name])
         axes.axhline(0, color="0.6", linewidth=0.6)
         axes.set(title=pair, xlabel="distance (Å)", ylabel="energy (eV)")
-        _narrow(axes, [o.arrays[pair]["energy"] for o in outcomes.values() if pair in o.arrays], 1.0, 4.0)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -WALL), min(high, WALL))
     _legend(figure, colours, outcomes)
 
 

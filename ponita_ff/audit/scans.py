@@ -214,6 +214,14 @@ def suspects(values: Array, number: int) -> list[int]:
     return sorted({int(i) for order in (rough, relative) for i in np.argsort(order)[-number:]})
 
 
+def unexplained(points: list[Point], spacing: float) -> Array:
+    """Energies less the integral of their slopes (trapezoid), eV, shape (k,): of a sound calculator nearly constant."""
+    energies = np.array([point.energy for point in points])
+    slopes = np.array([0.0 if point.slope is None else point.slope for point in points])
+    energies[1:] -= np.cumsum(0.5 * spacing * (slopes[:-1] + slopes[1:]))
+    return energies
+
+
 def energy_gap(a: Point, b: Point, width: float) -> float:
     """|E_b − E_a| beyond what the slopes at both ends explain (trapezoid), eV."""
     explained = 0.0 if a.slope is None or b.slope is None else 0.5 * width * (a.slope + b.slope)
@@ -228,17 +236,20 @@ def force_gap(a: Point, b: Point, _: float) -> float:
 def jump(path: Path, low: float, high: float, gap: Callable[[Point, Point, float], float], halvings: int) -> float:
     """What is left of a gap in an interval that is halved again and again, going on with the half that holds more.
 
-    A continuous function's gap shrinks with the interval, a jump's does not.
+    A continuous function's gap shrinks with the interval, a jump's does not. What would go in one more halving, as far
+    as the last one tells, is taken off: a steep slope is no jump.
     """
     a, b = path.point(low), path.point(high)
+    before = gap(a, b, high - low)
     for _ in range(halvings):
         middle = 0.5 * (low + high)
         c = path.point(middle)
+        before = gap(a, b, high - low)
         if gap(a, c, middle - low) >= gap(c, b, high - middle):
             high, b = middle, c
         else:
             low, a = middle, c
-    return gap(a, b, high - low)
+    return max(2 * gap(a, b, high - low) - before, 0.0)
 
 
 def slope_errors(points: list[Point], spacing: float) -> Array:
@@ -282,7 +293,7 @@ def scan(path: Path, settings: ScanSettings) -> Scan:
     energies = np.array([point.energy for point in points])
     jumps = {}
     for name, values, gap in (
-        ("energy", energies, energy_gap),
+        ("energy", unexplained(points, settings.spacing), energy_gap),
         ("force", np.array([point.forces for point in points]), force_gap),
     ):
         found = [(0.0, float(path.values[0]))]
@@ -298,16 +309,17 @@ def scan(path: Path, settings: ScanSettings) -> Scan:
         wrong = [(slope_error(path, low, high), low) for low, high in intervals]
     jumps["slope"] = max(wrong)
     slopes = np.array([np.nan if point.slope is None else point.slope for point in points])
-    arrays: dict[str, Array | float] = {"s": path.values, "energy": energies - energies[0], "slope": slopes}
-    worst = {f"{name}_worst_at": where for name, (_, where) in jumps.items()}
+    origin = int(np.abs(path.values).argmin())
+    arrays: dict[str, Array | float] = {"s": path.values, "energy": energies - energies[origin], "slope": slopes}
+    worst: dict[str, Array | float] = {f"{name}_worst_at": where for name, (_, where) in jumps.items()}
     return Scan(jumps["energy"][0], jumps["force"][0], jumps["slope"][0], arrays | worst)
 
 
 def smoothness(subject: Subject) -> Outcome:
     """Scans of stretched bonds, of an atom pulled out, of the molecule turned; of an expanding cell.
 
-    Arrays: one mapping per path with ``s`` (k,) Å, ``energy`` (k,) eV from the first point, ``slope`` (k,) eV/Å by the
-    forces, and ``energy_worst_at``, ``force_worst_at``, ``slope_worst_at`` Å.
+    Arrays: one mapping per path with ``s`` (k,) Å, ``energy`` (k,) eV from where nothing has moved, ``slope`` (k,) eV/Å
+    by the forces, and ``energy_worst_at``, ``force_worst_at``, ``slope_worst_at`` Å.
     """
     settings = subject.settings.scans
     scans = {path.name: scan(path, settings) for path in all_paths(subject)}
