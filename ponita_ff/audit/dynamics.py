@@ -54,13 +54,30 @@ class Drift:
     rms: float
 
 
+def degrees_of_freedom(atoms: Atoms) -> int:
+    """Of motion at rest as a whole: 3n − 3 for periodic structures, 3n − 6 for molecules (3n − 5 for two atoms)."""
+    if len(atoms) == 1:
+        return 3
+    return 3 * len(atoms) - (3 if atoms.pbc.any() else min(6, 3 + len(atoms)))
+
+
+def temperature_of(atoms: Atoms) -> float:
+    """Kinetic temperature in K of atoms that are at rest as a whole and do not turn."""
+    return float(2 * atoms.get_kinetic_energy() / (units.kB * degrees_of_freedom(atoms)))
+
+
 def thermal_momenta(atoms: Atoms, temperature: float, generator: np.random.Generator) -> None:
-    """Momenta of the Maxwell–Boltzmann distribution at K, at rest as a whole and, for molecules, not turning."""
+    """Momenta drawn from the Maxwell–Boltzmann distribution and scaled to exactly K.
+
+    At rest as a whole and, for molecules, not turning (one atom alone keeps its momentum).
+    """
     width = np.sqrt(units.kB * temperature * atoms.get_masses())[:, None]
     atoms.set_momenta(width * generator.normal(size=(len(atoms), 3)))
-    Stationary(atoms)
-    if len(atoms) > 1 and not atoms.pbc.any():
-        ZeroRotation(atoms)
+    if len(atoms) > 1:
+        Stationary(atoms)
+        if not atoms.pbc.any():
+            ZeroRotation(atoms)
+    atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / temperature_of(atoms)))
 
 
 def run_nve(
@@ -86,7 +103,7 @@ def run_nve(
     def record() -> None:
         run.time.append(dynamics.get_time() / (1000 * units.fs))
         run.energy.append(1e3 * atoms.get_total_energy() / len(atoms))
-        run.temperature.append(atoms.get_temperature())
+        run.temperature.append(temperature_of(atoms))
         run.bond_change.append(bonds.largest_change(atoms) if bonds is not None and len(bonds) else 0.0)
         if progress is not None:
             progress(run)
@@ -223,7 +240,8 @@ def nvt_stability(subject: Subject) -> Outcome:
 
     The criterion is that of Fu et al., "Forces are not enough", arXiv:2210.07237.
 
-    Arrays: one mapping per temperature with ``time`` (k,) ps, ``bond_change`` (k,) Å, ``temperature`` (k,) K.
+    Arrays: one mapping per temperature with ``time`` (k,) ps, ``bond_change`` (k,) Å, ``temperature`` (k,) K,
+    and the ``limit`` in Å.
     """
     settings = subject.settings.nvt
     if len(subject.bonds) == 0:
@@ -242,6 +260,7 @@ def nvt_stability(subject: Subject) -> Outcome:
             "time": np.array(run.time),
             "bond_change": np.array(run.bond_change),
             "temperature": np.array(run.temperature),
+            "limit": settings.bond_change,
         }
         if run.broken_at is not None:
             notes.append(f"{temperature:g} K: broken at {run.broken_at:.3f} ps. {run.why}".strip())

@@ -140,6 +140,9 @@ def _steps(unit: str, step: str) -> Callable[[Figure, Outcomes, Mapping[str, str
             axes.loglog(a["steps"], a["differences"], "o-", markersize=4, color=colours[name], label=name)
             if "noise_floor" in a and a["noise_floor"].min() > 0:
                 axes.loglog(a["steps"], 5 * a["noise_floor"], "--", linewidth=0.8, color=colours[name])
+        ticks = next(iter(outcomes.values())).arrays["steps"]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set(xlabel=step, ylabel=f"largest difference ({unit})")
         axes.legend()
 
@@ -220,10 +223,11 @@ def _nvt(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -> None
             if run in outcome.arrays:
                 a = outcome.arrays[run]
                 axes.plot(a["time"], a["bond_change"], color=colours[name], linewidth=0.6)
+                axes.axhline(a["limit"], color="0.3", linewidth=0.8, linestyle="--")
+                axes.set_ylim(0, 2 * a["limit"])
                 if len(a["time"]):
                     axes.plot(a["time"][-1], a["bond_change"][-1], "o", color=colours[name], markersize=3)
-        axes.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--")
-        axes.set(title=run, xlabel="time (ps)", ylabel="largest bond change (Å)", ylim=(0, 1.0))
+        axes.set(title=run, xlabel="time (ps)", ylabel="largest bond change (Å)")
     _legend(figure, colours, outcomes)
 
 

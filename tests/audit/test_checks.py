@@ -16,7 +16,7 @@ from ase.calculators.lj import LennardJones
 from ponita_ff.audit import AuditSettings, Measure, Outcome, audit
 from ponita_ff.audit.derivatives import central_difference
 from ponita_ff.audit.domain import Domain, environments
-from ponita_ff.audit.dynamics import NveRun, energy_drift
+from ponita_ff.audit.dynamics import NveRun, energy_drift, temperature_of, thermal_momenta
 from ponita_ff.audit.scans import fragment
 from ponita_ff.audit.subject import find_bonds
 from ponita_ff.data import Frame
@@ -291,3 +291,12 @@ def test_environments_do_not_depend_on_rotation_or_order(water: Atoms) -> None:
     swapped = water[[0, 2, 1]]
     np.testing.assert_allclose(environments(swapped, (1, 8), 5.0), rows[[0, 2, 1]], atol=1e-12)
     assert Domain({8: rows[:1], 1: rows[1:]}, (1, 8), 1.0, 5.0).distance(turned) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_momenta_have_the_temperature_and_no_motion_of_the_whole(water: Atoms, copper: Atoms) -> None:
+    for atoms in (water, copper):
+        thermal_momenta(atoms, 400.0, np.random.default_rng(0))
+        assert temperature_of(atoms) == pytest.approx(400.0)
+        np.testing.assert_allclose(atoms.get_momenta().sum(axis=0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(water.get_angular_momentum(), 0.0, atol=1e-12)
+    assert water.get_temperature() == pytest.approx(400.0 * 3 / 9)  # ASE counts the whole's motion too
