@@ -23,20 +23,22 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import click
 import numpy as np
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces
-from ase.md.velocitydistribution import Stationary, ZeroRotation
-from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
+from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, thermal_momenta
+from ponita_ff.audit.modes import frequencies
+from ponita_ff.audit.subject import find_bonds
+from ponita_ff.audit.symmetry import under_rotations
 from ponita_ff.checkpoint import read_header
+from ponita_ff.orientations import random_rotations
 from ponita_ff.training.run import describe_hardware
-from ponita_ff.training.trainer import random_rotations
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +82,10 @@ def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
     rows, shipped = [], None
     for num_ori, rotations in tqdm(ROTATION_SETTINGS, desc="rotations"):
         calculator = PonitaCalculator(path, device="cpu", dtype="float64", num_ori=num_ori, rotations=rotations)
-        energies, forces, torques = [], [], []
-        for matrix in random_rotations(NUM_ROTATIONS, (2026,)).numpy():
-            turned = atoms.copy()
-            turned.positions = atoms.positions @ matrix.T
-            turned.calc = calculator
-            energies.append(1e3 * turned.get_potential_energy())
-            force = 1e3 * turned.get_forces()
-            centred = turned.positions - turned.get_center_of_mass()
-            forces.append(np.linalg.norm(force.sum(0)))
-            torques.append(np.linalg.norm(np.cross(centred, force).sum(0)))
+        turned = atoms.copy()
+        turned.calc = calculator
+        found = under_rotations(turned, random_rotations(NUM_ROTATIONS, (2026,)))
+        energies = 1e3 * found.energies[1:]
         timed = PonitaCalculator(path, device="cpu", num_ori=num_ori, rotations=rotations)
         force = calculator.get_property("forces", atoms)
         shipped = force if shipped is None else shipped
@@ -101,8 +97,8 @@ def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
                 "shift_meV": float(np.mean(energies)),
                 "std_meV": float(np.std(energies)),
                 "peak_to_peak_meV": float(np.ptp(energies)),
-                "max_net_force_meV_per_A": float(np.max(forces)),
-                "max_torque_meV": float(np.max(torques)),
+                "max_net_force_meV_per_A": float(1e3 * found.net_forces.max()),
+                "max_torque_meV": float(1e3 * found.torques.max()),
                 "ms_per_evaluation": milliseconds(timed, atoms),
             }
         )
@@ -119,46 +115,35 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
     atoms = atoms.copy()
     atoms.calc = PonitaCalculator(path, device="cpu")
     atoms.get_forces()
-    generator = np.random.default_rng(7)
     # Twice the temperature in, since half of it goes into the potential energy of the relaxed molecule.
-    thermal = np.sqrt(units.kB * 600.0 * atoms.get_masses())[:, None]
-    atoms.set_momenta(thermal * generator.normal(size=(len(atoms), 3)))
-    Stationary(atoms)
-    ZeroRotation(atoms)
-    start = atoms.get_all_distances()
-    bonded = (start < 1.65) & (start > 0)
-    steps, every = round(picoseconds * 2000), 20
-    times, energies, temperatures, stretch = [], [], [], []
-    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
-
-    def record() -> None:
-        times.append(dynamics.get_time() / units.fs / 1e6)
-        energies.append(atoms.get_total_energy())
-        temperatures.append(atoms.get_temperature())
-        stretch.append(float(np.abs(atoms.get_all_distances() - start)[bonded].max()))
-
-    dynamics.attach(record, interval=every)
+    thermal_momenta(atoms, 600.0, np.random.default_rng(7))
+    timestep, every = 0.5, 20
     began = time.perf_counter()
 
-    def report(seconds: float) -> dict[str, Any]:
-        nanoseconds, energy = np.array(times), 1e3 * np.array(energies) / len(atoms)
-        (slope, start), covariance = np.polyfit(nanoseconds, energy, 1, cov=True)
-        plot_nve(1e3 * nanoseconds, energy - start, np.array(temperatures), figure)
+    def report(run: NveRun) -> dict[str, Any]:
+        steps_per_second = 1000 * run.time[-1] / timestep / (time.perf_counter() - began)
+        drift = energy_drift(run)
+        energy = np.array(run.energy)
+        plot_nve(np.array(run.time), energy - energy[0], np.array(run.temperature), figure)
         return {
-            "picoseconds": float(1e3 * nanoseconds[-1]),
-            "timestep_fs": 0.5,
-            "mean_temperature_K": float(np.mean(temperatures)),
-            "drift_meV_per_atom_per_ns": float(slope),
-            "drift_standard_error": float(np.sqrt(covariance[0, 0])),
-            "rms_fluctuation_meV_per_atom": float(np.std(energy - np.polyval([slope, start], nanoseconds))),
-            "largest_bond_change_A": float(np.max(stretch)),
-            "steps_per_second": dynamics.nsteps / seconds,
+            "picoseconds": run.time[-1],
+            "timestep_fs": timestep,
+            "mean_temperature_K": float(np.mean(run.temperature)),
+            "drift_meV_per_atom_per_ns": drift.slope,
+            "drift_standard_error": drift.error,
+            "rms_fluctuation_meV_per_atom": drift.rms,
+            "largest_bond_change_A": float(np.max(run.bond_change)),
+            "steps_per_second": steps_per_second,
         }
 
-    for part in tqdm(range(1, steps // 1000 + 1), desc="NVE", unit="0.5 ps"):
-        dynamics.run(1000)
-        if part % 20 == 0 or part == steps // 1000:
-            save(report(time.perf_counter() - began))
+    with tqdm(total=round(1000 * picoseconds), desc="NVE", unit="fs") as bar:
+
+        def progress(run: NveRun) -> None:
+            bar.update(round(1000 * run.time[-1]) - bar.n)
+            if len(run.time) % round(10_000 / timestep / every) == 0:
+                save(report(run))
+
+        save(report(run_nve(atoms, timestep, picoseconds, find_bonds(atoms), every, progress)))
 
 
 def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:
@@ -203,10 +188,7 @@ def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> N
         difference = frame.get_forces() - calculate_numerical_forces(frame, eps=1e-4)
         card["forces_against_central_differences_eV_per_A"] = float(np.abs(difference).max())
         hessian = relaxed.calc.get_hessian(relaxed)
-        masses = np.repeat(relaxed.get_masses(), 3) ** -0.5
-        values = np.linalg.eigvalsh(hessian * np.outer(masses, masses))
-        factor = units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm
-        card["frequencies_invcm"] = [float(np.sign(v) * np.sqrt(abs(v)) * factor) for v in values]
+        card["frequencies_invcm"] = frequencies(hessian, relaxed.get_masses()).tolist()
     if "rotations" in parts:
         card["rotations"] = rotation_spread(path, frame)
     if "nve" in parts:

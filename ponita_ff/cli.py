@@ -242,6 +242,102 @@ def package(potential: str, dtype: str | None) -> None:
         click.echo(f"package: {package_path(path)}")
 
 
+class _Mistake(click.ClickException):
+    exit_code = 2
+
+
+@contextmanager
+def _mistakes_exit_with_2() -> Iterator[None]:
+    """For commands whose exit code 1 is a finding: a user's mistake is 2."""
+    try:
+        with _plain_errors():
+            yield
+    except click.UsageError:
+        raise
+    except click.ClickException as error:
+        raise _Mistake(error.message) from error
+
+
+@main.command()
+@click.argument("potentials", nargs=-1, required=True, metavar="POTENTIAL...")
+@click.option("--data", type=PATH, help="Labelled frames, as for evaluate.")
+@click.option("--structure", help="File that ASE reads, or a molecule such as CH3CH2OH. Default: of the frames.")
+@click.option("--out", type=PATH, default=Path("audit-out"), show_default=True, help="For audit.html, audit.json.")
+@click.option("--settings", "settings_file", type=PATH, help="YAML file; ponita_ff/audit/settings.py has all fields.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Replace a setting, e.g. nve.limit=1.")
+@click.option("--quick", is_flag=True, help="Short runs, fewer points: under a minute for a small molecule.")
+@click.option("--only", help="Only these checks, joined by commas, e.g. rotations,nve.")
+@click.option("--temperature", type=float, help="Of the training data, K. [default: 300]")
+@click.option("--nve-ps", type=float, help="Length of each NVE run, ps. [default: 20]")
+@click.option("--nvt-ps", type=float, help="Length of each NVT run, ps. [default: 20]")
+@click.option("--strict", is_flag=True, help="A check that cannot be done counts as failed.")
+@click.option("--energy-unit", help="Of the data, where the file does not say: eV, kcal/mol, Hartree, …")
+@click.option("--length-unit", help="Of the data, where the file does not say: Angstrom, Bohr, …")
+@click.option("--device", default="auto", show_default=True, help="Of our own potentials.")
+@click.option("--dtype", help="Of our own potentials: float32, float64. [default: the file's own]")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@_threads
+@click.pass_context
+def audit(
+    context: click.Context,
+    potentials: tuple[str, ...],
+    data: Path | None,
+    structure: str | None,
+    out: Path,
+    settings_file: Path | None,
+    changes: tuple[str, ...],
+    quick: bool,
+    only: str | None,
+    temperature: float | None,
+    nve_ps: float | None,
+    nvt_ps: float | None,
+    strict: bool,
+    energy_unit: str | None,
+    length_unit: str | None,
+    device: str,
+    dtype: str | None,
+    no_progress: bool,
+) -> None:
+    """Physical health of potentials, side by side on one page.
+
+    A POTENTIAL is a shipped name, a file, several of these joined by commas (a committee), or the Python path of any
+    other ASE calculator, with keyword arguments if need be. Exit code: 0 if all limits hold, 1 if one is broken, 2 for
+    a mistake in the call.
+
+    \b
+    ponita-ff audit ethanol-rmd17 --structure CH3CH2OH --quick
+    ponita-ff audit mine.safetensors ase.calculators.emt:EMT --data frames.xyz
+    ponita-ff audit 'ase.calculators.lj:LennardJones{sigma: 3.4, epsilon: 0.01}' --structure argon.xyz
+    """
+    from ponita_ff.audit import QUICK, AuditSettings, write_report
+    from ponita_ff.audit import audit as run_audit
+    from ponita_ff.audit.calculators import choose_structure, make_calculators
+    from ponita_ff.audit.settings import nested, read_settings
+    from ponita_ff.data import Units, read_frames
+
+    with _mistakes_exit_with_2():
+        if (energy_unit is None) != (length_unit is None):
+            raise click.UsageError("give --energy-unit and --length-unit together")
+        named = {"temperature": temperature, "nve.picoseconds": nve_ps, "nvt.picoseconds": nvt_ps}
+        values = {name: value for name, value in named.items() if value is not None} | _overrides(changes, None)
+        layers = [QUICK if quick else {}, read_settings(settings_file) if settings_file else {}]
+        layers += [nested(name, value) for name, value in values.items()]
+        settings = AuditSettings.make(*layers, source=str(settings_file or "command line"))
+        units = Units(energy_unit, length_unit) if energy_unit and length_unit else None
+        frames = None if data is None else read_frames(data, units=units)
+        atoms = choose_structure(structure, frames)
+        calculators = make_calculators(potentials, device, dtype)
+        checks = None if only is None else [check.strip() for check in only.split(",")]
+        report = run_audit(calculators, atoms, frames, settings, checks, progress=not no_progress)
+        page, numbers = write_report(report, out)
+    for line in report.undone:
+        click.echo(f"not done  {line}")
+    for line in report.failures:
+        click.echo(f"FAILED    {line}")
+    click.echo(f"page: {page}\nnumbers: {numbers}")
+    context.exit(1 if report.failures or (strict and report.undone) else 0)
+
+
 @main.command("import")
 @click.argument("checkpoint", type=PATH)
 @click.argument("potential", type=PATH)

@@ -22,7 +22,15 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 
-__all__ = ["GRID_SIZES", "OrientationGrid", "even_rotations", "orientation_grid", "rotation_group"]
+__all__ = [
+    "GRID_SIZES",
+    "OrientationGrid",
+    "even_rotations",
+    "orientation_grid",
+    "random_rotations",
+    "rotation_about",
+    "rotation_group",
+]
 
 #: Grid sizes on offer: 6 octahedron, 8 cube, 12 icosahedron, 20 dodecahedron, 32 = 12 + 20, 62 = 12 + 20 + 30.
 GRID_SIZES = (6, 8, 12, 20, 32, 62)
@@ -47,7 +55,7 @@ class OrientationGrid:
     group: str
 
 
-def _rotation(axis: Array, angle: float) -> Array:
+def rotation_about(axis: Array, angle: float) -> Array:
     """Rotation matrix (3, 3) about ``axis`` by ``angle`` in radians (Rodrigues' formula)."""
     x, y, z = axis / np.linalg.norm(axis)
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
@@ -68,9 +76,15 @@ def rotation_group(name: str) -> Array:
         ValueError: For another name.
     """
     if name == "icosahedral":
-        generators = [_rotation(np.array([0.0, 1.0, _PHI]), 2 * math.pi / 5), _rotation(np.ones(3), 2 * math.pi / 3)]
+        generators = [
+            rotation_about(np.array([0.0, 1.0, _PHI]), 2 * math.pi / 5),
+            rotation_about(np.ones(3), 2 * math.pi / 3),
+        ]
     elif name == "octahedral":
-        generators = [_rotation(np.array([0.0, 0.0, 1.0]), math.pi / 2), _rotation(np.ones(3), 2 * math.pi / 3)]
+        generators = [
+            rotation_about(np.array([0.0, 0.0, 1.0]), math.pi / 2),
+            rotation_about(np.ones(3), 2 * math.pi / 3),
+        ]
     else:
         raise ValueError(f"unknown rotation group {name!r}: expected 'icosahedral' or 'octahedral'")
     elements = [np.eye(3)]
@@ -169,3 +183,15 @@ def even_rotations(number: int) -> Tensor:
     ]
     matrices = np.moveaxis(np.array(rows), 2, 0)
     return torch.from_numpy(matrices @ matrices[0].T)
+
+
+def random_rotations(number: int, seed: tuple[int, ...]) -> Array:
+    """Rotations drawn uniformly (normalised Gaussian quaternions), shape (number, 3, 3)."""
+    quaternions = np.random.default_rng(seed).normal(size=(number, 4))
+    w, x, y, z = np.moveaxis(quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), 1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.moveaxis(np.array(rows), 2, 0).copy()

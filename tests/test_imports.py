@@ -25,6 +25,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("published",),
     ("checkpoint",),
     ("calculator", "training"),
+    ("audit",),
     ("cli",),
     ("__init__", "__main__"),
 )

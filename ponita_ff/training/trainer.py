@@ -23,12 +23,13 @@ from tqdm import tqdm
 from ponita_ff.checkpoint import write_atomically
 from ponita_ff.data import Frame
 from ponita_ff.graph import Graph, batch_graphs
+from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
 from ponita_ff.training.step import LossTerms, TrainingStep
 
-__all__ = ["Trainer", "random_rotations"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,21 +69,6 @@ class _Batches:
             for batch in range(position, per_epoch):
                 yield order[batch * self.size : (batch + 1) * self.size].tolist()
             epoch, position = epoch + 1, 0
-
-
-def random_rotations(number: int, seed: tuple[int, ...]) -> Tensor:
-    """Rotations drawn uniformly (normalised Gaussian quaternions), shape (number, 3, 3), float64."""
-    w, x, y, z = np.moveaxis(_unit(np.random.default_rng(seed).normal(size=(number, 4))), 1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.from_numpy(np.moveaxis(np.array(rows), 2, 0).copy())
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def _rotate(graph: Graph, rotations: Tensor) -> None:
@@ -212,7 +198,8 @@ class Trainer:
 
     def _train_step(self, graph: Graph, rate: float) -> LossTerms:
         if self.config.rotate:
-            _rotate(graph, random_rotations(graph.cell.shape[0], (self.config.seed, self.state.step, 1)))
+            rotations = random_rotations(graph.cell.shape[0], (self.config.seed, self.state.step, 1))
+            _rotate(graph, torch.from_numpy(rotations))
         terms = self.step_function(graph.to(self.potential.device))
         if not bool(torch.isfinite(terms.loss)):
             raise FloatingPointError(
