@@ -20,7 +20,7 @@ from ponita_ff.convolution import SeparableConvolution
 from ponita_ff.graph import Graph
 from ponita_ff.invariants import legendre
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.layout import SUFFIX, Kernels, Shape, Widths, pack, pad
+from ponita_ff.kernels.layout import SUFFIX, Kernels, Shape, Widths, check_layers, pack, pad
 from ponita_ff.model import Network, Ponita
 
 __all__ = ["NativeNetwork", "radial_table"]
@@ -184,6 +184,7 @@ class NativeNetwork:
         weight = network.embedding.weight
         if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
             raise KernelError(f"the native kernels run float32 and float64 on the CPU, not {weight.dtype}")
+        check_layers(len(network.layers))
         self._dtype = weight.dtype
         kernels = Kernels("engine", self._dtype)
         self._evaluate = kernels.function("evaluate", None, ctypes.c_void_p, ctypes.c_void_p)

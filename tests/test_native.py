@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ponita_ff.graph import Graph, batch_graphs, build_graph, edge_vectors
 from ponita_ff.kernels.build import KernelError, compiler
-from ponita_ff.model import Ponita
+from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.native import NativeNetwork, radial_table
 from ponita_ff.potential import Potential
 from ponita_ff.published import PublishedConfig, PublishedPonita
@@ -213,6 +213,8 @@ def test_another_grid(network: Ponita, make_system: Callable) -> None:
 def test_networks_that_it_cannot_run(network: Ponita) -> None:
     with pytest.raises(KernelError, match="force-field form"), torch.random.fork_rng(devices=[]):
         NativeNetwork(PublishedPonita(PublishedConfig(num_ori=0, channels=4, num_layers=1, basis_dim=4), 3))
+    with pytest.raises(KernelError, match="up to 64 layers, not 65"), torch.random.fork_rng(devices=[]):
+        NativeNetwork(Ponita(PonitaConfig(num_ori=6, channels=2, num_layers=65), 3))
     with pytest.raises(KernelError, match="bfloat16"):
         NativeNetwork(network.to(torch.bfloat16))
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ponita_ff.kernels.build import KernelError, load
 
-__all__ = ["SUFFIX", "Kernels", "Shape", "Widths", "pack", "pad", "round_up"]
+__all__ = ["SUFFIX", "Kernels", "Shape", "Widths", "check_layers", "pack", "pad", "round_up"]
 
 #: What the names of the kernels for a dtype end in.
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -37,6 +37,20 @@ class Shape(ctypes.Structure):
         ("norm_eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("orientations", "weights")),
     )
+
+
+#: network.h's, which holds pointers for so many and no more.
+_MAX_LAYERS = 64
+
+
+def check_layers(number: int) -> None:
+    """Refuse a network that the kernels have no room for.
+
+    Raises:
+        KernelError: For more than 64 layers.
+    """
+    if number > _MAX_LAYERS:
+        raise KernelError(f"the native kernels take up to {_MAX_LAYERS} layers, not {number}")
 
 
 class Kernels:

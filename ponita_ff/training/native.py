@@ -17,7 +17,7 @@ from torch import Tensor
 from ponita_ff.graph import Graph, edge_vectors
 from ponita_ff.invariants import legendre
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.layout import Kernels, Shape, Widths, pack, pad
+from ponita_ff.kernels.layout import Kernels, Shape, Widths, check_layers, pack, pad
 from ponita_ff.model import Ponita
 from ponita_ff.potential import Potential
 
@@ -104,6 +104,7 @@ class NativeDifferentiation:
             raise KernelError("the native kernels run on the CPU")
         if len(potential.rotations) > 1:
             raise KernelError("the native kernels do not train averages over rotations")
+        check_layers(len(network.layers))
         self._potential, self._network = potential, network
         self._spare: Tensor | None = None
         self._kernels = Kernels("training", potential.dtype)

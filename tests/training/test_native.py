@@ -198,6 +198,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         NativeDifferentiation(Potential(published, [1, 6, 8], {1: 0.0, 6: 0.0, 8: 0.0}))
     with pytest.raises(KernelError, match="float32 and float64"):
         NativeDifferentiation(make_potential(num_ori=6).half())
+    with pytest.raises(KernelError, match="up to 64 layers, not 65"):
+        NativeDifferentiation(make_potential(num_ori=6, num_layers=65, channels=2))
     turned = make_potential(num_ori=6)
     turned.average_rotations(2)
     with pytest.raises(KernelError, match="rotations"):
