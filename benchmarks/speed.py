@@ -395,7 +395,10 @@ def commit() -> str:
     try:
         words = [
             subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for command in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"),
+            )
         ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

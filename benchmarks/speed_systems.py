@@ -145,9 +145,14 @@ def spatial_flops(l_max: int) -> int:
 
 
 def _convnext_flops(atoms: int, orientations: int, channels: int, widening: int, layers: int) -> float:
-    """2 passes × 2 products × 2·C·W·C operations at every atom, orientation and layer."""
-    block = PASSES * PRODUCTS * MULTIPLY_ADD * channels * widening * channels
-    return float(block * atoms * orientations * layers)
+    """2 passes × 2 products × 2·C·W·C operations at every atom, orientation and layer, but for the last product.
+
+    Its result is only read out, a sum over orientations that may come before: it takes one row an atom, and none on
+    the way back, where the readout's product with its matrix is the same for all.
+    """
+    row = MULTIPLY_ADD * channels * widening * channels
+    rows = PASSES * PRODUCTS * orientations * layers - PASSES * orientations + 1
+    return float(row * rows * atoms)
 
 
 def _fibre_flops(atoms: int, orientations: int, channels: int, layers: int) -> float:
