@@ -279,7 +279,6 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "The schedule is bound to the wall clock (`optimiser.time`): a faster machine or a longer `--time` takes more "
         "steps. This run ended with its budget, not because more steps would not have helped.",
         "",
-        "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
     return "\n".join(lines) + "\n"
