@@ -20,7 +20,7 @@ from ponita_ff.convolution import SeparableConvolution
 from ponita_ff.graph import Graph
 from ponita_ff.invariants import legendre
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.layout import SUFFIX, Kernels, Shape, Widths, check_layers, pack, pad
+from ponita_ff.kernels.layout import LAYER_WEIGHTS, SUFFIX, Kernels, Shape, Widths, check_layers, pack, pad
 from ponita_ff.model import Network, Ponita
 
 __all__ = ["NativeNetwork", "radial_table"]
@@ -37,22 +37,7 @@ _STEP = 1e-4
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "table",
-                "fibre",
-                "fibre_adjoint",
-                "bias",
-                "expand",
-                "expand_bias",
-                "contract",
-                "contract_bias",
-                "contract_adjoint",
-                "expand_adjoint",
-                "readout",
-            )
-        ),
+        *((name, ctypes.c_void_p) for name in ("table", *LAYER_WEIGHTS)),
         ("readout_bias", ctypes.c_double),
     )
 

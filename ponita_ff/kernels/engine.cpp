@@ -156,23 +156,12 @@ struct Messages {
     decltype(&receive<T, 1, false>) receive, receive_constant;
 };
 
-template <typename T, int D>
-Messages<T> messages_of() {
-    return {send<T, D, false>, send<T, D, true>, receive<T, D, false>, receive<T, D, true>};
-}
-
 template <typename T>
 Messages<T> messages(int64_t degrees) {
-    switch (degrees) {
-        case 1: return messages_of<T, 1>();
-        case 2: return messages_of<T, 2>();
-        case 3: return messages_of<T, 3>();
-        case 4: return messages_of<T, 4>();
-        case 5: return messages_of<T, 5>();
-        case 6: return messages_of<T, 6>();
-        case 7: return messages_of<T, 7>();
-        default: return messages_of<T, 0>();
-    }
+    return for_degrees(degrees, [](auto known) {
+        constexpr int D = decltype(known)::value;
+        return Messages<T>{send<T, D, false>, send<T, D, true>, receive<T, D, false>, receive<T, D, true>};
+    });
 }
 
 template <typename T>

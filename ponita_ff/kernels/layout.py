@@ -11,10 +11,25 @@ from torch.nn import functional
 
 from ponita_ff.kernels.build import KernelError, load
 
-__all__ = ["SUFFIX", "Kernels", "Shape", "Widths", "check_layers", "pack", "pad", "round_up"]
+__all__ = ["LAYER_WEIGHTS", "SUFFIX", "Kernels", "Shape", "Widths", "check_layers", "pack", "pad", "round_up"]
 
 #: What the names of the kernels for a dtype end in.
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+#: A layer's weights but for its radial functions, in the order in which both kernels take them.
+LAYER_WEIGHTS = (
+    "fibre",
+    "fibre_adjoint",
+    "bias",
+    "expand",
+    "expand_bias",
+    "contract",
+    "contract_bias",
+    "contract_adjoint",
+    "expand_adjoint",
+    "readout",
+)
 
 
 class Shape(ctypes.Structure):

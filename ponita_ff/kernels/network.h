@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -101,6 +102,21 @@ void legendre(const Shape& shape, const T* direction, T* values, T* slopes) {
             slope_before = slope, slope = next;
             store(slopes + (l + 1) * stride + o, slope);
         }
+    }
+}
+
+// Calls use(D) with the number of degrees as a constant, so that loops over them unroll; 0 for more than usual.
+template <typename Use>
+auto for_degrees(int64_t degrees, Use&& use) {
+    switch (degrees) {
+        case 1: return use(std::integral_constant<int, 1>());
+        case 2: return use(std::integral_constant<int, 2>());
+        case 3: return use(std::integral_constant<int, 3>());
+        case 4: return use(std::integral_constant<int, 4>());
+        case 5: return use(std::integral_constant<int, 5>());
+        case 6: return use(std::integral_constant<int, 6>());
+        case 7: return use(std::integral_constant<int, 7>());
+        default: return use(std::integral_constant<int, 0>());
     }
 }
 

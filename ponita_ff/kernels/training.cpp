@@ -179,23 +179,12 @@ struct Messages {
     decltype(&pair_gradients<T, 1>) pair_gradients;
 };
 
-template <typename T, int D>
-Messages<T> messages_of() {
-    return {::send<T, D, false>, send_change<T, D>, pair_slopes<T, D>, pair_gradients<T, D>};
-}
-
 template <typename T>
 Messages<T> messages(int64_t degrees) {
-    switch (degrees) {
-        case 1: return messages_of<T, 1>();
-        case 2: return messages_of<T, 2>();
-        case 3: return messages_of<T, 3>();
-        case 4: return messages_of<T, 4>();
-        case 5: return messages_of<T, 5>();
-        case 6: return messages_of<T, 6>();
-        case 7: return messages_of<T, 7>();
-        default: return messages_of<T, 0>();
-    }
+    return for_degrees(degrees, [](auto known) {
+        constexpr int D = decltype(known)::value;
+        return Messages<T>{send<T, D, false>, send_change<T, D>, pair_slopes<T, D>, pair_gradients<T, D>};
+    });
 }
 
 // ------------------------------------------------------------------------------------- gradients of weight matrices
@@ -282,7 +271,7 @@ class Trainee {
         T *before, *slope, *activated_star, *before_dot;
     };
     struct Scratch {
-        T *rows, *more_rows, *hidden, *angular, *angular_slopes, *angles;
+        T *rows, *hidden, *angular, *angular_slopes, *angles;
     };
 
 public:
@@ -379,7 +368,6 @@ private:
         for (int64_t thread = 0; thread < threads_; ++thread) {
             Scratch& s = scratch_[thread];
             s.rows = arena.take<T>(blocks_.rows * stride);
-            s.more_rows = arena.take<T>(blocks_.rows * stride);
             s.hidden = arena.take<T>(blocks_.rows * hidden);
             s.angular = arena.take<T>(shape_.degrees * shape_.ori_stride);
             s.angular_slopes = arena.take<T>(shape_.degrees * shape_.ori_stride);
@@ -714,21 +702,20 @@ private:
                 store(right_[2] + place, activated);
                 store(right_[3] + place, slope * dotted);
             });
+        T *bar = convolved_bar_ + begin * row_, *convolved_star = convolved_star_ + begin * row_;
         product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(s.rows + row * stride + column, value);
+                    store(bar + row * stride + column, value);
                 });
-        T *bar = convolved_bar_ + begin * row_, *convolved_star = convolved_star_ + begin * row_;
         const T* normal_star = layer.normal_star + begin * row_;
         std::copy(normal_star, normal_star + rows * stride, convolved_star);
         normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, convolved_star);
-        std::copy(s.rows, s.rows + rows * stride, bar);
         normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, bar);
         normalise_curvature(layer, first, rows, convolved_star, bar);
         convolve_fibre_adjoint(index, end - begin, bar, layer.spatial_bar + begin * row_);
         const T* left[4] = {layer.normal + begin * row_, layer.normal_dot + begin * row_, carried,
                             layer.carried_star + begin * row_};
-        for (int k = 0; k < 4; ++k) pack_left(left[k], stride, first, rows, rows_, left_[k]);
+        for (int k = 0; k < (last(index) ? 2 : 4); ++k) pack_left(left[k], stride, first, rows, rows_, left_[k]);
     }
 
     // Derivative of n* . J(h) h. by h, J the norm's Jacobian and d its inverse deviation:
@@ -839,7 +826,8 @@ private:
             const Layer& layer = layers_[at];
             messages_.pair_gradients(shape_, s.angular, s.angular_slopes, pair.stretch, ends(index, layer.features),
                                      ends(index, layer.features_dot), ends(index, layer.spatial_star),
-                                     ends(index, layer.spatial_bar), static_cast<T*>(out.radial) + radial_at(index, at, false),
+                                     ends(index, layer.spatial_bar),
+                                     static_cast<T*>(out.radial) + radial_at(index, at, false),
                                      static_cast<T*>(out.radial) + radial_at(index, at, true));
         }
     }

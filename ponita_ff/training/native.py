@@ -17,27 +17,19 @@ from torch import Tensor
 from ponita_ff.graph import Graph, edge_vectors
 from ponita_ff.invariants import legendre
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.layout import Kernels, Shape, Widths, check_layers, pack, pad
+from ponita_ff.kernels.layout import LAYER_WEIGHTS, Kernels, Shape, Widths, check_layers, pack, pad
 from ponita_ff.model import Ponita
 from ponita_ff.potential import Potential
 
 __all__ = ["NativeDifferentiation"]
 
-_WEIGHTS = (
-    "fibre",
-    "fibre_adjoint",
-    "bias",
-    "expand",
-    "expand_bias",
-    "contract",
-    "contract_bias",
-    "contract_adjoint",
-    "expand_adjoint",
-    "readout",
-    "readout_hidden",
-)
+_WEIGHTS = (*LAYER_WEIGHTS, "readout_hidden")
 
 _GRADIENTS = ("fibre", "bias", "expand", "expand_bias", "contract", "contract_bias", "readout", "features", "radial")
+
+
+#: Weights that :class:`_Energies` takes once for all layers, before those of each layer.
+_SMALL = 4
 
 
 class _Weights(ctypes.Structure):
@@ -247,10 +239,10 @@ class _Matrices(NamedTuple):
     contract: Tensor
 
     def gradients(self, basis: Tensor, radial: Tensor, expand: Tensor, shift: Tensor, contract: Tensor) -> list[Tensor]:
-        """From those by R (2 P, degrees, C), W1 · norm (C, H), b1 + W1 norm_bias (H,) and W2 (C, H), C unpadded."""
+        """From those by R (2 P, degrees · C), W1 · norm (C, H), b1 + W1 norm_bias (H,) and W2 (C, H), C unpadded."""
         expand = expand.T
         return [
-            radial.flatten(1).T @ basis,
+            radial.T @ basis,
             (expand * self.expand).sum(0),
             self.expand.T @ shift,
             torch.addr(expand * self.norm, shift, self.norm_bias),
@@ -335,10 +327,6 @@ class _Energies(torch.autograd.Function):
         names = ("features", "fibre", "bias", "contract_bias", "readout")
         of_features, *of_small = (out[name] for name in names)
         return None, None, None, None, of_features, of_basis, *of_small, *of_matrices
-
-
-#: Arguments of :class:`_Energies` that come once for all layers.
-_SMALL = 4
 
 
 def _by_layer(weights: Sequence[Tensor]) -> list[_Matrices]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ponita_ff.backends import BACKENDS
 from ponita_ff.compilation import Function, ShapeCompiler
 from ponita_ff.graph import INPUT_FIELDS, Graph
 from ponita_ff.kernels.build import KernelError
@@ -86,11 +87,16 @@ class TrainingStep:
             batches have the same shape, as for one molecule. ``"eager"``: as torch runs it. ``"auto"``: native for
             float32 on the CPU wherever it can be had, else eager.
 
+    Raises:
+        ValueError: For a backend that does not exist.
+
     Attributes:
         backend: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
     """
 
     def __init__(self, potential: Potential, settings: LossConfig, backend: str = "eager") -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         native = _native(potential, backend)
         self.backend = "native" if native else "compiled" if backend == "compiled" else "eager"
         self._module = _LossModule(potential, settings, native)

@@ -117,3 +117,8 @@ def test_without_kernels_it_goes_on_eagerly_and_says_so(
     said = [(r.levelno, r.message) for r in caplog.records]
     assert said == [(level, "training without native kernels: there is no C++ compiler")]
     assert torch.isfinite(step(batch).loss)
+
+
+def test_unknown_backend(potential: Potential) -> None:
+    with pytest.raises(ValueError, match="one of auto, native, compiled, eager, got 'fast'"):
+        TrainingStep(potential, LossConfig(), "fast")
