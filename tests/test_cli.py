@@ -16,6 +16,7 @@ import pytest
 import yaml
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner, Result
 
@@ -151,3 +152,12 @@ def test_threads_wait_as_shared_machines_like_it_unless_the_user_says_otherwise(
     program = "import os, ponita_ff.cli; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+def test_evaluate_names_the_frame_with_an_unknown_element(tmp_path: Path) -> None:
+    atoms = molecule("CH3Cl")
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)))
+    write(tmp_path / "frames.xyz", atoms, format="extxyz")
+    result = call("evaluate", "ethanol-rmd17", tmp_path / "frames.xyz")
+    assert result.exit_code == 1
+    assert "frames.xyz, frame 0: atom 1 is Cl (Z = 17), which this potential does not know" in result.output

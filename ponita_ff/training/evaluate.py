@@ -89,7 +89,11 @@ def evaluate(
     numbers: list[NDArray[np.int64]] = []
     done = 0
     for chunk in _batches(frames, batch_size):
-        potential.check_species(np.concatenate([frame.numbers for frame in chunk]))
+        for frame in chunk:
+            try:
+                potential.check_species(frame.numbers)
+            except ValueError as error:
+                raise ValueError(f"{frame.source}: {error}") from None
         graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in chunk]).to(potential.device)
         with_stress = all(frame.stress is not None for frame in chunk)
         energy, _, forces, *stress = predict(graph, with_stress)
