@@ -61,7 +61,9 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
     Raises:
         OSError: When it cannot be written; a file that was there is intact.
     """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in potential.state_dict().items()}
+    # Copies: weights in training are views of one tensor, which the format refuses.
+    state = potential.state_dict()
+    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     weights = weights_hash(tensors)
     header: dict[str, Any] = {
         "format": _FORMAT,

@@ -13,7 +13,6 @@ smooth everywhere, defined on any grid, and the network runs once an edge instea
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from ponita_ff.kernels.activation import gelu
 from ponita_ff.kernels.messages import Edges, convolve
 
-__all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope", "envelope_slope", "over_orientations"]
+__all__ = ["ConvNeXt", "RadialBasis", "SeparableConvolution", "envelope", "over_orientations"]
 
 
 def envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
@@ -38,13 +37,6 @@ def envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
     p = power
     tail = (p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u.square()
     return 1.0 - u.pow(p) * tail
-
-
-def envelope_slope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
-    """Derivative of :func:`envelope` by the distance, −p(p+1)(p+2)/2 u^(p−1) (1 − u)² / cutoff, 1/Å."""
-    u = (distance / cutoff).clamp(max=1.0)
-    p = power
-    return (-p * (p + 1) * (p + 2) / (2 * cutoff)) * u.pow(p - 1) * (1.0 - u).square()
 
 
 class RadialBasis(nn.Module):
@@ -65,37 +57,9 @@ class RadialBasis(nn.Module):
         basis: Tensor = self.network(bessel)
         return basis * envelope(r, self.cutoff)
 
-    def with_slope(self, distance: Tensor) -> Tensor:
-        """Basis values and their derivatives by the distance, shape (2, ..., num_basis), 1 and 1/Å.
-
-        Written out, with values and slopes in the same matrix products: forward-mode differentiation by torch gives the
-        same and takes several times as long.
-        """
-        r = distance.unsqueeze(-1)
-        frequencies, ratio = self._frequencies(r), self.cutoff / r
-        value = torch.sin(frequencies * r) * ratio
-        slope = frequencies * torch.cos(frequencies * r) * ratio - value / r
-        linears: list[Any] = [self.network[0], self.network[2]]
-        for linear in linears:
-            product = torch.stack((value, slope)) @ linear.weight.T
-            value, slope = _silu_with_slope(product[0] + linear.bias, product[1])
-        return torch.stack(
-            (
-                value * envelope(r, self.cutoff),
-                slope * envelope(r, self.cutoff) + value * envelope_slope(r, self.cutoff),
-            )
-        )
-
     def _frequencies(self, r: Tensor) -> Tensor:
         # Made here, in the dtype of the distances: a buffer would keep the rounding of the dtype it was made in.
         return torch.arange(1, self.num_bessel + 1, dtype=r.dtype, device=r.device) * math.pi / self.cutoff
-
-
-def _silu_with_slope(value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU, x σ(x), of a function, and the slope of that from the function's: σ(x) (1 + x (1 − σ(x)))."""
-    gate = torch.sigmoid(value)
-    activated = value * gate
-    return activated, slope * (gate + activated * (1.0 - gate))
 
 
 def over_orientations(features: Tensor, kernel: Tensor, fused: bool) -> Tensor:

@@ -203,8 +203,33 @@ class Potential(ExactModule):
             energies = energies + self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
         return energies
 
+    def differentiate(
+        self,
+        graph: Graph,
+        forces: bool = True,
+        stress: bool = False,
+        create_graph: bool = False,
+        fused: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Interaction energies (N,) in the network's dtype, forces (N, 3) and stress (B, 3, 3) in float64.
+
+        Stress is the derivative with respect to a symmetric strain of positions and cell, over the volume (Knuth et
+        al., Comput. Phys. Commun. 190, 33 (2015)).
+        """
+        with torch.enable_grad():
+            positions, offsets, inputs = self._displaced(graph, forces, stress)
+            energies = self.interaction_energies(graph, positions, offsets, fused)
+            if not inputs:
+                return energies, None, None
+            gradients = list(torch.autograd.grad(energies.sum(), inputs, create_graph=create_graph))
+        force = -gradients.pop(0) if forces else None
+        if not stress:
+            return energies, force, None
+        volume = torch.linalg.det(graph.cell).abs()
+        return energies, force, gradients.pop(0) / volume[:, None, None]
+
     @staticmethod
-    def displaced(graph: Graph, forces: bool, stress: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _displaced(graph: Graph, forces: bool, stress: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Positions (N, 3), offsets (N, M, 3) and what they can be differentiated by, in the order of the arguments.
 
         That is the positions themselves and a strain of each structure (B, 3, 3), which is zero.
@@ -221,31 +246,6 @@ class Potential(ExactModule):
         per_atom = (0.5 * (strain + strain.transpose(-1, -2)))[graph.batch]
         moved = positions + (per_atom @ positions.unsqueeze(-1)).squeeze(-1)
         return moved, offsets + (per_atom.unsqueeze(1) @ offsets.unsqueeze(-1)).squeeze(-1), inputs
-
-    def differentiate(
-        self,
-        graph: Graph,
-        forces: bool = True,
-        stress: bool = False,
-        create_graph: bool = False,
-        fused: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Interaction energies (N,) in the network's dtype, forces (N, 3) and stress (B, 3, 3) in float64.
-
-        Stress is the derivative with respect to a symmetric strain of positions and cell, over the volume (Knuth et
-        al., Comput. Phys. Commun. 190, 33 (2015)).
-        """
-        with torch.enable_grad():
-            positions, offsets, inputs = self.displaced(graph, forces, stress)
-            energies = self.interaction_energies(graph, positions, offsets, fused)
-            if not inputs:
-                return energies, None, None
-            gradients = list(torch.autograd.grad(energies.sum(), inputs, create_graph=create_graph))
-        force = -gradients.pop(0) if forces else None
-        if not stress:
-            return energies, force, None
-        volume = torch.linalg.det(graph.cell).abs()
-        return energies, force, gradients.pop(0) / volume[:, None, None]
 
     def predict(self, graph: Graph, forces: bool, stress: bool, fused: bool = False) -> tuple[Tensor, ...]:
         """Total energies (B,), atomic energies (N,), then forces (N, 3) and stress (B, 3, 3) as asked for; detached."""

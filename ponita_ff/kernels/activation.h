@@ -1,4 +1,4 @@
-// GELU and its derivative, by vectors.
+// exp, GELU and its derivatives, by vectors.
 #pragma once
 
 #include "simd.h"
@@ -20,6 +20,11 @@ INLINE Vector<float> exp_of(Vector<float> x) {
     Vector<float> scale;
     std::memcpy(&scale, &bits, sizeof scale);
     return p * scale;
+}
+
+INLINE Vector<double> exp_of(Vector<double> x) {
+    for (int64_t i = 0; i < Simd<double>::width; ++i) x[i] = std::exp(x[i]);
+    return x;
 }
 
 // gelu(x) = x Phi(x), its derivative Phi(x) + x phi(x) and its second, (2 - x^2) phi(x). Phi(-|x|) = exp(-x^2 / 2) t q(t), t = 1 / (1 + k |x|), q

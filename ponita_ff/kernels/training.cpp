@@ -12,39 +12,38 @@
 //
 // Layer by layer (ponita_ff/convolution.py has the formulas), with u, r a pair's direction and distance:
 //     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
-// R_l and dR_l/dr of every pair come from outside and so do weights that are products of others (the norm's are in W1
-// and b1, K is the fibre kernel on the grid): torch differentiates those. Arrays live in the workspace between the two
-// calls. Sums run in the same order whatever the number of threads.
+// The norm's weights are multiplied into W1 and b1, K is the fibre kernel on the grid; radial.h has R_l. Weights come and
+// gradients go as torch keeps them. Arrays live in the workspace between the two calls. Sums run in the same order
+// whatever the number of threads.
 
 #include "activation.h"
 #include "network.h"
+#include "radial.h"
 
 extern "C" {
 
-struct Weights {  // one behind the other for all layers
-    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
-    const void* fibre_adjoint;     // (stride / W, ori', ori, W)
-    const void* bias;              // (stride)
-    const void* expand;            // packed (stride -> hidden)
-    const void* expand_bias;       // (hidden)
-    const void* contract;          // packed (hidden -> stride)
-    const void* contract_bias;     // (stride)
-    const void* contract_adjoint;  // packed (stride -> hidden)
-    const void* expand_adjoint;    // packed (hidden -> stride)
-    const void* readout;           // (stride)
-    const void* readout_hidden;    // (hidden), the last layer's alone: its readout through W2
+struct Dimensions {
+    Shape shape;
+    int64_t num_species, num_bessel, radial_hidden, radial_basis, widened;  // widened: hidden units without padding
+    double cutoff;
+    const void* fibre_angular;  // (degrees, ori', ori): quadrature weight of n' times P_l(n . n')
 };
 
-struct Gradients {
-    void* fibre;           // as the weights
-    void* bias;            // as the weights
-    void* expand;          // (stride, hidden)
-    void* expand_bias;     // as the weights
-    void* contract;        // (stride, hidden)
-    void* contract_bias;   // as the weights
-    void* readout;         // (layers, stride)
-    void* features;        // (atoms, stride)
-    void* radial;          // as the input
+// Addresses of a network's parameters, or of where their gradients go; each as torch has it.
+struct LayerParameters {
+    void *fibre, *bias;                               // (degrees, channels), null without orientations; (channels)
+    void* radial;                                     // (degrees x channels, basis)
+    void *norm, *norm_bias;                           // (channels)
+    void *expand, *expand_bias;                       // (hidden, channels), (hidden)
+    void *contract, *contract_bias;                   // (channels, hidden), (channels)
+    void *readout, *readout_bias;                     // (channels), (1)
+};
+
+struct Parameters {
+    void* embedding;                        // (species, channels)
+    void *radial_hidden, *radial_hidden_bias;  // (radial hidden, bessel)
+    void *radial_basis, *radial_basis_bias;    // (basis, radial hidden)
+    LayerParameters layers[MAX_LAYERS];  // as many as the network has
 };
 
 struct Batch {
@@ -53,8 +52,7 @@ struct Batch {
     const int64_t* links;       // (atoms, slots): p + 1 or -(p + 1) for the edge along or against pair p, 0 for none
     const int64_t* ends;        // (pairs, 2): receiver and sender of the edge along the pair's vector
     const void* vectors;        // (pairs, 3): sender minus receiver
-    const void* features;       // (atoms, stride): of the first layer, the same at all orientations
-    const void* radial;         // (layers, 2, pairs, degrees, stride): R_l, then dR_l/dr
+    const int64_t* species;     // (atoms)
     void* workspace;            // workspace_bytes_*()
 };
 }
@@ -135,10 +133,11 @@ T pair_slopes(const Shape& shape, const T* angular, const T* angular_slopes, con
     return sum<T>(stretch);
 }
 
-// Derivatives of the changed energy by R_l and R_l' of a pair.
+// Derivatives of the changed energy by R_l and R_l' of a pair, as a row and in panels of `panel_size`.
 template <typename T, int D>
 void pair_gradients(const Shape& shape, const T* angular, const T* turned, T stretch, const Ends<T>& features,
-                    const Ends<T>& changes, const Ends<T>& stars, const Ends<T>& bars, T* of_values, T* of_slopes) {
+                    const Ends<T>& changes, const Ends<T>& stars, const Ends<T>& bars, T* of_values, T* of_slopes,
+                    T* value_panels, T* slope_panels, int64_t panel_size) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
     for (int64_t c = 0; c < stride; c += W) {
@@ -165,8 +164,12 @@ void pair_gradients(const Shape& shape, const T* angular, const T* turned, T str
             }
         }
         for (int64_t l = 0; l < degrees; ++l) {
-            store(of_values + l * stride + c, value[l]);
-            store(of_slopes + l * stride + c, stretch * slope[l]);
+            const int64_t at = l * stride + c, place = at / (2 * W) * panel_size + at % (2 * W);
+            const Vector<T> turned = stretch * slope[l];
+            store(of_values + at, value[l]);
+            store(of_slopes + at, turned);
+            store(value_panels + place, value[l]);
+            store(slope_panels + place, turned);
         }
     }
 }
@@ -185,67 +188,6 @@ Messages<T> messages(int64_t degrees) {
         constexpr int D = decltype(known)::value;
         return Messages<T>{send<T, D, false>, send_change<T, D>, pair_slopes<T, D>, pair_gradients<T, D>};
     });
-}
-
-// ------------------------------------------------------------------------------------- gradients of weight matrices
-
-constexpr int64_t CHUNK = 256;  // rows whose panel stays in the first-level cache
-constexpr int GROUP = 6;        // columns of the left matrix that registers hold beside two vectors of the right one
-
-// A left matrix (rows, columns) is kept in groups of columns, each (rows, GROUP), the last one narrower; a right one in
-// panels, each (rows, 2 W). Copies `count` rows from `row` on of a matrix into such groups.
-template <typename T>
-void pack_left(const T* matrix, int64_t columns, int64_t row, int64_t count, int64_t rows, T* packed) {
-    for (int64_t start = 0; start < columns; start += GROUP) {
-        const int64_t width = std::min<int64_t>(GROUP, columns - start);
-        T* out = packed + start * rows + row * width;
-        for (int64_t r = 0; r < count; ++r, out += width)
-            for (int64_t k = 0; k < width; ++k) out[k] = matrix[r * columns + start + k];
-    }
-}
-
-// out(k, :) += sum_r left(r, k) right(r, :) for the columns of one group and a panel.
-template <int COLUMNS, typename T>
-INLINE void outer_tile(const T* left, const T* right, int64_t rows, T* out, int64_t out_stride) {
-    constexpr int64_t W = Simd<T>::width;
-    Vector<T> sums[COLUMNS][2] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-        const Vector<T> one = load(right + 2 * W * r), two = load(right + 2 * W * r + W);
-#pragma GCC unroll 6
-        for (int k = 0; k < COLUMNS; ++k) {
-            const Vector<T> factor = all(left[r * COLUMNS + k]);
-            sums[k][0] += factor * one;
-            sums[k][1] += factor * two;
-        }
-    }
-#pragma GCC unroll 6
-    for (int k = 0; k < COLUMNS; ++k) {
-        T* target = out + k * out_stride;
-        store(target, load(target) + sums[k][0]);
-        store(target + W, load(target + W) + sums[k][1]);
-    }
-}
-
-// out(columns, 2 W) += left^T right, both packed.
-template <typename T>
-void outer_product(const T* left, const T* right, int64_t columns, int64_t rows, T* out, int64_t out_stride) {
-    constexpr int64_t panel = 2 * Simd<T>::width;
-    for (int64_t begin = 0; begin < rows; begin += CHUNK) {
-        const int64_t count = std::min(CHUNK, rows - begin);
-        for (int64_t start = 0; start < columns; start += GROUP) {
-            const int64_t width = std::min<int64_t>(GROUP, columns - start);
-            const T *a = left + start * rows + begin * width, *b = right + begin * panel;
-            T* target = out + start * out_stride;
-            switch (width) {
-                case 6: outer_tile<6>(a, b, count, target, out_stride); break;
-                case 5: outer_tile<5>(a, b, count, target, out_stride); break;
-                case 4: outer_tile<4>(a, b, count, target, out_stride); break;
-                case 3: outer_tile<3>(a, b, count, target, out_stride); break;
-                case 2: outer_tile<2>(a, b, count, target, out_stride); break;
-                default: outer_tile<1>(a, b, count, target, out_stride);
-            }
-        }
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------- network
@@ -271,14 +213,26 @@ class Trainee {
         T *before, *slope, *activated_star, *before_dot;
     };
     struct Scratch {
-        T *rows, *hidden, *angular, *angular_slopes, *angles;
+        T *rows, *hidden, *angular, *angular_slopes, *angles, *tile, *fibre;
+    };
+    // What products read of the weights, one layer behind the other.
+    struct Weights {
+        T *fibre, *fibre_adjoint;          // (stride / W, ori, ori', W): receiver n, sender n'; the adjoint turned round
+        T *bias, *contract_bias, *readout; // (stride)
+        T *expand, *contract_adjoint;      // packed (stride -> hidden)
+        T *contract, *expand_adjoint;      // packed (hidden -> stride)
+        T* expand_bias;                    // (hidden)
+        T *radial, *radial_adjoint;        // packed (basis -> degrees x stride) and back
+        T* readout_hidden;                 // (hidden), the last layer's alone: its readout through W2
     };
 
 public:
-    Trainee(const Shape& shape, const Weights& weights, const Batch& batch, int64_t threads)
-        : shape_(shape), weights_(weights), batch_(batch), threads_(threads), row_(shape.num_ori * shape.stride),
-          rows_(batch.atoms * shape.num_ori), messages_(messages<T>(shape.degrees)),
-          blocks_(shape, batch.atoms, threads), bytes_(lay_out()), team_(threads, next_) {}
+    Trainee(const Dimensions& dimensions, const Batch& batch, int64_t threads)
+        : dimensions_(dimensions), shape_(dimensions.shape), batch_(batch), threads_(threads),
+          row_(shape_.num_ori * shape_.stride), rows_(batch.atoms * shape_.num_ori), wide_(shape_.degrees * shape_.stride),
+          messages_(messages<T>(shape_.degrees)), blocks_(shape_, batch.atoms, threads), arena_(batch.workspace),
+          sizes_{dimensions.num_bessel, dimensions.radial_hidden, dimensions.radial_basis, dimensions.cutoff},
+          radial_(sizes_, batch.pairs, arena_), bytes_(lay_out()), team_(threads, next_) {}
 
     int64_t bytes() const { return bytes_; }
 
@@ -289,12 +243,24 @@ public:
     }
 
     // Energies (atoms) and slopes (pairs, 3). Called by every thread.
-    void first(int64_t thread, T* energies, T* slopes) {
+    void first(int64_t thread, const Parameters& given, T* energies, T* slopes) {
         const Scratch& s = scratch_[thread];
-        const int64_t layers = shape_.num_layers;
+        const int64_t layers = shape_.num_layers, preparations = PREPARATIONS * layers + 2;
         int64_t stage = 0;
-        in_pairs(stage++, [&](int64_t pair) { measure(pair); });
-        in_blocks(stage++, [&](int64_t begin, int64_t end) { start(begin, end, energies); });
+        team_.share(stage++, preparations + groups(), [&](int64_t item) {
+            if (item < preparations)
+                prepare_weights(item, given);
+            else
+                in_group(item - preparations, [&](int64_t pair) { measure(pair); });
+        });
+        team_.share(stage++, radial_.items() + blocks_.number, [&](int64_t item) {
+            if (item < radial_.items())
+                radial_.forward(item, [&](int64_t pair) { return 1.0 / double(pairs_[pair].inverse_distance); });
+            else
+                start(blocks_.begin(item - radial_.items()), blocks_.begin(item - radial_.items() + 1), given, energies);
+        });
+        team_.share(stage++, radial_.items() * layers,
+                    [&](int64_t item) { radial_functions(item % layers, item / layers); });
         for (int64_t layer = 0; layer < layers; ++layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, energies, s); });
         for (int64_t layer = layers - 1; layer >= 0; --layer)
@@ -303,7 +269,7 @@ public:
     }
 
     // Gradients of sum_i weights_i E_i + dE/dx . tangent; `weights` (atoms), `tangent` (pairs, 3).
-    void second(int64_t thread, const T* weights, const T* tangent, const Gradients& out) {
+    void second(int64_t thread, const Parameters& given, const T* weights, const T* tangent, const Parameters& out) {
         const Scratch& s = scratch_[thread];
         const int64_t layers = shape_.num_layers;
         int64_t stage = 0;
@@ -314,16 +280,32 @@ public:
             in_blocks(stage++, [&](int64_t begin, int64_t end) { adjoint(layer, begin, end, weights, s); });
             const int64_t panels = shape_.hidden / (2 * W), vectors = shape_.stride / W;
             team_.share(stage++, 2 * panels + vectors, [&](int64_t item) {
-                if (item < 2 * panels)
-                    matrix_gradient(layer, item % panels, item < panels, weights, out);
+                if (item < panels)
+                    expand_gradient(layer, item, given.layers[layer], out.layers[layer], s);
+                else if (item < 2 * panels)
+                    contract_gradient(layer, item - panels, weights, out.layers[layer], s);
                 else
-                    vector_gradients(layer, (item - 2 * panels) * W, weights, out);
+                    vector_gradients(layer, (item - 2 * panels) * W, weights, out.layers[layer], s);
             });
         }
-        in_blocks(stage++, [&](int64_t begin, int64_t end) {
-            last_adjoint(begin, end, static_cast<T*>(out.features), s);
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { last_adjoint(begin, end, s); });
+        in_pairs(stage++, [&](int64_t pair) { gradients_of(pair, s); });
+        team_.share(stage++, radial_.items(), [&](int64_t item) {
+            radial_adjoint(item);
+            radial_.backward(item);
         });
-        in_pairs(stage++, [&](int64_t pair) { gradients_of(pair, s, out); });
+        const int64_t panels = wide_ / (2 * W), matrices = layers * panels;
+        team_.share(stage++, matrices + radial_.panels() + layers + 1, [&](int64_t item) {
+            if (item < matrices)
+                return radial_gradient(item / panels, item % panels, static_cast<T*>(out.layers[item / panels].radial), s);
+            if ((item -= matrices) < radial_.panels()) {
+                T* const matrix[2] = {static_cast<T*>(out.radial_hidden), static_cast<T*>(out.radial_basis)};
+                T* const bias[2] = {static_cast<T*>(out.radial_hidden_bias), static_cast<T*>(out.radial_basis_bias)};
+                return radial_.gradient(item, s.tile, matrix, bias);
+            }
+            if ((item -= radial_.panels()) < layers) return norm_gradient(item, weights, out.layers[item]);
+            embedding_gradient(static_cast<T*>(out.embedding));
+        });
     }
 
 private:
@@ -333,17 +315,20 @@ private:
                     [&](int64_t block) { work(blocks_.begin(block), blocks_.begin(block + 1)); });
     }
 
+    static constexpr int64_t FEW = 16;  // pairs that one thread takes at a time
+    int64_t groups() const { return (batch_.pairs + FEW - 1) / FEW; }
+    template <typename Work>
+    void in_group(int64_t group, Work&& work) {
+        for (int64_t pair = group * FEW; pair < std::min((group + 1) * FEW, batch_.pairs); ++pair) work(pair);
+    }
     template <typename Work>
     void in_pairs(int64_t stage, Work&& work) {
-        constexpr int64_t FEW = 16;
-        team_.share(stage, (batch_.pairs + FEW - 1) / FEW, [&](int64_t item) {
-            for (int64_t pair = item * FEW; pair < std::min((item + 1) * FEW, batch_.pairs); ++pair) work(pair);
-        });
+        team_.share(stage, groups(), [&](int64_t group) { in_group(group, work); });
     }
 
     int64_t lay_out() {
-        Arena arena(batch_.workspace);
-        const int64_t atoms = batch_.atoms, stride = shape_.stride, hidden = shape_.hidden;
+        Arena& arena = arena_;
+        const int64_t atoms = batch_.atoms, stride = shape_.stride, hidden = shape_.hidden, layers = shape_.num_layers;
         next_ = arena.take<std::atomic<int64_t>>(4 * shape_.num_layers + 8);
         counts_ = arena.take<int64_t>(atoms);
         links_ = arena.take<Link>(atoms * batch_.slots);
@@ -363,6 +348,18 @@ private:
         for (T** piece : {&carried_bar_, &convolved_bar_, &convolved_star_, &left_[0], &left_[1], &left_[2], &left_[3]})
             *piece = arena.take<T>(rows_ * stride);
         for (T*& piece : right_) piece = arena.take<T>(rows_ * hidden);
+        for (T** piece : {&weights_.fibre, &weights_.fibre_adjoint}) *piece = arena.take<T>(layers * fibre_size());
+        for (T** piece : {&weights_.bias, &weights_.contract_bias, &weights_.readout})
+            *piece = arena.take<T>(layers * stride);
+        for (T** piece : {&weights_.expand, &weights_.expand_adjoint, &weights_.contract, &weights_.contract_adjoint})
+            *piece = arena.take<T>(layers * stride * hidden);
+        weights_.expand_bias = arena.take<T>(layers * hidden);
+        weights_.readout_hidden = arena.take<T>(hidden);
+        for (T** piece : {&weights_.radial, &weights_.radial_adjoint})
+            *piece = arena.take<T>(layers * wide_ * radial_.width());
+        for (T** piece : {&values_, &value_bar_}) *piece = arena.take<T>(layers * 2 * batch_.pairs * wide_);
+        norm_parts_ = arena.take<T>(layers * (hidden / (2 * W)) * 2 * stride);
+        features_bar_ = arena.take<T>(atoms * stride);
         // What depends on the number of threads comes last: the second call may get another one.
         places_ = arena.take<int64_t>(blocks_.rows);
         for (int64_t thread = 0; thread < threads_; ++thread) {
@@ -372,6 +369,8 @@ private:
             s.angular = arena.take<T>(shape_.degrees * shape_.ori_stride);
             s.angular_slopes = arena.take<T>(shape_.degrees * shape_.ori_stride);
             s.angles = arena.take<T>(shape_.num_ori * W);
+            s.tile = arena.take<T>(std::max(stride, radial_.tile_rows()) * 2 * W);
+            s.fibre = arena.take<T>(shape_.num_ori * shape_.num_ori * W);
         }
         return arena.used(batch_.workspace);
     }
@@ -383,15 +382,119 @@ private:
     static T* part(void* array, int64_t layer, int64_t size) { return static_cast<T*>(array) + layer * size; }
 
     int64_t fibre_size() const { return shape_.num_ori * shape_.num_ori * shape_.stride; }
-    // R_l of a pair in a layer, or its slope.
-    int64_t radial_at(int64_t pair, int64_t layer, bool slope) const {
-        return ((2 * layer + slope) * batch_.pairs + pair) * shape_.degrees * shape_.stride;
-    }
-    const T* radial(int64_t pair, int64_t layer, bool slope) const {
-        return static_cast<const T*>(batch_.radial) + radial_at(pair, layer, slope);
+    // R_l of a pair in a layer, or its slope; later the gradients by them.
+    T* radial(int64_t pair, int64_t layer, bool slope) const {
+        return values_ + ((2 * layer + slope) * batch_.pairs + pair) * wide_;
     }
 
     // ---------------------------------------------------------------------------------------------- first call
+
+    static constexpr int64_t PREPARATIONS = 7;
+
+    void prepare_weights(int64_t item, const Parameters& given) {
+        const auto read = [](const void* from) { return static_cast<const T*>(from); };
+        if (item < 2)
+            return item ? radial_.prepare(1, read(given.radial_basis), read(given.radial_basis_bias))
+                        : radial_.prepare(0, read(given.radial_hidden), read(given.radial_hidden_bias));
+        const int64_t index = (item - 2) / PREPARATIONS, channels = shape_.channels, stride = shape_.stride;
+        const int64_t units = dimensions_.widened, hidden = shape_.hidden, matrix = stride * hidden;
+        const LayerParameters& layer = given.layers[index];
+        const T *norm = read(layer.norm), *none = nullptr;
+        switch ((item - 2) % PREPARATIONS) {
+            case 0:
+                return pack_columns(read(layer.expand), channels, units, stride, hidden, norm,
+                                    part(weights_.expand, index, matrix));
+            case 1:
+                return pack_rows(read(layer.expand), units, channels, hidden, stride, hidden, norm,
+                                 part(weights_.expand_adjoint, index, matrix));
+            case 2:
+                return pack_columns(read(layer.contract), units, channels, hidden, stride, none,
+                                    part(weights_.contract, index, matrix));
+            case 3:
+                return pack_rows(read(layer.contract), channels, units, stride, hidden, stride, none,
+                                 part(weights_.contract_adjoint, index, matrix));
+            case 4: return prepare_radial(index, read(layer.radial));
+            case 5: return prepare_radial_adjoint(index, read(layer.radial));
+            default: return prepare_vectors(index, layer);
+        }
+    }
+
+    void prepare_radial(int64_t index, const T* matrix) {
+        const int64_t basis = dimensions_.radial_basis, width = radial_.width();
+        T* out = part(weights_.radial, index, wide_ * width);
+        for (int64_t l = 0; l < shape_.degrees; ++l)
+            pack_columns(matrix + l * shape_.channels * basis, basis, shape_.channels, width, shape_.stride,
+                         static_cast<const T*>(nullptr), out + l * shape_.stride * width);
+    }
+    void prepare_radial_adjoint(int64_t index, const T* matrix) {
+        const int64_t basis = dimensions_.radial_basis, width = radial_.width();
+        T* out = part(weights_.radial_adjoint, index, wide_ * width);
+        for (int64_t l = 0; l < shape_.degrees; ++l)
+            pack_rows(matrix + l * shape_.channels * basis, shape_.channels, basis, shape_.stride, width, wide_,
+                      static_cast<const T*>(nullptr), out + l * shape_.stride * 2 * W);
+    }
+
+    void prepare_vectors(int64_t index, const LayerParameters& layer) {
+        const int64_t channels = shape_.channels, stride = shape_.stride, hidden = shape_.hidden;
+        const auto copy = [&](const void* from, T* to) {
+            std::fill(to, to + stride, T(0));
+            std::copy_n(static_cast<const T*>(from), channels, to);
+        };
+        copy(layer.bias, part(weights_.bias, index, stride));
+        copy(layer.contract_bias, part(weights_.contract_bias, index, stride));
+        copy(layer.readout, part(weights_.readout, index, stride));
+        T* shift = part(weights_.expand_bias, index, hidden);
+        std::fill(shift, shift + hidden, T(0));
+        const T *expand = static_cast<const T*>(layer.expand), *norm_bias = static_cast<const T*>(layer.norm_bias);
+        for (int64_t h = 0; h < dimensions_.widened; ++h)
+            shift[h] = static_cast<const T*>(layer.expand_bias)[h] + dot(expand + h * channels, norm_bias, channels);
+        if (shape_.has_fibre) prepare_fibre(index, static_cast<const T*>(layer.fibre));
+        if (!last(index)) return;
+        const T *contract = static_cast<const T*>(layer.contract), *readout = static_cast<const T*>(layer.readout);
+        std::fill(weights_.readout_hidden, weights_.readout_hidden + hidden, T(0));
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t h = 0; h < dimensions_.widened; ++h)
+                weights_.readout_hidden[h] += readout[c] * contract[c * dimensions_.widened + h];
+    }
+
+    void prepare_fibre(int64_t index, const T* factors) {
+        const T* angular = static_cast<const T*>(dimensions_.fibre_angular);
+        const int64_t ori = shape_.num_ori;
+        T *kernel = part(weights_.fibre, index, fibre_size()), *turned = part(weights_.fibre_adjoint, index, fibre_size());
+        for (int64_t c = 0; c < shape_.stride; c += W, kernel += ori * ori * W, turned += ori * ori * W)
+            for (int64_t n = 0; n < ori; ++n)
+                for (int64_t m = 0; m < ori; ++m) {
+                    Vector<T> value = all(T(0));
+                    for (int64_t l = 0; l < shape_.degrees; ++l)
+                        value += angular[(l * ori + m) * ori + n] * load_inside(factors + l * shape_.channels, c);
+                    store(kernel + (n * ori + m) * W, value);
+                    store(turned + (m * ori + n) * W, value);
+                }
+    }
+
+    // A vector of channels from c on, of an array without padding.
+    Vector<T> load_inside(const T* array, int64_t c) const {
+        if (c + W <= shape_.channels) return load(array + c);
+        Vector<T> value = all(T(0));
+        for (int64_t k = 0; c + k < shape_.channels; ++k) value[k] = array[c + k];
+        return value;
+    }
+    void store_inside(void* array, int64_t c, Vector<T> value) const {
+        T* target = static_cast<T*>(array);
+        for (int64_t k = 0; k < W && c + k < shape_.channels; ++k) target[c + k] = value[k];
+    }
+
+    void radial_functions(int64_t layer, int64_t item) {
+        const int64_t first = radial_.begin(item), count = radial_.begin(item + 1) - first, width = radial_.width();
+        for (const bool slope : {false, true}) {
+            T* out = radial(first, layer, slope);
+            product(radial_.basis() + (slope * batch_.pairs + first) * width, count, width,
+                    part(weights_.radial, layer, wide_ * width), width, wide_,
+                    [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                        store(out + row * wide_ + column, value);
+                    });
+        }
+    }
 
     void measure(int64_t index) {
         const T* vector = static_cast<const T*>(batch_.vectors) + 3 * index;
@@ -401,9 +504,13 @@ private:
         for (int k = 0; k < 3; ++k) pair.direction[k] = vector[k] * inverse;
     }
 
-    void start(int64_t begin, int64_t end, T* energies) {
+    void start(int64_t begin, int64_t end, const Parameters& given, T* energies) {
+        T constant = 0;
+        for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
+            constant += *static_cast<const T*>(given.layers[layer].readout_bias);
+        constant *= total_weight<T>(shape_) / T(shape_.num_layers);
         for (int64_t atom = begin; atom < end; ++atom) {
-            energies[atom] = 0;
+            energies[atom] = constant;
             Link* link = links_ + atom * batch_.slots;
             for (int64_t slot = 0; slot < batch_.slots; ++slot) {
                 const int64_t at = atom * batch_.slots + slot, which = batch_.links[at];
@@ -411,10 +518,12 @@ private:
                 *link++ = {int32_t(batch_.neighbours[at]), int32_t(std::abs(which) - 1), T(which > 0 ? 1 : -1)};
             }
             counts_[atom] = link - (links_ + atom * batch_.slots);
+            const T* embedding = static_cast<const T*>(given.embedding) + batch_.species[atom] * shape_.channels;
             T* features = layers_[0].features + atom * row_;
-            for (int64_t c = 0; c < shape_.stride; c += 2 * W)
-                for (int64_t o = 0; o < shape_.num_ori; ++o, features += 2 * W)
-                    std::copy_n(static_cast<const T*>(batch_.features) + atom * shape_.stride + c, 2 * W, features);
+            for (int64_t c = 0; c < shape_.stride; c += 2 * W) {
+                const Vector<T> one = load_inside(embedding, c), two = load_inside(embedding, c + W);
+                for (int64_t o = 0; o < shape_.num_ori; ++o, features += 2 * W) store(features, one), store(features + W, two);
+            }
             T* change = layers_[0].features_dot + atom * row_;
             std::fill(change, change + row_, T(0));
         }
@@ -653,7 +762,7 @@ private:
         T *normal = layer.normal_dot + begin * row_, *along = layer.along_dot + first;
         convolve_fibre(index, end - begin, spatial, nullptr, normal);
         for (int64_t row = 0; row < rows; ++row)
-            along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride) / T(shape_.channels);
+            along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride, stride) / T(shape_.channels);
         normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, normal);
 
         const T* slopes = layer.slope + first * hidden;
@@ -667,10 +776,13 @@ private:
         contract(index, begin, end, layer.features_dot, nullptr, pooled_dot_, layer.moment_dot, s);
     }
 
-    T dot(const T* one, const T* two) const {
+    static T dot(const T* one, const T* two, int64_t size) {
         Vector<T> total = all(T(0));
-        for (int64_t c = 0; c < shape_.stride; c += W) total += load(one + c) * load(two + c);
-        return sum<T>(total);
+        int64_t k = 0;
+        for (; k + W <= size; k += W) total += load(one + k) * load(two + k);
+        T rest = 0;
+        for (; k < size; ++k) rest += one[k] * two[k];
+        return sum<T>(total) + rest;
     }
 
     void adjoint(int64_t index, int64_t begin, int64_t end, const T* weights, const Scratch& s) {
@@ -726,7 +838,8 @@ private:
         for (int64_t row = first; row < first + rows; ++row, convolved_star += stride, out += stride) {
             const T *normal = layer.normal + row * stride, *normal_dot = layer.normal_dot + row * stride;
             const T* star = layer.normal_star + row * stride;
-            const T of_normal = dot(star, normal_dot) * per_channel, of_dot = dot(star, normal) * per_channel;
+            const T of_normal = dot(star, normal_dot, stride) * per_channel;
+            const T of_dot = dot(star, normal, stride) * per_channel;
             const T scale = -layer.deviation[row], of_star = layer.along_dot[row];
             for (int64_t c = 0; c < stride; c += W)
                 store(out + c, load(out + c) + scale * (of_normal * load(normal + c) + of_star * load(convolved_star + c) +
@@ -734,40 +847,62 @@ private:
         }
     }
 
-    // Columns of one panel of the gradients of W1 and b1, or of W2.
-    void matrix_gradient(int64_t index, int64_t panel, bool expand, const T* weights, const Gradients& out) const {
-        const int64_t stride = shape_.stride, hidden = shape_.hidden, start = panel * 2 * W;
-        T* target = part(expand ? out.expand : out.contract, index, stride * hidden) + start;
-        if (!expand && last(index)) return last_contract_gradient(start, weights, target);
-        for (int64_t c = 0; c < stride; ++c) std::fill(target + c * hidden, target + c * hidden + 2 * W, T(0));
-        for (int k = 0; k < 2; ++k)
-            outer_product(left_[expand ? k : 2 + k], right_[expand ? k : 2 + k] + start * rows_, stride, rows_, target,
-                          hidden);
-        if (!expand) return;
-        const T* bar = right_[0] + start * rows_;
-        Vector<T> one = all(T(0)), two = all(T(0));
-        for (int64_t row = 0; row < rows_; ++row) one += load(bar + row * 2 * W), two += load(bar + row * 2 * W + W);
-        T* bias = part(out.expand_bias, index, hidden) + start;
-        store(bias, one);
-        store(bias + W, two);
+    // One panel's columns of the gradients of W1 and b1, and what they add to those of the norm.
+    void expand_gradient(int64_t index, int64_t panel, const LayerParameters& given, const LayerParameters& out,
+                         const Scratch& s) const {
+        const int64_t stride = shape_.stride, channels = shape_.channels, start = panel * 2 * W;
+        std::fill(s.tile, s.tile + stride * 2 * W, T(0));
+        for (int k = 0; k < 2; ++k) outer_product(left_[k], right_[k] + start * rows_, stride, rows_, s.tile);
+        T shift[2 * W];
+        sum_rows(right_[0] + start * rows_, rows_, shift);
+        const int64_t inside = std::clamp<int64_t>(dimensions_.widened - start, 0, 2 * W);
+        std::copy_n(shift, inside, static_cast<T*>(out.expand_bias) + start);
+        T* norm_part = norm_parts_ + (index * (shape_.hidden / (2 * W)) + panel) * 2 * stride;
+        std::fill(norm_part, norm_part + 2 * stride, T(0));
+        const T *norm = static_cast<const T*>(given.norm), *norm_bias = static_cast<const T*>(given.norm_bias);
+        for (int64_t j = 0; j < inside; ++j) {
+            const T* weights = static_cast<const T*>(given.expand) + (start + j) * channels;
+            T* gradient = static_cast<T*>(out.expand) + (start + j) * channels;
+            for (int64_t c = 0; c < channels; ++c) {
+                const T of_product = s.tile[c * 2 * W + j];
+                gradient[c] = of_product * norm[c] + shift[j] * norm_bias[c];
+                norm_part[c] += of_product * weights[c];
+                norm_part[stride + c] += shift[j] * weights[c];
+            }
+        }
+    }
+
+    // The same of W2.
+    void contract_gradient(int64_t index, int64_t panel, const T* weights, const LayerParameters& out,
+                           const Scratch& s) const {
+        const int64_t stride = shape_.stride, start = panel * 2 * W;
+        if (last(index)) {
+            last_contract_gradient(start, weights, s.tile);
+        } else {
+            std::fill(s.tile, s.tile + stride * 2 * W, T(0));
+            for (int k = 2; k < 4; ++k) outer_product(left_[k], right_[k] + start * rows_, stride, rows_, s.tile);
+        }
+        const int64_t inside = std::clamp<int64_t>(dimensions_.widened - start, 0, 2 * W);
+        for (int64_t c = 0; c < shape_.channels; ++c)
+            std::copy_n(s.tile + c * 2 * W, inside, static_cast<T*>(out.contract) + c * dimensions_.widened + start);
     }
 
     // The last W2 is read out at once: its gradient is the readout times the hidden units, pooled.
-    void last_contract_gradient(int64_t start, const T* weights, T* target) const {
+    void last_contract_gradient(int64_t start, const T* weights, T* tile) const {
         const T* readout = part(weights_.readout, shape_.num_layers - 1, shape_.stride);
-        for (int64_t k = 0; k < 2 * W; k += W, target += W) {
+        for (int64_t k = 0; k < 2 * W; k += W) {
             Vector<T> total = all(T(0));
             for (int64_t atom = 0; atom < batch_.atoms; ++atom) {
                 const int64_t at = atom * shape_.hidden + start + k;
                 total += weights[atom] * load(pooled_ + at) + load(pooled_dot_ + at);
             }
             total /= T(shape_.num_layers);
-            for (int64_t c = 0; c < shape_.stride; ++c) store(target + c * shape_.hidden, readout[c] * total);
+            for (int64_t c = 0; c < shape_.stride; ++c) store(tile + c * 2 * W + k, readout[c] * total);
         }
     }
 
     // One vector of channels of the gradients of the fibre kernel, the biases and the readout.
-    void vector_gradients(int64_t index, int64_t c, const T* weights, const Gradients& out) const {
+    void vector_gradients(int64_t index, int64_t c, const T* weights, const LayerParameters& out, const Scratch& s) const {
         const int64_t stride = shape_.stride;
         const Layer& layer = layers_[index];
         Vector<T> bias = all(T(0)), contract_bias = all(T(0)), readout = all(T(0));
@@ -777,16 +912,23 @@ private:
         }
         for (int64_t atom = 0; atom < batch_.atoms; ++atom)
             readout += weights[atom] * load(layer.moment + atom * stride + c) + load(layer.moment_dot + atom * stride + c);
-        store(part(out.bias, index, stride) + c, bias);
-        store(part(out.contract_bias, index, stride) + c, contract_bias);
-        store(part(out.readout, index, stride) + c, readout / T(shape_.num_layers));
+        store_inside(out.bias, c, bias);
+        store_inside(out.contract_bias, c, contract_bias);
+        store_inside(out.readout, c, readout / T(shape_.num_layers));
         if (!shape_.has_fibre) return;
-        T* fibre = part(out.fibre, index, fibre_size()) + c * shape_.num_ori * shape_.num_ori;
-        for (int64_t n = 0; n < shape_.num_ori; ++n) {
+        const int64_t ori = shape_.num_ori;
+        for (int64_t n = 0; n < ori; ++n) {
             int64_t m = 0;
-            for (; m + FIBRE_SENDERS <= shape_.num_ori; m += FIBRE_SENDERS)
-                fibre_gradient<FIBRE_SENDERS>(layer, c, n, m, fibre);
-            for (; m < shape_.num_ori; ++m) fibre_gradient<1>(layer, c, n, m, fibre);
+            for (; m + FIBRE_SENDERS <= ori; m += FIBRE_SENDERS) fibre_gradient<FIBRE_SENDERS>(layer, c, n, m, s.fibre);
+            for (; m < ori; ++m) fibre_gradient<1>(layer, c, n, m, s.fibre);
+        }
+        const T* angular = static_cast<const T*>(dimensions_.fibre_angular);
+        for (int64_t l = 0; l < shape_.degrees; ++l) {
+            Vector<T> total = all(T(0));
+            for (int64_t n = 0; n < ori; ++n)
+                for (int64_t m = 0; m < ori; ++m)
+                    total += angular[(l * ori + m) * ori + n] * load(s.fibre + (n * ori + m) * W);
+            store_inside(static_cast<T*>(out.fibre) + l * shape_.channels, c, total);
         }
     }
 
@@ -807,35 +949,86 @@ private:
     }
 
     // Gradient of the first layer's features, which are the same at every orientation.
-    void last_adjoint(int64_t begin, int64_t end, T* out, const Scratch& s) {
+    void last_adjoint(int64_t begin, int64_t end, const Scratch& s) {
         T* carried = carried_bar_ + begin * row_;
         sum_changes(0, begin, end, true, layers_[0].spatial_bar, layers_[0].spatial_star, carried, s);
         for (int64_t atom = begin; atom < end; ++atom, carried += row_)
             for (int64_t c = 0; c < shape_.stride; c += W) {
                 Vector<T> total = all(T(0));
                 for (int64_t o = 0; o < shape_.num_ori; ++o) total += load(carried + o * shape_.stride + c);
-                store(out + atom * shape_.stride + c, total);
+                store(features_bar_ + atom * shape_.stride + c, total);
             }
     }
 
-    void gradients_of(int64_t index, const Scratch& s, const Gradients& out) const {
+    void embedding_gradient(T* out) const {
+        const int64_t channels = shape_.channels;
+        std::fill(out, out + dimensions_.num_species * channels, T(0));
+        for (int64_t atom = 0; atom < batch_.atoms; ++atom)
+            for (int64_t c = 0; c < channels; ++c)
+                out[batch_.species[atom] * channels + c] += features_bar_[atom * shape_.stride + c];
+    }
+
+    // Gradients of the norm, from those of W1 times its weights, and of the readout's constant.
+    void norm_gradient(int64_t index, const T* weights, const LayerParameters& out) const {
+        const int64_t panels = shape_.hidden / (2 * W), stride = shape_.stride;
+        T *norm = static_cast<T*>(out.norm), *norm_bias = static_cast<T*>(out.norm_bias);
+        std::fill(norm, norm + shape_.channels, T(0));
+        std::fill(norm_bias, norm_bias + shape_.channels, T(0));
+        const T* norm_part = norm_parts_ + index * panels * 2 * stride;
+        for (int64_t panel = 0; panel < panels; ++panel, norm_part += 2 * stride)
+            for (int64_t c = 0; c < shape_.channels; ++c) norm[c] += norm_part[c], norm_bias[c] += norm_part[stride + c];
+        T total = 0;
+        for (int64_t atom = 0; atom < batch_.atoms; ++atom) total += weights[atom];
+        *static_cast<T*>(out.readout_bias) = total * total_weight<T>(shape_) / T(shape_.num_layers);
+    }
+
+    void gradients_of(int64_t index, const Scratch& s) const {
         const Pair& pair = pairs_[index];
+        const int64_t pairs = batch_.pairs, panel = 2 * pairs * 2 * W;
         legendre(shape_, pair.direction, s.angular, s.angular_slopes);
         change_angles(pair, T(1), s.angular_slopes);
         for (int64_t at = 0; at < shape_.num_layers; ++at) {
             const Layer& layer = layers_[at];
+            T* panels = part(value_bar_, at, 2 * pairs * wide_) + index * 2 * W;
             messages_.pair_gradients(shape_, s.angular, s.angular_slopes, pair.stretch, ends(index, layer.features),
                                      ends(index, layer.features_dot), ends(index, layer.spatial_star),
-                                     ends(index, layer.spatial_bar),
-                                     static_cast<T*>(out.radial) + radial_at(index, at, false),
-                                     static_cast<T*>(out.radial) + radial_at(index, at, true));
+                                     ends(index, layer.spatial_bar), radial(index, at, false), radial(index, at, true),
+                                     panels, panels + pairs * 2 * W, panel);
         }
     }
 
+    // Gradients by R_l of some pairs to those by the basis.
+    void radial_adjoint(int64_t item) {
+        const int64_t first = radial_.begin(item), count = radial_.begin(item + 1) - first, width = radial_.width();
+        for (const bool slope : {false, true}) {
+            T* out = radial_.bar() + (slope * batch_.pairs + first) * width;
+            std::fill(out, out + count * width, T(0));
+            for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
+                product(radial(first, layer, slope), count, wide_, part(weights_.radial_adjoint, layer, wide_ * width),
+                        wide_, width, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                            store(out + row * width + column, load(out + row * width + column) + value);
+                        });
+        }
+    }
+
+    // One panel's part of the gradient of a layer's radial matrix.
+    void radial_gradient(int64_t layer, int64_t panel, T* out, const Scratch& s) const {
+        const int64_t basis = dimensions_.radial_basis, rows = 2 * batch_.pairs, start = panel * 2 * W;
+        std::fill(s.tile, s.tile + radial_.width() * 2 * W, T(0));
+        outer_product(radial_.basis_left(), part(value_bar_, layer, rows * wide_) + start * rows, radial_.width(), rows,
+                      s.tile);
+        const int64_t degree = start / shape_.stride, c = start % shape_.stride;
+        const int64_t inside = std::clamp<int64_t>(shape_.channels - c, 0, 2 * W);
+        for (int64_t j = 0; j < inside; ++j) {
+            T* target = out + (degree * shape_.channels + c + j) * basis;
+            for (int64_t k = 0; k < basis; ++k) target[k] = s.tile[k * 2 * W + j];
+        }
+    }
+
+    const Dimensions& dimensions_;
     const Shape& shape_;
-    const Weights& weights_;
     const Batch& batch_;
-    const int64_t threads_, row_, rows_;
+    const int64_t threads_, row_, rows_, wide_;  // wide_: degrees x stride
     const Messages<T> messages_;
     const Blocks blocks_;
     std::atomic<int64_t>* next_;
@@ -846,15 +1039,21 @@ private:
     Layer layers_[MAX_LAYERS];
     T *pooled_, *pooled_dot_;  // (atoms, hidden): the last layer's hidden units, pooled, and their change
     T *carried_bar_, *convolved_bar_, *convolved_star_, *left_[4], *right_[4];
+    Weights weights_;
+    T *values_, *value_bar_;  // (layers, 2, pairs, wide): R_l and dR_l/dr, later their gradients; these in panels
+    T *norm_parts_, *features_bar_;
+    Arena arena_;
+    const RadialSizes sizes_;
+    Radial<T> radial_;
     Scratch scratch_[MAX_THREADS];
     const int64_t bytes_;
     Team team_;
 };
 
 template <typename T, typename Run>
-void run(const Shape* shape, const Weights* weights, const Batch* batch, Run&& work) {
+void run(const Dimensions* dimensions, const Batch* batch, Run&& work) {
     const auto make = [&](int64_t threads) {
-        auto* trainee = new Trainee<T>(*shape, *weights, *batch, threads);
+        auto* trainee = new Trainee<T>(*dimensions, *batch, threads);
         trainee->prepare();
         return trainee;
     };
@@ -862,24 +1061,23 @@ void run(const Shape* shape, const Weights* weights, const Batch* batch, Run&& w
 }
 
 template <typename T>
-int64_t workspace_bytes(const Shape* shape, const Batch* batch) {
-    if (!fits(*shape)) return -1;
-    const Weights none = {};
+int64_t workspace_bytes(const Dimensions* dimensions, const Batch* batch) {
+    if (!fits(dimensions->shape)) return -1;
     return most_bytes(batch->threads,
-                      [&](int64_t threads) { return Trainee<T>(*shape, none, *batch, threads).bytes(); });
+                      [&](int64_t threads) { return Trainee<T>(*dimensions, *batch, threads).bytes(); });
 }
 
 template <typename T>
-void first(const Shape* shape, const Weights* weights, const Batch* batch, T* energies, T* slopes) {
-    run<T>(shape, weights, batch,
-           [&](Trainee<T>& trainee, int64_t thread) { trainee.first(thread, energies, slopes); });
+void first(const Dimensions* dimensions, const Batch* batch, const Parameters* given, T* energies, T* slopes) {
+    run<T>(dimensions, batch,
+           [&](Trainee<T>& trainee, int64_t thread) { trainee.first(thread, *given, energies, slopes); });
 }
 
 template <typename T>
-void second(const Shape* shape, const Weights* weights, const Batch* batch, const T* factors, const T* tangent,
-            const Gradients* out) {
-    run<T>(shape, weights, batch,
-           [&](Trainee<T>& trainee, int64_t thread) { trainee.second(thread, factors, tangent, *out); });
+void second(const Dimensions* dimensions, const Batch* batch, const Parameters* given, const T* factors,
+            const T* tangent, const Parameters* out) {
+    run<T>(dimensions, batch,
+           [&](Trainee<T>& trainee, int64_t thread) { trainee.second(thread, *given, factors, tangent, *out); });
 }
 
 }  // namespace
@@ -888,20 +1086,26 @@ extern "C" {
 
 int64_t vector_width_f32() { return Simd<float>::width; }
 int64_t vector_width_f64() { return Simd<double>::width; }
-int64_t workspace_bytes_f32(const Shape* shape, const Batch* batch) { return workspace_bytes<float>(shape, batch); }
-int64_t workspace_bytes_f64(const Shape* shape, const Batch* batch) { return workspace_bytes<double>(shape, batch); }
-void first_f32(const Shape* shape, const Weights* weights, const Batch* batch, float* energies, float* slopes) {
-    first(shape, weights, batch, energies, slopes);
+int64_t workspace_bytes_f32(const Dimensions* dimensions, const Batch* batch) {
+    return workspace_bytes<float>(dimensions, batch);
 }
-void first_f64(const Shape* shape, const Weights* weights, const Batch* batch, double* energies, double* slopes) {
-    first(shape, weights, batch, energies, slopes);
+int64_t workspace_bytes_f64(const Dimensions* dimensions, const Batch* batch) {
+    return workspace_bytes<double>(dimensions, batch);
 }
-void second_f32(const Shape* shape, const Weights* weights, const Batch* batch, const float* factors,
-                const float* tangent, const Gradients* out) {
-    second(shape, weights, batch, factors, tangent, out);
+void first_f32(const Dimensions* dimensions, const Batch* batch, const Parameters* given, float* energies,
+               float* slopes) {
+    first(dimensions, batch, given, energies, slopes);
 }
-void second_f64(const Shape* shape, const Weights* weights, const Batch* batch, const double* factors,
-                const double* tangent, const Gradients* out) {
-    second(shape, weights, batch, factors, tangent, out);
+void first_f64(const Dimensions* dimensions, const Batch* batch, const Parameters* given, double* energies,
+               double* slopes) {
+    first(dimensions, batch, given, energies, slopes);
+}
+void second_f32(const Dimensions* dimensions, const Batch* batch, const Parameters* given, const float* factors,
+                const float* tangent, const Parameters* out) {
+    second(dimensions, batch, given, factors, tangent, out);
+}
+void second_f64(const Dimensions* dimensions, const Batch* batch, const Parameters* given, const double* factors,
+                const double* tangent, const Parameters* out) {
+    second(dimensions, batch, given, factors, tangent, out);
 }
 }

@@ -83,8 +83,12 @@ class LossConfig(_Section):
 
 
 class OptimiserConfig(_Section):
-    """Adam, linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights."""
+    """Linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights.
 
+    ``kind``: ``muon`` is Muon for the matrices of the layers and Adam for the rest, ``adam`` is Adam for all.
+    """
+
+    kind: Literal["muon", "adam"] = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_size: Annotated[int, Field(ge=1)] = 5
     steps: Annotated[int, Field(ge=1)] | None = None

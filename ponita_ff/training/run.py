@@ -131,7 +131,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool =
         "training on %d frames, validating on %d; %d weights, %s",
         len(data.train),
         len(data.validation),
-        sum(p.numel() for p in trainer.parameters),
+        trainer.optimiser.weights.values.numel(),
         potential.device,
     )
     average = trainer.run()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -39,41 +40,43 @@ class LossTerms:
     forces_mae: Tensor
 
 
+def _loss(
+    potential: Potential, settings: LossConfig, graph: Graph, energies: Tensor, forces: Tensor, stress: Tensor | None
+) -> LossTerms:
+    """Loss of interaction energies (N,), forces (N, 3) and stress (B, 3, 3) against a batch's labels."""
+    number = graph.cell.shape[0]
+    reference = potential.reference_energies[potential.species_index[graph.atomic_numbers]]
+    label = graph.energy - sum_over_structures(reference, graph.batch, number)
+    ones = torch.ones_like(reference)
+    energy_error = sum_over_structures(energies.double(), graph.batch, number) - label
+    per_atom = energy_error / sum_over_structures(ones, graph.batch, number)
+    force_error = forces - graph.forces
+    size = _SIZES[settings.kind]
+    loss = settings.energy * size(per_atom.unsqueeze(-1)) + settings.forces * size(force_error)
+    if stress is not None:
+        loss = loss + settings.stress * size((stress - graph.stress).flatten(1))
+    return LossTerms(loss, energy_error.detach().abs().mean(), force_error.detach().abs().mean())
+
+
+_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda error: error.square().mean(),
+    "mae": lambda error: (error.square().sum(-1) + _NORM_FLOOR).sqrt().mean(),
+}
+
+
 class _LossModule(nn.Module):
     """Potential and loss as one module, so that ``functional_call`` can be given other weights."""
 
-    def __init__(self, potential: Potential, settings: LossConfig, native: NativeDifferentiation | None) -> None:
+    def __init__(self, potential: Potential, settings: LossConfig) -> None:
         super().__init__()
-        self.potential, self.settings, self.native = potential, settings, native
+        self.potential, self.settings = potential, settings
 
-    def forward(self, graph: Graph, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
-        settings, potential = self.settings, self.potential
-        want_stress = settings.stress > 0
-        number = graph.cell.shape[0]
-        if self.native is not None:
-            energies, forces, stress = self.native(graph, want_stress)
-        else:
-            energies, found, stress = potential.differentiate(
-                graph, forces=True, stress=want_stress, create_graph=True, fused=fused
-            )
-            assert found is not None
-            forces = found
-        reference = potential.reference_energies[potential.species_index[graph.atomic_numbers]]
-        label = graph.energy - sum_over_structures(reference, graph.batch, number)
-        ones = torch.ones_like(reference)
-        energy_error = sum_over_structures(energies.double(), graph.batch, number) - label
-        per_atom = energy_error / sum_over_structures(ones, graph.batch, number)
-        force_error = forces - graph.forces
-        loss = settings.energy * self._size(per_atom.unsqueeze(-1)) + settings.forces * self._size(force_error)
-        if want_stress:
-            assert stress is not None
-            loss = loss + settings.stress * self._size((stress - graph.stress).flatten(1))
-        return loss, energy_error.abs().mean(), force_error.abs().mean()
-
-    def _size(self, error: Tensor) -> Tensor:
-        if self.settings.kind == "mse":
-            return error.square().mean()
-        return (error.square().sum(-1) + _NORM_FLOOR).sqrt().mean()
+    def forward(self, graph: Graph, fused: bool) -> LossTerms:
+        energies, forces, stress = self.potential.differentiate(
+            graph, forces=True, stress=self.settings.stress > 0, create_graph=True, fused=fused
+        )
+        assert forces is not None
+        return _loss(self.potential, self.settings, graph, energies, forces, stress)
 
 
 class TrainingStep:
@@ -97,10 +100,11 @@ class TrainingStep:
     def __init__(self, potential: Potential, settings: LossConfig, backend: str = "eager") -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        native = _native(potential, backend)
-        self.backend = "native" if native else "compiled" if backend == "compiled" else "eager"
-        self._module = _LossModule(potential, settings, native)
-        self._named = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        self._potential, self._settings = potential, settings
+        self._native = _native(potential, backend)
+        self.backend = "native" if self._native else "compiled" if backend == "compiled" else "eager"
+        self._named = {name: p for name, p in potential.named_parameters() if p.requires_grad}
+        self._module = _LossModule(potential, settings)
         self._fields = (*_FIELDS, "stress") if settings.stress > 0 else _FIELDS
         self._function: Function = partial(self._evaluate, fused=False)
         if self.backend == "compiled":
@@ -108,23 +112,34 @@ class TrainingStep:
 
     def __call__(self, graph: Graph) -> LossTerms:
         """Loss terms of the batch, detached."""
+        for parameter in self._named.values():
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        if self._native is not None:
+            return self._natively(graph, self._native)
         tensors = [graph[name] for name in self._fields]
         parameters = [p.detach() for p in self._named.values()]
         with torch.no_grad():
             loss, energy_mae, forces_mae, *gradients = self._function(parameters, tensors)
-        for parameter, gradient in zip(self._named.values(), gradients, strict=True):
-            parameter.grad = gradient
+        torch._foreach_copy_([p.grad for p in self._named.values() if p.grad is not None], gradients)
         return LossTerms(loss, energy_mae, forces_mae)
+
+    def _natively(self, graph: Graph, native: NativeDifferentiation) -> LossTerms:
+        found = native(graph, self._settings.stress > 0)
+        with torch.enable_grad():
+            terms = _loss(self._potential, self._settings, graph, found.energies, found.forces, found.stress)
+        found.gradients(terms.loss, {name: p.grad for name, p in self._named.items() if p.grad is not None})
+        return replace(terms, loss=terms.loss.detach())
 
     def _evaluate(self, parameters: list[Tensor], tensors: list[Tensor], fused: bool) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             leaves = [p.detach().requires_grad_(True) for p in parameters]
-            weights = dict(zip(self._named, leaves, strict=True))
+            weights = dict(zip((f"potential.{name}" for name in self._named), leaves, strict=True))
             graph = Graph(**dict(zip(self._fields, tensors, strict=True)))
-            loss, energy_mae, forces_mae = functional_call(self._module, weights, (graph, fused))
+            terms = functional_call(self._module, weights, (graph, fused))
             # The last layer's constants may not matter to a loss without energies: no gradient then, not an error.
-            gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        return loss.detach(), energy_mae.detach(), forces_mae.detach(), *gradients
+            gradients = torch.autograd.grad(terms.loss, leaves, materialize_grads=True)
+        return terms.loss.detach(), terms.energy_mae, terms.forces_mae, *gradients
 
 
 def _native(potential: Potential, backend: str) -> NativeDifferentiation | None:

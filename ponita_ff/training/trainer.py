@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -10,13 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -27,6 +27,7 @@ from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
+from ponita_ff.training.optimisers import FlatWeights, Optimiser, layer_matrices
 from ponita_ff.training.step import LossTerms, TrainingStep
 
 __all__ = ["Trainer"]
@@ -120,20 +121,13 @@ class Trainer:
         self.validation = validation
         self.dataset = _GraphDataset(train, potential.cutoff)
         settings = config.optimiser
-        self.parameters = [p for p in potential.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        self._average = AveragedModel(potential, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+        self.average = copy.deepcopy(potential)
+        self.optimiser = Optimiser(potential, settings.kind, settings.weight_decay)
+        self._averaged = FlatWeights(self.average, layer_matrices(potential) if settings.kind == "muon" else set())
         self.state = _State()
         self.step_function = TrainingStep(potential, config.loss, config.backend)
         self._clock = 0.0
         self._best: dict[str, Tensor] | None = None
-
-    @property
-    def average(self) -> Potential:
-        """The averaged potential."""
-        return cast(Potential, self._average.module)
 
     # ------------------------------------------------------------------ schedule
 
@@ -206,11 +200,9 @@ class Trainer:
                 f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or "
                 f"look for a wrong label in the data; the last checkpoint in {self.out} is intact"
             )
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimiser.clip_norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
-        self._average.update_parameters(self.potential)
+        self.optimiser.step(rate, self.config.optimiser.clip_norm)
+        decay = self.config.optimiser.ema_decay if self.state.step else 0.0
+        self._averaged.values.lerp_(self.optimiser.weights.values, 1.0 - decay)
         return terms
 
     def _validate(self, log: _Log, terms: LossTerms, rate: float) -> bool:
@@ -272,10 +264,10 @@ class Trainer:
             OSError: With the reason (full disk, no permission); the old checkpoint is intact.
         """
         content = {
-            "version": 1,
+            "version": 2,
             "config": self.config.model_dump_json(),
             "potential": self.potential.state_dict(),
-            "average": self._average.state_dict(),
+            "average": self.average.state_dict(),
             "best": self._best,
             "optimiser": self.optimiser.state_dict(),
             "state": {
@@ -305,7 +297,7 @@ class Trainer:
         if not self.config.same_run(TrainConfig.from_mapping(json.loads(content["config"]), str(path))):
             raise ValueError(f"{path} was made with other settings; resume with the config.yaml beside it")
         self.potential.load_state_dict(content["potential"])
-        self._average.load_state_dict(content["average"])
+        self.average.load_state_dict(content["average"])
         self.optimiser.load_state_dict(content["optimiser"])
         self._best = content["best"]
         self.state = _State(**state)

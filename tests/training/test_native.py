@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,14 +9,12 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from torch import Tensor
 
-from ponita_ff.convolution import RadialBasis, envelope, envelope_slope
 from ponita_ff.graph import Graph, batch_graphs, build_graph
 from ponita_ff.kernels.build import KernelError, compiler
 from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
 from ponita_ff.published import PublishedConfig, PublishedPonita
-from ponita_ff.training import native
-from ponita_ff.training.native import NativeDifferentiation, _Energies
+from ponita_ff.training.native import Evaluation, NativeDifferentiation
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 
@@ -73,17 +68,20 @@ def random_loss(values: list[Tensor], seed: int = 5) -> Tensor:
 
 def assert_equal_to_eager(potential: Potential, graph: Graph, stress: bool = False) -> None:
     """Values, and the gradient of a random linear loss by every weight."""
-    found_values = [value for value in NativeDifferentiation(potential)(graph, stress) if value is not None]
+    evaluation = NativeDifferentiation(potential)(graph, stress)
+    given = (evaluation.energies, evaluation.forces, evaluation.stress)
+    found_values = [value for value in given if value is not None]
     eager = [value for value in potential.differentiate(graph, stress=stress, create_graph=True) if value is not None]
     assert len(found_values) == len(eager) == 2 + stress
     for one, other in zip(found_values, eager, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
     names, parameters = zip(*potential.named_parameters(), strict=True)
-    found = torch.autograd.grad(random_loss(found_values), parameters, materialize_grads=True)
+    found = evaluation.gradients(random_loss(found_values))
+    assert set(found) == set(names)
     expected = torch.autograd.grad(random_loss(eager), parameters, materialize_grads=True)
-    for name, one, other in zip(names, found, expected, strict=True):
+    for name, other in zip(names, expected, strict=True):
         assert other.abs().max() > 0, name
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max()), msg=name)
+        torch.testing.assert_close(found[name], other, rtol=1e-9, atol=1e-10 * float(other.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +93,7 @@ def assert_equal_to_eager(potential: Potential, graph: Graph, stress: bool = Fal
         {"num_ori": 6, "l_max": 8, "channels": 7, "widening": 3},
         {"num_ori": 0},
         {"num_ori": 20, "l_max": 0},
+        {"num_ori": 6, "l_max": 2, "radial_basis": 40, "radial_hidden": 17, "num_bessel": 9},
     ],
     ids=str,
 )
@@ -118,39 +117,33 @@ def test_zbl_is_added(molecules: list[Atoms]) -> None:
 def test_no_pairs_at_all() -> None:
     potential = make_potential(num_ori=6, l_max=2)
     graph = graph_of([Atoms("O"), Atoms("CH", [(0, 0, 0), (9, 0, 0)])], potential.cutoff)
-    energies, forces, _ = NativeDifferentiation(potential)(graph, False)
-    torch.testing.assert_close(energies, potential.differentiate(graph)[0])
-    assert not forces.any()
+    found = NativeDifferentiation(potential)(graph, False)
+    torch.testing.assert_close(found.energies, potential.differentiate(graph)[0])
+    assert not found.forces.any()
+    gradients = found.gradients(random_loss([found.energies, found.forces]))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert not gradients["network.layers.0.convolution.radial.weight"].any()
 
 
 def test_float32(molecules: list[Atoms]) -> None:
     potential = make_potential(num_ori=12, l_max=4, channels=16).float()
     graph = graph_of(molecules, potential.cutoff)
-    energies, forces, _ = NativeDifferentiation(potential)(graph, False)
+    found = NativeDifferentiation(potential)(graph, False)
     exact_energies, exact_forces, _ = potential.double().differentiate(graph)
-    torch.testing.assert_close(energies.double(), exact_energies, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(forces, exact_forces, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.energies.double(), exact_energies, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.forces, exact_forces, rtol=1e-4, atol=1e-4)
 
 
-def test_same_bits_for_any_number_of_threads(molecules: list[Atoms], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the kernels alone: torch's matrix products before and after them may depend on it."""
+def test_same_bits_for_any_number_of_threads(molecules: list[Atoms]) -> None:
     potential = make_potential(num_ori=12, l_max=4, channels=16).float()
-    given: list[Any] = []
-
-    def record(*arguments: Any) -> tuple[Tensor, ...]:
-        given[:] = [a.detach().requires_grad_() if torch.is_tensor(a) and a.requires_grad else a for a in arguments]
-        return _Energies.apply(*arguments)
-
-    monkeypatch.setattr(native, "_Energies", SimpleNamespace(apply=record))
-    NativeDifferentiation(potential)(graph_of(molecules, potential.cutoff), False)
-    leaves = [a for a in given if torch.is_tensor(a) and a.requires_grad]
-    assert len(leaves) == 2 + 4 + 2 * 6
+    graph = graph_of(molecules, potential.cutoff)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            values = _Energies.apply(*given)
-            results.append([*values, *torch.autograd.grad(random_loss(list(values)), leaves)])
+            found = NativeDifferentiation(potential)(graph, False)
+            gradients = found.gradients(random_loss([found.energies, found.forces]))
+            results.append([found.energies, found.forces, *gradients.values()])
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -159,36 +152,50 @@ def test_same_bits_for_any_number_of_threads(molecules: list[Atoms], monkeypatch
 
 def test_weights_are_read_afresh_and_memory_is_used_again(molecules: list[Atoms]) -> None:
     potential = make_potential(num_ori=6, l_max=2)
-    differentiate, parameters = NativeDifferentiation(potential), list(potential.parameters())
+    differentiate = NativeDifferentiation(potential)
     for structures in (molecules, molecules[:2], molecules):
         graph = graph_of(structures, potential.cutoff)
-        energies, forces, _ = differentiate(graph, False)
-        torch.testing.assert_close(energies, potential.differentiate(graph)[0])
-        gradients = torch.autograd.grad(random_loss([energies, forces]), parameters)
+        found = differentiate(graph, False)
+        torch.testing.assert_close(found.energies, potential.differentiate(graph)[0])
+        gradients = found.gradients(random_loss([found.energies, found.forces]))
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.sub_(1e-3 * gradient)
+            for name, parameter in potential.named_parameters():
+                parameter.sub_(1e-3 * gradients[name])
 
 
 def test_two_evaluations_at_once(molecules: list[Atoms]) -> None:
     """The gradients of the first are not touched by the second."""
     potential = make_potential(num_ori=6, l_max=2)
-    differentiate, parameters = NativeDifferentiation(potential), list(potential.parameters())
+    differentiate = NativeDifferentiation(potential)
     graphs = [graph_of(molecules[:1], potential.cutoff), graph_of(molecules[2:], potential.cutoff)]
-    alone = [torch.autograd.grad(random_loss([*differentiate(graph, False)[:2]]), parameters) for graph in graphs]
-    values = [[*differentiate(graph, False)[:2]] for graph in graphs]
-    for value, expected in zip(values, alone, strict=True):
-        for one, other in zip(torch.autograd.grad(random_loss(value), parameters), expected, strict=True):
-            assert torch.equal(one, other)
+
+    def gradients(found: Evaluation) -> dict[str, Tensor]:
+        return found.gradients(random_loss([found.energies, found.forces]))
+
+    alone = [gradients(differentiate(graph, False)) for graph in graphs]
+    for found, expected in zip([differentiate(graph, False) for graph in graphs], alone, strict=True):
+        for name, gradient in gradients(found).items():
+            assert torch.equal(gradient, expected[name])
+
+
+def test_gradients_are_written_where_they_are_wanted(molecules: list[Atoms]) -> None:
+    potential = make_potential(num_ori=6, l_max=2)
+    differentiate, graph = NativeDifferentiation(potential), graph_of(molecules, potential.cutoff)
+    name = "network.layers.1.contract.weight"
+    place = torch.full_like(potential.get_parameter(name), torch.nan)
+    found = differentiate(graph, False)
+    gradients = found.gradients(random_loss([found.forces]), {name: place})
+    assert gradients[name] is place
+    again = differentiate(graph, False)
+    assert torch.equal(place, again.gradients(random_loss([again.forces]))[name])
 
 
 def test_a_second_gradient_is_refused(molecules: list[Atoms]) -> None:
     potential = make_potential(num_ori=6, l_max=2)
-    energies, _, _ = NativeDifferentiation(potential)(graph_of(molecules, potential.cutoff), False)
-    weight = potential.network.embedding.weight
-    torch.autograd.grad(energies.sum(), weight, retain_graph=True)
+    found = NativeDifferentiation(potential)(graph_of(molecules, potential.cutoff), False)
+    found.gradients(found.energies.sum())
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(energies.sum(), weight)
+        found.gradients(found.energies.sum())
 
 
 def test_what_it_cannot_do_is_refused() -> None:
@@ -204,14 +211,3 @@ def test_what_it_cannot_do_is_refused() -> None:
     turned.average_rotations(2)
     with pytest.raises(KernelError, match="rotations"):
         NativeDifferentiation(turned)
-
-
-def test_slopes_of_the_radial_basis() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        basis = RadialBasis(4.0, 5, 7, 6).double()
-    distance = torch.linspace(0.3, 4.2, 40, dtype=torch.float64)
-    expected = torch.func.jvp(basis, (distance,), (torch.ones_like(distance),))
-    torch.testing.assert_close(basis.with_slope(distance), torch.stack(expected), rtol=1e-12, atol=1e-12)
-    slopes = torch.func.jvp(lambda r: envelope(r, 4.0), (distance,), (torch.ones_like(distance),))[1]
-    torch.testing.assert_close(envelope_slope(distance, 4.0), slopes, rtol=1e-12, atol=1e-12)
