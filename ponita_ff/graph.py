@@ -67,12 +67,6 @@ _SMALL_MOLECULE = 32
 class Graph(Data):
     """One structure, or several through :func:`batch_graphs`; the module's table documents its fields."""
 
-    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.num_nodes if key == "neighbours" else 0
-
-    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return 0
-
     @property
     def num_nodes(self) -> int:
         return int(self["atomic_numbers"].shape[0])
@@ -134,37 +128,33 @@ def build_graph(
     )
 
 
-def _widen(graph: Graph, width: int) -> Graph:
-    """The same graph with more slots per atom; every added slot is an unused one."""
-    number, old = graph.neighbours.shape
-    if old == width:
-        return graph
-    new = graph.clone()
-    extra = width - old
-    own = torch.arange(number)[:, None].expand(-1, extra)
-    new.neighbours = torch.cat((graph.neighbours, own), dim=1)
-    new.reverse = torch.cat((graph.reverse, torch.arange(old, width).expand(number, -1)), dim=1)
-    far = torch.zeros(number, extra, 3, dtype=graph.offsets.dtype)
-    far[..., 0] = UNUSED_DISTANCE
-    new.offsets = torch.cat((graph.offsets, far), dim=1)
-    new.used = torch.cat((graph.used, torch.zeros(number, extra, dtype=torch.bool)), dim=1)
-    return new
-
-
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     """Several structures as one graph; predictions are those of each alone.
 
-    As ``torch_geometric.data.Batch`` does it, written out: training makes a batch a step, and this takes a fifth of
-    the time.
+    As ``torch_geometric.data.Batch`` would, written out: training makes a batch a step, and this takes a fifth of the
+    time. Atoms of a graph with fewer slots get unused ones.
     """
     width = max(graph.neighbours.shape[1] for graph in graphs)
-    graphs = [_widen(graph, width) for graph in graphs]
-    fields: dict[str, Tensor] = {name: torch.cat([graph[name] for graph in graphs]) for name in graphs[0].keys()}  # noqa: SIM118 - not a mapping
-    sizes = torch.tensor([graph.num_nodes for graph in graphs])
-    structures = torch.tensor([len(graph.cell) for graph in graphs])
-    starts, firsts = sizes.cumsum(0) - sizes, structures.cumsum(0) - structures
-    fields["neighbours"] += starts.repeat_interleave(sizes)[:, None]
-    fields["batch"] += firsts.repeat_interleave(sizes)
+    number = sum(graph.num_nodes for graph in graphs)
+    fields: dict[str, Tensor] = {
+        "neighbours": torch.arange(number)[:, None].repeat(1, width),
+        "reverse": torch.arange(width).repeat(number, 1),
+        "offsets": torch.zeros(number, width, 3, dtype=torch.float64),
+        "used": torch.zeros(number, width, dtype=torch.bool),
+        "batch": torch.zeros(number, dtype=torch.int64),
+    }
+    fields["offsets"][..., 0] = UNUSED_DISTANCE
+    atoms = structures = 0
+    for graph in graphs:
+        end, slots = atoms + graph.num_nodes, graph.neighbours.shape[1]
+        fields["neighbours"][atoms:end, :slots] = graph.neighbours + atoms
+        for name in ("reverse", "offsets", "used"):
+            fields[name][atoms:end, :slots] = graph[name]
+        fields["batch"][atoms:end] = graph.batch + structures
+        atoms, structures = end, structures + len(graph.cell)
+    for name in graphs[0].keys():  # noqa: SIM118 - not a mapping
+        if name not in fields:
+            fields[name] = torch.cat([graph[name] for graph in graphs])
     return Graph(**fields)
 
 

@@ -11,15 +11,18 @@ from ponita_ff.data.frames import (
     Frame,
     FrameSequence,
     InMemoryFrames,
+    JoinedFrames,
     Subset,
     check_plausible,
     file_sha256,
+    files_sha256,
 )
 from ponita_ff.data.hdf5 import Hdf5Frames, write_hdf5
 from ponita_ff.data.npz import NpzFrames
 from ponita_ff.data.reading import read_frames
 from ponita_ff.data.splits import (
     Split,
+    joined_split,
     random_split,
     read_index_file,
     rmd17_archive_split,
@@ -34,13 +37,16 @@ __all__ = [
     "FrameSequence",
     "Hdf5Frames",
     "InMemoryFrames",
+    "JoinedFrames",
     "NpzFrames",
     "Split",
     "Subset",
     "Units",
     "check_plausible",
     "file_sha256",
+    "files_sha256",
     "iter_extxyz",
+    "joined_split",
     "random_split",
     "read_frames",
     "read_index_file",

@@ -6,7 +6,9 @@ a file whose units nobody states. A `Frame` that exists is a valid one.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import logging
 import operator
 from abc import abstractmethod
@@ -28,9 +30,11 @@ __all__ = [
     "Frame",
     "FrameSequence",
     "InMemoryFrames",
+    "JoinedFrames",
     "Subset",
     "check_plausible",
     "file_sha256",
+    "files_sha256",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -293,10 +297,31 @@ class Subset(FrameSequence):
         return self._parent[self._indices[index]]
 
 
+class JoinedFrames(FrameSequence):
+    """Several sequences, one behind the other, without copying them."""
+
+    def __init__(self, parts: Sequence[Sequence[Frame]]) -> None:
+        self._parts = list(parts)
+        self._ends = list(itertools.accumulate(len(part) for part in self._parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _frame(self, index: int) -> Frame:
+        part = bisect.bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def files_sha256(paths: Sequence[str | Path]) -> str:
+    """One hash for several files in their order: that of the file where there is one, else that of their hashes."""
+    hashes = [file_sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def require_units(path: Path, stated: Units | None, known: Units | None, why: str) -> Units:

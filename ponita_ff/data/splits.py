@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ponita_ff.data.frames import DataError, Frame, Subset, file_sha256
+from ponita_ff.data.frames import DataError, Frame, Subset, files_sha256
 
 __all__ = [
     "Split",
+    "joined_split",
     "random_split",
     "read_index_file",
     "rmd17_archive_split",
@@ -109,7 +110,7 @@ class Split:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | Path, *, source: str | Path | None) -> Split:
+    def load(cls, path: str | Path, *, source: str | Path | Sequence[str | Path] | None) -> Split:
         """Read a split and verify that it belongs to ``source``.
 
         Parameters
@@ -117,8 +118,8 @@ class Split:
         path
             JSON file written by `save`.
         source
-            The file with the frames; its hash is compared. None only for a split that records
-            no hash.
+            The file with the frames, or several in their order; the hash is compared. None only
+            for a split that records no hash.
 
         Raises
         ------
@@ -132,7 +133,7 @@ class Split:
             return split
         if source is None:
             raise DataError(f"{path}: the split belongs to one data file; say which (source=)")
-        found = file_sha256(source)
+        found = files_sha256([source] if isinstance(source, str | Path) else source)
         if found != split.source_sha256:
             raise DataError(
                 f"{path}: the split was made for a file with SHA-256 {split.source_sha256}, but {source} has {found}"
@@ -189,6 +190,23 @@ def random_split(
         test=tuple(order[train + validation : total]),
         n_frames=n,
         seed=seed,
+        source_sha256=source_sha256,
+    )
+
+
+def joined_split(parts: Sequence[Split], *, source_sha256: str | None = None) -> Split:
+    """The splits of several datasets as one of all their frames, one dataset behind the other."""
+    starts = [sum(part.n_frames for part in parts[:k]) for k in range(len(parts))]
+
+    def moved(name: str) -> tuple[int, ...]:
+        return tuple(start + i for start, part in zip(starts, parts, strict=True) for i in getattr(part, name))
+
+    return Split(
+        train=moved("train"),
+        validation=moved("validation"),
+        test=moved("test"),
+        n_frames=sum(part.n_frames for part in parts),
+        seed=parts[0].seed,
         source_sha256=source_sha256,
     )
 

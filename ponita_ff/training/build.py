@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
+from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import DataError, Frame, read_isolated_atoms
 from ponita_ff.model import Ponita
 from ponita_ff.neighbours import neighbour_list
@@ -28,15 +29,19 @@ _STATISTICS_FRAMES = 5_000
 
 
 def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
-    """A potential with random weights, scaled to its training set. Torch's own random state is left alone.
+    """A potential scaled to its training set, with random weights or those of the potential that it starts from.
+
+    Torch's own random state is left alone.
 
     Raises:
-        ConfigError, DataError: For reference energies or species that do not fit the data.
+        ConfigError, DataError: For reference energies, species or a start that do not fit the data.
     """
     step = max(1, len(frames) // _STATISTICS_FRAMES)
     sample = [frames[i] for i in range(0, len(frames), step)]
     present = {int(z) for frame in sample for z in np.unique(frame.numbers)}
     species = sorted(present | {_number(symbol) for symbol in config.potential.extra_species})
+    if config.potential.start is not None:
+        return _started(config, config.potential.start, species)
     references, origin = _reference_energies(config.potential, species, sample)
     scale = float(np.sqrt(np.mean(np.concatenate([np.square(frame.forces).ravel() for frame in sample]))))
     if scale == 0.0:
@@ -52,6 +57,37 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
     return potential.to(getattr(torch, config.dtype))
 
 
+def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
+    """The potential of a file for these species alone, to train on."""
+    base = load_potential(path)
+    network = base.network
+    if not isinstance(network, Ponita):
+        raise ConfigError(f"potential.start: {path} holds a network of the published form, which is not trained here")
+    model, given = network.config.model_dump(), config.model.model_dump()
+    # The number of neighbours scales random first weights and nothing else.
+    wrong = [name for name in given if given[name] != model[name] and name != "avg_num_neighbours"]
+    if wrong:
+        told = ", ".join(f"model.{name}: {model[name]}" for name in wrong)
+        raise ConfigError(f"potential.start: {path} is another network than model describes; give {told}")
+    if base.zbl_cutoff != config.potential.zbl_cutoff:
+        raise ConfigError(f"potential.start: {path} has potential.zbl_cutoff: {base.zbl_cutoff}; give the same")
+    missing = [chemical_symbols[z] for z in species if z not in base.species]
+    if missing:
+        raise ConfigError(f"potential.start: {path} does not know {', '.join(missing)}")
+    kept = Ponita(network.config, len(species))
+    state = network.state_dict()
+    state["embedding.weight"] = state["embedding.weight"][[base.species.index(z) for z in species]]
+    kept.load_state_dict(state)
+    references = {z: float(base.reference_energies[base.species.index(z)]) for z in species}
+    metadata = {
+        "name": config.name,
+        "reference_energies_from": f"{path.name}: {base.metadata.get('reference_energies_from', 'not recorded')}",
+        "started_from": {"file": path.name, "weights_sha256": read_header(path)["weights_sha256"]},
+    }
+    potential = Potential(kept, species, references, base.scale, base.zbl_cutoff, metadata)
+    return potential.to(getattr(torch, config.dtype))
+
+
 def _number(symbol: str) -> int:
     if symbol not in atomic_numbers or symbol == "X":
         raise ConfigError(f"{symbol!r} is not a chemical symbol")
@@ -59,7 +95,8 @@ def _number(symbol: str) -> int:
 
 
 def _average_neighbours(frames: Sequence[Frame], cutoff: float) -> float:
-    counts = [len(neighbour_list(f.positions, cutoff, f.cell, f.pbc).receivers) / len(f) for f in frames[:100]]
+    some = frames[:: max(1, len(frames) // 100)]
+    counts = [len(neighbour_list(f.positions, cutoff, f.cell, f.pbc).receivers) / len(f) for f in some]
     return max(1.0, float(np.mean(counts)))
 
 

@@ -32,17 +32,20 @@ class DataConfig(_Section):
     """Labelled frames and how they are split.
 
     Attributes:
-        path: Training (and validation) frames; a relative path starts at the config file's folder.
-        test: Frames for the report at the end, never seen in training; None for none, or the split's own.
-        protocol: ``"rmd17"`` is the published protocol: of the 1,000 official training frames 950 train, 50 validate.
+        path: Training (and validation) frames, a file or a list of files; a relative path starts at the config file's
+            folder.
+        test: Frames for the report at the end, never seen in training, a file or a list of files; None for none, or
+            the split's own.
+        protocol: ``"rmd17"`` is the published protocol: of the 1,000 official training frames of each file 950 train,
+            50 validate.
         train: Number of training frames, drawn at random.
         validation: Number of validation frames, drawn at random from the rest.
         test_frames: Number of test frames, drawn at random from what then remains of ``path``.
         seed: Of the split.
     """
 
-    path: Path
-    test: Path | None = None
+    path: Path | Annotated[list[Path], Field(min_length=1)]
+    test: Path | Annotated[list[Path], Field(min_length=1)] | None = None
     protocol: Literal["random", "rmd17"] = "random"
     train: Annotated[int, Field(ge=1)] | None = None
     validation: Annotated[int, Field(ge=1)] | None = None
@@ -53,6 +56,16 @@ class DataConfig(_Section):
     forces_key: str | None = None
     stress_key: str | None = None
 
+    @property
+    def files(self) -> list[Path]:
+        """The files of ``path``."""
+        return [self.path] if isinstance(self.path, Path) else self.path
+
+    @property
+    def test_files(self) -> list[Path]:
+        """The files of ``test``."""
+        return [self.test] if isinstance(self.test, Path) else self.test or []
+
 
 class PotentialConfig(_Section):
     """Scale and reference energies around the network.
@@ -62,11 +75,14 @@ class PotentialConfig(_Section):
             structure file; a mapping gives eV by chemical symbol.
         zbl_cutoff: Å of the optional ZBL repulsion.
         extra_species: Chemical symbols beyond those in the training set.
+        start: A potential file whose weights, scale and reference energies the training starts from, instead of
+            random ones; its network must be the one that ``model`` describes, and know all species.
     """
 
     reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
     extra_species: list[str] = []
+    start: Path | None = None
 
 
 class LossConfig(_Section):
@@ -95,7 +111,7 @@ class OptimiserConfig(_Section):
     time: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[smhd]$")] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     patience: Annotated[int, Field(ge=1)] | None = None
     validate_every: Annotated[int, Field(ge=1)] = 1000
@@ -107,6 +123,10 @@ class OptimiserConfig(_Section):
         if self.time is None:
             return None
         return float(self.time[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.time[-1]]
+
+
+def _unlisted(paths: list[Path], like: Path | list[Path]) -> Path | list[Path]:
+    return paths if isinstance(like, list) else paths[0]
 
 
 class TrainConfig(_Section):
@@ -180,9 +200,11 @@ class TrainConfig(_Section):
         def resolve(path: Path, field: str) -> Path:
             return ((Path() if field in given else folder) / path).resolve()
 
-        self.data.path = resolve(self.data.path, "data.path")
+        self.data.path = _unlisted([resolve(path, "data.path") for path in self.data.files], self.data.path)
         if self.data.test is not None:
-            self.data.test = resolve(self.data.test, "data.test")
+            self.data.test = _unlisted([resolve(path, "data.test") for path in self.data.test_files], self.data.test)
+        if self.potential.start is not None:
+            self.potential.start = resolve(self.potential.start, "potential.start")
         if isinstance(self.potential.reference_energies, Path):
             self.potential.reference_energies = resolve(
                 self.potential.reference_energies, "potential.reference_energies"

@@ -18,10 +18,12 @@ from ponita_ff.checkpoint import save_potential, write_atomically
 from ponita_ff.data import (
     DataError,
     Frame,
+    JoinedFrames,
     Split,
     Units,
     check_plausible,
-    file_sha256,
+    files_sha256,
+    joined_split,
     random_split,
     read_frames,
     rmd17_split,
@@ -58,13 +60,14 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
     Raises:
         DataError: Naming file and frame, for data that cannot be used.
     """
-    frames = _read(config, config.path)
-    digest = file_sha256(config.path)
+    parts = [_read(config, path) for path in config.files]
+    frames = parts[0] if len(parts) == 1 else JoinedFrames(parts)
+    digest = files_sha256(config.files)
     split_path = out / _SPLIT_FILE
     if split_path.exists():
-        split = Split.load(split_path, source=config.path)
+        split = Split.load(split_path, source=config.files)
     elif config.protocol == "rmd17":
-        split = rmd17_split(len(frames), config.seed, source_sha256=digest)
+        split = joined_split([rmd17_split(len(part), config.seed) for part in parts], source_sha256=digest)
     else:
         assert config.train is not None and config.validation is not None  # the settings have been validated
         split = random_split(
@@ -72,15 +75,19 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
         )
     train, validation, held_out = split.apply(frames)
     test: Sequence[Frame] = held_out
-    provenance: dict[str, Any] = {"file": config.path.name, "sha256": digest, "train": len(train)}
+    provenance: dict[str, Any] = {"file": _names(config.files), "sha256": digest, "train": len(train)}
     provenance |= {"validation": len(validation), "protocol": config.protocol, "split_seed": config.seed}
     if config.test is not None:
         if config.test_frames:
             raise DataError("data: give either test, a file, or test_frames, a number, not both")
-        test = _read(config, config.test)
-        provenance |= {"test_file": config.test.name, "test_sha256": file_sha256(config.test)}
+        test = JoinedFrames([_read(config, path) for path in config.test_files])
+        provenance |= {"test_file": _names(config.test_files), "test_sha256": files_sha256(config.test_files)}
     provenance["test"] = len(test)
     return TrainingData(train, validation, test, split, provenance)
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files)
 
 
 def _read(config: DataConfig, path: Path) -> Sequence[Frame]:

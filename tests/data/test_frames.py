@@ -15,9 +15,11 @@ from ponita_ff.data import (
     DataError,
     Frame,
     InMemoryFrames,
+    JoinedFrames,
     Subset,
     check_plausible,
     file_sha256,
+    files_sha256,
     read_frames,
 )
 
@@ -131,6 +133,25 @@ def test_subset_keeps_order_and_refuses_what_is_not_there() -> None:
     for bad in ([5], [-1]):
         with pytest.raises(DataError, match="5 frames"):
             Subset(frames, bad)
+
+
+def test_joined_frames_are_one_behind_the_other() -> None:
+    parts = [InMemoryFrames([make_frame(energy=float(k)) for k in numbers]) for numbers in ([0, 1], [], [2], [3, 4])]
+    joined = JoinedFrames(parts)
+    assert [frame.energy for frame in joined] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [frame.energy for frame in joined[1:4]] == [1.0, 2.0, 3.0]
+    assert joined[-1].energy == 4.0
+    with pytest.raises(IndexError, match="frame 5 of 5"):
+        joined[5]
+    assert len(JoinedFrames([])) == 0
+
+
+def test_hash_of_several_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"def")
+    assert files_sha256([one]) == file_sha256(one)
+    assert len({files_sha256(paths) for paths in ([one], [two], [one, two], [two, one])}) == 4
 
 
 def test_file_sha256(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from ponita_ff.data import (
     DataError,
     Split,
     file_sha256,
+    files_sha256,
+    joined_split,
     random_split,
     read_index_file,
     rmd17_archive_split,
@@ -89,6 +91,26 @@ def test_rmd17_protocol_in_the_full_archive() -> None:
         rmd17_archive_split(train, train, 100_000)
     with pytest.raises(DataError, match="99988 frames"):
         rmd17_archive_split(train, [99_990], 99_988)
+
+
+def test_joined_split_is_each_dataset_s_own() -> None:
+    parts = [random_split(10, 5, 3, 1, seed=2), random_split(7, 2, 2, seed=2)]
+    joined = joined_split(parts, source_sha256="both")
+    assert joined.train == parts[0].train + tuple(10 + i for i in parts[1].train)
+    assert joined.validation == parts[0].validation + tuple(10 + i for i in parts[1].validation)
+    assert joined.test == parts[0].test
+    assert (joined.n_frames, joined.seed, joined.source_sha256) == (17, 2, "both")
+
+
+def test_split_of_several_files(tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    for file in files:
+        file.write_text(file.name)
+    split = random_split(5, 3, 2, source_sha256=files_sha256(files))
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json", source=files) == split
+    with pytest.raises(DataError, match="made for a file with SHA-256"):
+        Split.load(tmp_path / "split.json", source=files[::-1])
 
 
 def test_save_and_load(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import read, write
 
 from ponita_ff import checkpoint
 from ponita_ff.checkpoint import load_potential, read_header
@@ -23,6 +26,7 @@ from ponita_ff.data import DataError, InMemoryFrames
 from ponita_ff.orientations import random_rotations
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import ConfigError, TrainConfig
+from ponita_ff.training.evaluate import frame_graph
 from ponita_ff.training.run import prepare_data, train
 from ponita_ff.training.trainer import Trainer
 
@@ -285,6 +289,84 @@ def test_reference_energies_and_scale(settings: dict[str, Any], frames: InMemory
     potential = build_potential(TrainConfig.from_mapping(settings), frames)
     assert potential.species == (1, 6, 7, 8)
     assert potential.reference_energies.tolist() == [-1.0, -2.0, -4.0, -3.0]
+
+
+def test_several_files_are_trained_on_together(settings: dict[str, Any], frames_path: Path, tmp_path: Path) -> None:
+    """As one file that holds the frames of both; water beside methanol, so that sizes and species differ."""
+    water = []
+    for seed in range(8):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        water.append(atoms)
+    write(tmp_path / "water.xyz", water, format="extxyz")
+    write(tmp_path / "all.xyz", [*read(frames_path, ":"), *water], format="extxyz")
+    settings["data"] |= {"train": 20, "validation": 6, "test_frames": 2}
+    settings["data"]["path"] = [str(frames_path), str(tmp_path / "water.xyz")]
+    several = run(settings, tmp_path / "several")
+    provenance = read_header(tmp_path / "several" / "potential.safetensors")["metadata"]["data"]
+    assert provenance["file"] == "frames.xyz, water.xyz"
+    settings["data"]["path"] = str(tmp_path / "all.xyz")
+    assert run(settings, tmp_path / "one") == several
+
+
+def test_protocol_of_several_files_splits_each(settings: dict[str, Any], tmp_path: Path) -> None:
+    atoms = molecule("OH")
+    for name in ("one", "two"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            nuclear_charges=atoms.numbers,
+            coords=np.broadcast_to(atoms.positions, (1000, 2, 3)),
+            energies=np.arange(1000.0),
+            forces=np.zeros((1000, 2, 3)),
+        )
+    files = [str(tmp_path / f"{name}.npz") for name in ("one", "two")]
+    config = TrainConfig.from_mapping({**settings, "data": {"path": files, "test": files, "protocol": "rmd17"}})
+    data = prepare_data(config.data, tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1900, 100, 2000)
+    assert [frame.energy for frame in data.train[:950]] == [frame.energy for frame in data.train[950:]]
+    assert data.provenance["test_file"] == "one.npz, two.npz"
+
+
+@pytest.fixture
+def base(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> Path:
+    """A potential that knows nitrogen beside what the frames hold, with weights of its own."""
+    settings = {**settings, "seed": 5, "potential": {"reference_energies": {"H": -1, "C": -2, "N": -4, "O": -3}}}
+    settings["potential"]["extra_species"] = ["N"]
+    path = tmp_path / "base.safetensors"
+    checkpoint.save_potential(build_potential(TrainConfig.from_mapping(settings), frames), path)
+    return path
+
+
+def test_start_from_a_potential(settings: dict[str, Any], frames: InMemoryFrames, base: Path) -> None:
+    settings["potential"] = {"start": str(base)}
+    started, origin = build_potential(TrainConfig.from_mapping(settings), frames), load_potential(base)
+    assert started.species == (1, 6, 8)
+    assert started.reference_energies.tolist() == [-1.0, -2.0, -3.0]
+    graph = frame_graph(frames[0], origin.cutoff)
+    torch.testing.assert_close(started(graph).energy, origin(graph).energy)
+    assert started.metadata["started_from"] == {
+        "file": "base.safetensors",
+        "weights_sha256": read_header(base)["weights_sha256"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("model", "channels", 16, r"base\.safetensors is another network.*give model\.channels: 8"),
+        ("potential", "zbl_cutoff", 1.0, r"potential\.zbl_cutoff: None; give the same"),
+        ("potential", "extra_species", ["F"], r"does not know F"),
+    ],
+)
+def test_start_that_does_not_fit(
+    section: str, field: str, value: Any, message: str, settings: dict[str, Any], frames: InMemoryFrames, base: Path
+) -> None:
+    settings["potential"] = {"start": str(base)}
+    settings[section] = {**settings[section], field: value}
+    with pytest.raises(ConfigError, match=message):
+        build_potential(TrainConfig.from_mapping(settings), frames)
 
 
 def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Path) -> None:
