@@ -38,6 +38,7 @@ from ponita_ff.graph import batch_graphs, build_graph
 from ponita_ff.orientations import orientation_grid
 from ponita_ff.published import PublishedConfig, PublishedPonita
 from ponita_ff.training.config import LossConfig, OptimiserConfig
+from ponita_ff.training.optimisers import Optimiser
 from ponita_ff.training.step import TrainingStep
 
 SPECIES = (1, 6, 8)
@@ -234,13 +235,12 @@ def train_task(job: Job) -> Task:
         graph.forces = torch.from_numpy(generator.normal(size=moved.shape))
         graphs.append(graph)
     batch, step = batch_graphs(graphs), TrainingStep(potential, LossConfig(), job.backend)
-    # As the trainer's.
-    optimiser, clip = torch.optim.AdamW(potential.parameters(), lr=1e-4, fused=True), OptimiserConfig().clip_norm
+    # As the trainer's, but for Adam, which everybody's step has.
+    optimiser, clip = Optimiser(potential, "adam", weight_decay=0.0), OptimiserConfig().clip_norm
 
     def run() -> None:
         step(batch)
-        nn.utils.clip_grad_norm_(potential.parameters(), clip)
-        optimiser.step()
+        optimiser.step(1e-4, clip)
 
     return Task(run, facts={"atoms": len(atoms), "batch_size": BATCH_SIZE})
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
+from torch import nn
 
 from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import DataError, Frame, read_isolated_atoms
@@ -74,17 +75,15 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
     missing = [chemical_symbols[z] for z in species if z not in base.species]
     if missing:
         raise ConfigError(f"potential.start: {path} does not know {', '.join(missing)}")
-    kept = Ponita(network.config, len(species))
-    state = network.state_dict()
-    state["embedding.weight"] = state["embedding.weight"][[base.species.index(z) for z in species]]
-    kept.load_state_dict(state)
-    references = {z: float(base.reference_energies[base.species.index(z)]) for z in species}
+    places = [base.species.index(z) for z in species]
+    network.embedding = nn.Embedding.from_pretrained(network.embedding.weight.detach()[places], freeze=False)
+    references = {z: float(base.reference_energies[place]) for z, place in zip(species, places, strict=True)}
     metadata = {
         "name": config.name,
         "reference_energies_from": f"{path.name}: {base.metadata.get('reference_energies_from', 'not recorded')}",
         "started_from": {"file": path.name, "weights_sha256": read_header(path)["weights_sha256"]},
     }
-    potential = Potential(kept, species, references, base.scale, base.zbl_cutoff, metadata)
+    potential = Potential(network, species, references, base.scale, base.zbl_cutoff, metadata)
     return potential.to(getattr(torch, config.dtype))
 
 

@@ -320,6 +320,8 @@ def test_protocol_of_several_files_splits_each(settings: dict[str, Any], tmp_pat
             coords=np.broadcast_to(atoms.positions, (1000, 2, 3)),
             energies=np.arange(1000.0),
             forces=np.zeros((1000, 2, 3)),
+            e_unit="eV",
+            r_unit="Ang",
         )
     files = [str(tmp_path / f"{name}.npz") for name in ("one", "two")]
     config = TrainConfig.from_mapping({**settings, "data": {"path": files, "test": files, "protocol": "rmd17"}})
