@@ -16,6 +16,7 @@ from ponita_ff.data.frames import (
     check_plausible,
     file_sha256,
     files_sha256,
+    frame_sizes,
 )
 from ponita_ff.data.hdf5 import Hdf5Frames, write_hdf5
 from ponita_ff.data.npz import NpzFrames
@@ -45,6 +46,7 @@ __all__ = [
     "check_plausible",
     "file_sha256",
     "files_sha256",
+    "frame_sizes",
     "iter_extxyz",
     "joined_split",
     "random_split",

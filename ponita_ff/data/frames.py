@@ -35,6 +35,7 @@ __all__ = [
     "check_plausible",
     "file_sha256",
     "files_sha256",
+    "frame_sizes",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -258,6 +259,15 @@ class FrameSequence(Sequence[Frame]):
             raise IndexError(f"frame {number} of {n}")
         return self._frame(number % n)
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Atoms of each frame, shape (n,)."""
+        return np.fromiter((len(frame) for frame in self), dtype=np.int64, count=len(self))
+
+
+def frame_sizes(frames: Sequence[Frame]) -> NDArray[np.int64]:
+    """Atoms of each frame, shape (n,), where it can be without reading the frames."""
+    return (frames if isinstance(frames, FrameSequence) else InMemoryFrames(frames)).sizes()
+
 
 class InMemoryFrames(FrameSequence):
     """Frames held in a list."""
@@ -296,6 +306,9 @@ class Subset(FrameSequence):
     def _frame(self, index: int) -> Frame:
         return self._parent[self._indices[index]]
 
+    def sizes(self) -> NDArray[np.int64]:
+        return frame_sizes(self._parent)[list(self._indices)]
+
 
 class JoinedFrames(FrameSequence):
     """Several sequences, one behind the other, without copying them."""
@@ -310,6 +323,9 @@ class JoinedFrames(FrameSequence):
     def _frame(self, index: int) -> Frame:
         part = bisect.bisect_right(self._ends, index)
         return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+    def sizes(self) -> NDArray[np.int64]:
+        return np.concatenate([np.empty(0, np.int64), *map(frame_sizes, self._parts)])
 
 
 def file_sha256(path: str | Path) -> str:

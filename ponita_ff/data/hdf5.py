@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ponita_ff.data.frames import DataError, Frame, FrameSequence, require_units
 from ponita_ff.units import Units
@@ -256,6 +257,9 @@ class Hdf5Frames(FrameSequence):
             )
         except (OSError, KeyError, RuntimeError) as error:
             raise DataError(f"{where}: cannot be read, the file is damaged: {error}") from error
+
+    def sizes(self) -> NDArray[np.int64]:
+        return np.diff(self._open()["offsets"][:]).astype(np.int64)
 
     def close(self) -> None:
         """Close the file; a later access opens it again."""

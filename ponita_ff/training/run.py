@@ -32,12 +32,15 @@ from ponita_ff.potential import Potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
+from ponita_ff.training.parallel import Processes, joined_processes
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.trainer import Trainer
 
 __all__ = ["TrainingData", "describe_hardware", "prepare_data", "train"]
 
 logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
 
 POTENTIAL_FILE = "potential.safetensors"
 _SPLIT_FILE = "split.json"
@@ -105,7 +108,8 @@ def _read(config: DataConfig, path: Path) -> Sequence[Frame]:
 
 def _pick_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # One GPU for each process that torchrun starts on a machine.
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else _CPU
     return torch.device(name)
 
 
@@ -121,19 +125,31 @@ def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool =
     Returns:
         The averaged potential, as written to ``out``.
 
+    Under ``torchrun`` all processes train together, on the batches that one alone would have; the first one writes.
+
     Raises:
         ConfigError, DataError, ValueError, OSError: Before any work is lost, naming what is wrong.
     """
+    device = _pick_device(config.device)
+    with joined_processes(device) as processes:
+        return _train(config, out, resume, progress, device, processes)
+
+
+def _train(
+    config: TrainConfig, out: Path, resume: bool, progress: bool, device: torch.device, processes: Processes
+) -> Potential:
     if not resume and (out / "checkpoint.pt").exists():
         raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
     data = prepare_data(config.data, out)
-    potential = build_potential(config, data.train).to(_pick_device(config.device))
-    trainer = Trainer(potential, config, data.train, data.validation, out, progress)
+    potential = build_potential(config, data.train).to(device)
+    trainer = Trainer(potential, config, data.train, data.validation, out, progress, processes)
     if resume:
         trainer.load_checkpoint()
-    else:
+    elif processes.leads:
         trainer.save_config()
         data.split.save(out / _SPLIT_FILE)
+    if not processes.leads:
+        return trainer.run()
     logger.info(
         "training on %d frames, validating on %d; %d weights, %s",
         len(data.train),

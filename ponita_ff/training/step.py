@@ -41,9 +41,19 @@ class LossTerms:
 
 
 def _loss(
-    potential: Potential, settings: LossConfig, graph: Graph, energies: Tensor, forces: Tensor, stress: Tensor | None
+    potential: Potential,
+    settings: LossConfig,
+    graph: Graph,
+    shares: Tensor,
+    energies: Tensor,
+    forces: Tensor,
+    stress: Tensor | None,
 ) -> LossTerms:
-    """Loss of interaction energies (N,), forces (N, 3) and stress (B, 3, 3) against a batch's labels."""
+    """Loss of interaction energies (N,), forces (N, 3) and stress (B, 3, 3) against a batch's labels.
+
+    ``shares`` (2,): of the structures and of the atoms of the whole batch, those in this graph.
+    """
+    of_structures, of_atoms = shares
     number = graph.cell.shape[0]
     reference = potential.reference_energies[potential.species_index[graph.atomic_numbers]]
     label = graph.energy - sum_over_structures(reference, graph.batch, number)
@@ -52,10 +62,12 @@ def _loss(
     per_atom = energy_error / sum_over_structures(ones, graph.batch, number)
     force_error = forces - graph.forces
     size = _SIZES[settings.kind]
-    loss = settings.energy * size(per_atom.unsqueeze(-1)) + settings.forces * size(force_error)
+    loss = settings.energy * of_structures * size(per_atom.unsqueeze(-1))
+    loss = loss + settings.forces * of_atoms * size(force_error)
     if stress is not None:
-        loss = loss + settings.stress * size((stress - graph.stress).flatten(1))
-    return LossTerms(loss, energy_error.detach().abs().mean(), force_error.detach().abs().mean())
+        loss = loss + settings.stress * of_structures * size((stress - graph.stress).flatten(1))
+    energy_mae, forces_mae = energy_error.detach().abs().mean(), force_error.detach().abs().mean()
+    return LossTerms(loss, of_structures * energy_mae, of_atoms * forces_mae)
 
 
 _SIZES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -71,12 +83,12 @@ class _LossModule(nn.Module):
         super().__init__()
         self.potential, self.settings = potential, settings
 
-    def forward(self, graph: Graph, fused: bool) -> LossTerms:
+    def forward(self, graph: Graph, shares: Tensor, fused: bool) -> LossTerms:
         energies, forces, stress = self.potential.differentiate(
             graph, forces=True, stress=self.settings.stress > 0, create_graph=True, fused=fused
         )
         assert forces is not None
-        return _loss(self.potential, self.settings, graph, energies, forces, stress)
+        return _loss(self.potential, self.settings, graph, shares, energies, forces, stress)
 
 
 class TrainingStep:
@@ -110,24 +122,31 @@ class TrainingStep:
         if self.backend == "compiled":
             self._function = ShapeCompiler(partial(self._evaluate, fused=True), self._function)
 
-    def __call__(self, graph: Graph) -> LossTerms:
-        """Loss terms of the batch, detached."""
+    def __call__(self, graph: Graph, shares: tuple[float, float] = (1.0, 1.0)) -> LossTerms:
+        """Loss terms of the batch, detached.
+
+        Args:
+            graph: The batch, or a part of it.
+            shares: Of the structures and of the atoms of the whole batch, those in ``graph``: terms and gradients of
+                parts add up to those of the whole.
+        """
+        part = torch.tensor(shares, dtype=torch.float64, device=graph.positions.device)
         for parameter in self._named.values():
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if self._native is not None:
-            return self._natively(graph, self._native)
-        tensors = [graph[name] for name in self._fields]
+            return self._natively(graph, part, self._native)
+        tensors = [*(graph[name] for name in self._fields), part]
         parameters = [p.detach() for p in self._named.values()]
         with torch.no_grad():
             loss, energy_mae, forces_mae, *gradients = self._function(parameters, tensors)
         torch._foreach_copy_([p.grad for p in self._named.values() if p.grad is not None], gradients)
         return LossTerms(loss, energy_mae, forces_mae)
 
-    def _natively(self, graph: Graph, native: NativeDifferentiation) -> LossTerms:
+    def _natively(self, graph: Graph, shares: Tensor, native: NativeDifferentiation) -> LossTerms:
         found = native(graph, self._settings.stress > 0)
         with torch.enable_grad():
-            terms = _loss(self._potential, self._settings, graph, found.energies, found.forces, found.stress)
+            terms = _loss(self._potential, self._settings, graph, shares, found.energies, found.forces, found.stress)
         found.gradients(terms.loss, {name: p.grad for name, p in self._named.items() if p.grad is not None})
         return replace(terms, loss=terms.loss.detach())
 
@@ -135,8 +154,9 @@ class TrainingStep:
         with torch.enable_grad():
             leaves = [p.detach().requires_grad_(True) for p in parameters]
             weights = dict(zip((f"potential.{name}" for name in self._named), leaves, strict=True))
-            graph = Graph(**dict(zip(self._fields, tensors, strict=True)))
-            terms = functional_call(self._module, weights, (graph, fused))
+            *fields, shares = tensors
+            graph = Graph(**dict(zip(self._fields, fields, strict=True)))
+            terms = functional_call(self._module, weights, (graph, shares, fused))
             # The last layer's constants may not matter to a loss without energies: no gradient then, not an error.
             gradients = torch.autograd.grad(terms.loss, leaves, materialize_grads=True)
         return terms.loss.detach(), terms.energy_mae, terms.forces_mae, *gradients

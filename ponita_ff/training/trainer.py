@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ponita_ff.checkpoint import write_atomically
-from ponita_ff.data import Frame
+from ponita_ff.data import Frame, frame_sizes
 from ponita_ff.graph import Graph, batch_graphs
 from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
 from ponita_ff.training.optimisers import FlatWeights, Optimiser, layer_matrices
+from ponita_ff.training.parallel import Processes, deal
 from ponita_ff.training.step import LossTerms, TrainingStep
 
 __all__ = ["Trainer"]
@@ -56,20 +60,55 @@ class _GraphDataset(Dataset[Graph]):
         return self.cache[index]
 
 
-class _Batches:
-    """Batch indices as a pure function of seed and step, so that a resumed run sees what it would have seen."""
+@dataclass(frozen=True)
+class _Part:
+    """What one process does of a batch.
 
-    def __init__(self, frames: int, batch_size: int, seed: int, start: int) -> None:
-        self.frames, self.size, self.seed, self.start = frames, min(batch_size, frames), seed, start
+    Attributes:
+        indices: Its frames.
+        positions: Their places in the whole batch.
+        structures: How many the whole batch has.
+        shares: Of the batch's structures and atoms.
+    """
+
+    indices: list[int]
+    positions: list[int]
+    structures: int
+    shares: tuple[float, float] = (1.0, 1.0)
+
+
+class _Batches:
+    """A process's part of each batch, a pure function of seed and step: a resumed run sees what it would have seen.
+
+    Iterating gives the frames from step ``start`` on.
+    """
+
+    def __init__(self, frames: Sequence[Frame], batch_size: int, seed: int, start: int, processes: Processes) -> None:
+        self.size, self.seed, self.start, self.processes = min(batch_size, len(frames)), seed, start, processes
+        if self.size < processes.size:
+            raise ValueError(
+                f"a batch of {self.size} frames cannot be dealt out to {processes.size} processes: raise "
+                "optimiser.batch_size, or start fewer"
+            )
+        self.frames = len(frames)
+        self.atoms = frame_sizes(frames) if processes.size > 1 else None
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def part(self, step: int) -> _Part:
+        """Of the batch of a step."""
+        epoch, batch = divmod(step, self.frames // self.size)
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.frames)
+        indices = self._order[1][batch * self.size : (batch + 1) * self.size]
+        if self.atoms is None:
+            return _Part(indices.tolist(), list(range(len(indices))), len(indices))
+        atoms = self.atoms[indices]
+        own = deal(atoms.tolist(), self.processes.size)[self.processes.rank]
+        shares = (len(own) / len(indices), float(atoms[own].sum() / atoms.sum()))
+        return _Part(indices[own].tolist(), own, len(indices), shares)
 
     def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.frames // self.size
-        epoch, position = divmod(self.start, per_epoch)
-        while True:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.frames)
-            for batch in range(position, per_epoch):
-                yield order[batch * self.size : (batch + 1) * self.size].tolist()
-            epoch, position = epoch + 1, 0
+        return (self.part(step).indices for step in itertools.count(self.start))
 
 
 def _rotate(graph: Graph, rotations: Tensor) -> None:
@@ -103,6 +142,7 @@ class Trainer:
         train, validation: Labelled frames.
         out: Folder for checkpoint, logs and results; made when missing.
         progress: Whether to show a progress bar.
+        processes: Those that train together, each with its part of every batch; the leading one validates and writes.
 
     Attributes:
         average: The exponential moving average of the potential: what is validated and written out.
@@ -116,8 +156,11 @@ class Trainer:
         validation: Sequence[Frame],
         out: Path,
         progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
-        self.potential, self.config, self.out, self.progress = potential, config, out, progress
+        self.processes = processes or Processes()
+        self.potential, self.config, self.out = potential, config, out
+        self.progress = progress and self.processes.leads
         self.validation = validation
         self.dataset = _GraphDataset(train, potential.cutoff)
         settings = config.optimiser
@@ -162,10 +205,11 @@ class Trainer:
         """
         settings = self.config.optimiser
         self._clock = time.monotonic()
+        batches = _Batches(self.dataset.frames, settings.batch_size, self.config.seed, self.state.step, self.processes)
         loader = iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=_Batches(len(self.dataset), settings.batch_size, self.config.seed, self.state.step),
+                batch_sampler=batches,
                 collate_fn=batch_graphs,
                 num_workers=self.config.workers,
                 generator=torch.Generator(),  # a loader would else draw from torch's global one
@@ -173,11 +217,13 @@ class Trainer:
         )
         bar = tqdm(total=1000, disable=not self.progress, bar_format="{percentage:5.1f}% |{bar}| {desc}")
         stop = False
-        with bar, _Log(self.out, self.state.step) as log:
-            while (fraction := self._fraction_done()) < 1.0 and not stop:
+        with bar, _Log(self.out, self.state.step) if self.processes.leads else nullcontext() as log:
+            while (fraction := self._agreed_fraction(stop)) < 1.0:
                 rate = self.learning_rate(fraction)
-                terms = self._train_step(next(loader), rate)
+                terms = self._train_step(next(loader), batches.part(self.state.step), rate)
                 self.state.step += 1
+                if log is None:
+                    continue
                 done = self._fraction_done() >= 1.0
                 if self.state.step % settings.validate_every == 0 or done:
                     stop = self._validate(log, terms, rate)
@@ -185,16 +231,26 @@ class Trainer:
                     self.save_checkpoint()
                 if self.state.step % 20 == 0 or done:
                     self._show(bar, fraction, terms)
-            self.save_checkpoint()
+            if self.processes.leads:
+                self.save_checkpoint()
         if stop and self._best is not None:
             self.average.load_state_dict(self._best)
         return self.average
 
-    def _train_step(self, graph: Graph, rate: float) -> LossTerms:
+    def _agreed_fraction(self, stop: bool) -> float:
+        """Share of the run behind us as the leading process sees it, 1 when it stops early: all end together."""
+        fraction = 1.0 if stop else self._fraction_done()
+        if self.processes.size == 1:
+            return fraction
+        agreed = torch.tensor(fraction, dtype=torch.float64, device=self.potential.device)
+        self.processes.from_leader_(agreed)
+        return float(agreed)
+
+    def _train_step(self, graph: Graph, part: _Part, rate: float) -> LossTerms:
         if self.config.rotate:
-            rotations = random_rotations(graph.cell.shape[0], (self.config.seed, self.state.step, 1))
-            _rotate(graph, torch.from_numpy(rotations))
-        terms = self.step_function(graph.to(self.potential.device))
+            rotations = random_rotations(part.structures, (self.config.seed, self.state.step, 1))
+            _rotate(graph, torch.from_numpy(rotations[part.positions]))
+        terms = self._summed(self.step_function(graph.to(self.potential.device), part.shares))
         if not bool(torch.isfinite(terms.loss)):
             raise FloatingPointError(
                 f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or "
@@ -204,6 +260,15 @@ class Trainer:
         decay = self.config.optimiser.ema_decay if self.state.step else 0.0
         self._averaged.values.lerp_(self.optimiser.weights.values, 1.0 - decay)
         return terms
+
+    def _summed(self, terms: LossTerms) -> LossTerms:
+        """Terms of the whole batch; gradients, which lie in one tensor, are added up too."""
+        if self.processes.size == 1:
+            return terms
+        values = torch.stack([value.double() for value in (terms.loss, terms.energy_mae, terms.forces_mae)])
+        self.processes.sum_(values)
+        self.processes.sum_(self.optimiser.weights.gradients)
+        return LossTerms(*values.unbind())
 
     def _validate(self, log: _Log, terms: LossTerms, rate: float) -> bool:
         """Errors of the averaged potential; True when patience has run out."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ponita_ff.data import DataError, Frame, Hdf5Frames, Units, read_frames, write_hdf5
+from ponita_ff.data import DataError, Frame, Hdf5Frames, JoinedFrames, Units, frame_sizes, read_frames, write_hdf5
 
 
 def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame]:
@@ -62,6 +62,17 @@ def test_round_trip_is_exact(tmp_path: Path, compression: Any, stress: bool) -> 
             assert_same(read[i], frames[i])
         assert read[3].source == "a.h5, frame 3"
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_sizes_without_reading_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = random_frames(9)
+    write_hdf5(tmp_path / "a.h5", frames, {})
+    with Hdf5Frames(tmp_path / "a.h5") as read:
+        monkeypatch.setattr(Hdf5Frames, "_frame", lambda *_: pytest.fail("a frame was read"))
+        sizes = [len(frame) for frame in frames]
+        assert read.sizes().tolist() == sizes
+        assert frame_sizes(read[2:5]).tolist() == sizes[2:5]
+        assert frame_sizes(JoinedFrames([read, read[:2]])).tolist() == sizes + sizes[:2]
 
 
 def test_read_frames_dispatches_and_checks_units(tmp_path: Path) -> None:

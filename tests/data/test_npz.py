@@ -51,6 +51,11 @@ def test_rmd17_style_is_known_by_keys_and_name(tmp_path: Path) -> None:
     assert frame.source == "rmd17_ethanol.npz, frame 2"
 
 
+def test_sizes(tmp_path: Path) -> None:
+    frames = NpzFrames(write(tmp_path / "rmd17_x.npz", arrays(4)))
+    assert frames.sizes().tolist() == [len(frame) for frame in frames]
+
+
 @pytest.mark.parametrize("kind", [np.array, lambda text: np.array(text.encode())])
 def test_sgdml_style_reads_its_own_units(tmp_path: Path, kind: Any) -> None:
     data = sgdml()
