@@ -16,7 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ponita_ff.checkpoint import find_potential, load_potential
+from ponita_ff.checkpoint import load_potential
 from ponita_ff.device_neighbours import TableCache
 from ponita_ff.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
 from ponita_ff.neighbours import SkinCache
@@ -376,7 +376,7 @@ def _prepare(
     if isinstance(potential, Potential):
         loaded = potential.clone()
     elif isinstance(potential, str | Path):
-        loaded = load_potential(find_potential(potential))
+        loaded = load_potential(potential)
     else:
         raise TypeError(f"potential must be a shipped name, a path or a Potential, got {type(potential).__name__}")
     if num_ori is not None:

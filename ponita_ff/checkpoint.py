@@ -86,13 +86,13 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
 
 
 def read_header(path: Path | str) -> dict[str, Any]:
-    """Header of a potential file, with the file's own hashes checked against its content.
+    """Header of a potential file or shipped potential, with the file's own hashes checked against its content.
 
     Raises:
         FileNotFoundError: When there is no such file.
         PotentialFileError: When it is empty, foreign, truncated, altered, or of an unknown version.
     """
-    return _read(Path(path))[0]
+    return _read(find_potential(path))[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -126,7 +126,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_potential(path: Path | str) -> Potential:
-    """Read a potential file.
+    """Read a potential.
+
+    Args:
+        path: A potential file, or the name of a shipped potential.
 
     Returns:
         The potential in the dtype that it was saved with, on the CPU, in eval mode.
@@ -134,7 +137,7 @@ def load_potential(path: Path | str) -> Potential:
     Raises:
         FileNotFoundError, PotentialFileError: As :func:`read_header`.
     """
-    path = Path(path)
+    path = find_potential(path)
     header, tensors = _read(path)
     try:
         config_class, network_class = _FORMS[header["form"]]

@@ -186,7 +186,7 @@ def evaluate(
     """Errors of a potential on labelled frames."""
     from tqdm import tqdm
 
-    from ponita_ff.checkpoint import find_potential, load_potential
+    from ponita_ff.checkpoint import load_potential
     from ponita_ff.data import Units, read_frames
     from ponita_ff.files import write_atomically
     from ponita_ff.training.evaluate import evaluate as run_evaluation
@@ -196,7 +196,7 @@ def evaluate(
         if (energy_unit is None) != (length_unit is None):
             raise click.UsageError("give --energy-unit and --length-unit together")
         units = Units(energy_unit, length_unit) if energy_unit and length_unit else None
-        model = load_potential(find_potential(potential))
+        model = load_potential(potential)
         frames = read_frames(data, units=units)
         with tqdm(total=len(frames), unit="frame", desc="evaluating") as bar:
 

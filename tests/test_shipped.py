@@ -79,7 +79,7 @@ def test_ethanol_on_real_frames() -> None:
     path = DATA / "rmd17" / "rmd17_ethanol_test_01.npz"
     if not path.is_file():
         pytest.skip("no rMD17 data here (set PONITA_FF_DATA to the folder with rmd17/)")
-    potential = load_potential(find_potential("ethanol-rmd17"))
+    potential = load_potential("ethanol-rmd17")
     errors = evaluate(potential, read_frames(path, index=slice(None, None, 10))).errors
     assert errors.frames == 100
     assert errors.forces_mae < 8e-3

@@ -84,7 +84,7 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
         "started_from": {"file": path.name, "weights_sha256": read_header(path)["weights_sha256"]},
     }
     potential = Potential(network, species, references, base.scale, base.zbl_cutoff, metadata)
-    return potential.to(getattr(torch, config.dtype))
+    return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)
 
 
 def _number(symbol: str) -> int:

@@ -348,6 +348,8 @@ def test_start_from_a_potential(settings: dict[str, Any], frames: InMemoryFrames
     assert started.reference_energies.tolist() == [-1.0, -2.0, -3.0]
     graph = frame_graph(frames[0], origin.cutoff)
     torch.testing.assert_close(started(graph).energy, origin(graph).energy)
+    assert started.training
+    assert all(parameter.requires_grad for parameter in started.parameters())
     assert started.metadata["started_from"] == {
         "file": "base.safetensors",
         "weights_sha256": read_header(base)["weights_sha256"],
