@@ -81,7 +81,12 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
     metadata = {
         "name": config.name,
         "reference_energies_from": f"{path.name}: {base.metadata.get('reference_energies_from', 'not recorded')}",
-        "started_from": {"file": path.name, "weights_sha256": read_header(path)["weights_sha256"]},
+        "started_from": {
+            "file": path.name,
+            "weights_sha256": read_header(path)["weights_sha256"],
+            "training": base.metadata.get("training"),
+            "started_from": base.metadata.get("started_from"),
+        },
     }
     potential = Potential(network, species, references, base.scale, base.zbl_cutoff, metadata)
     return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)

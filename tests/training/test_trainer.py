@@ -350,10 +350,9 @@ def test_start_from_a_potential(settings: dict[str, Any], frames: InMemoryFrames
     torch.testing.assert_close(started(graph).energy, origin(graph).energy)
     assert started.training
     assert all(parameter.requires_grad for parameter in started.parameters())
-    assert started.metadata["started_from"] == {
-        "file": "base.safetensors",
-        "weights_sha256": read_header(base)["weights_sha256"],
-    }
+    lineage = started.metadata["started_from"]
+    assert lineage["file"] == "base.safetensors"
+    assert lineage["weights_sha256"] == read_header(base)["weights_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""The shipped rMD17 potentials beside published figures: force and energy errors on the official test frames.
+
+    python benchmarks/rmd17.py                   # as their files record them from the end of their training
+    python benchmarks/rmd17.py --data FOLDER     # measured again, on FOLDER/rmd17_<molecule>_test_01.npz
+
+Writes ``results/rmd17.json`` and ``results/rmd17.md``. Published: models trained on 950 frames, validated on 50, tested
+on 1,000 of split 01. PONITA: arXiv:2310.02970, MACE: arXiv:2206.07697, Allegro: arXiv:2204.05249.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ponita_ff.checkpoint import find_potential, load_potential, read_header
+from ponita_ff.data import file_sha256, read_frames
+from ponita_ff.training.evaluate import evaluate
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+#: Force MAE in meV/Å and energy MAE in meV.
+PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
+    "aspirin": {"PONITA": (5.8, 1.7), "MACE": (6.6, 2.2), "Allegro": (7.3, 2.3)},
+    "azobenzene": {"PONITA": (2.3, 0.7), "MACE": (3.0, 1.2), "Allegro": (2.6, 1.2)},
+    "benzene": {"PONITA": (0.3, 0.17), "MACE": (0.3, 0.4), "Allegro": (0.2, 0.3)},
+    "ethanol": {"PONITA": (2.5, 0.4), "MACE": (2.1, 0.4), "Allegro": (2.1, 0.4)},
+    "malonaldehyde": {"PONITA": (4.0, 0.6), "MACE": (4.1, 0.8), "Allegro": (3.6, 0.6)},
+    "naphthalene": {"PONITA": (1.3, 0.3), "MACE": (1.6, 0.5), "Allegro": (0.9, 0.2)},
+    "paracetamol": {"PONITA": (4.3, 1.1), "MACE": (4.8, 1.3), "Allegro": (4.9, 1.5)},
+    "salicylic": {"PONITA": (3.3, 0.7), "MACE": (3.1, 0.9), "Allegro": (2.9, 0.9)},
+    "toluene": {"PONITA": (1.3, 0.3), "MACE": (1.5, 0.5), "Allegro": (1.8, 0.4)},
+    "uracil": {"PONITA": (2.4, 0.4), "MACE": (2.1, 0.5), "Allegro": (1.8, 0.6)},
+}
+
+
+def training_hours(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hours and hardware of every training that led to a potential, the first one first."""
+    stages: list[dict[str, Any]] = []
+    stage: dict[str, Any] | None = metadata
+    while stage:
+        training = stage.get("training")
+        if training:
+            name = stage.get("file", "own")
+            stages.insert(0, {"stage": name, "hours": training["seconds"] / 3600, "hardware": training["hardware"]})
+        stage = stage.get("started_from")
+    return stages
+
+
+def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]:
+    """Errors on the test frames of a folder, after a check that they are those that the file names."""
+    data = folder / f"rmd17_{molecule}_test_01.npz"
+    expected = read_header(path)["metadata"]["data"]["test_sha256"]
+    if file_sha256(data) != expected:
+        raise SystemExit(f"{data} is not the file that {path.parent.name} was tested on")
+    return evaluate(load_potential(path), read_frames(data), batch_size=50, backend="auto").errors.as_dict()
+
+
+def row(molecule: str, folder: Path | None) -> dict[str, Any]:
+    """What is known of one molecule."""
+    path = find_potential(f"{molecule}-rmd17")
+    metadata = read_header(path)["metadata"]
+    errors = metadata["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
+    return {
+        "force_mae": 1e3 * errors["forces_mae"],
+        "energy_mae": 1e3 * errors["energy_mae"],
+        "frames": errors["frames"],
+        "training": training_hours(metadata),
+    }
+
+
+def report(rows: dict[str, dict[str, Any]], command: str) -> str:
+    """The page."""
+    names = list(next(iter(PUBLISHED.values())))
+    lines = [
+        "# rMD17",
+        "",
+        f"*Written by `{command}`. Mean absolute errors of forces (meV/Å) / energies (meV) on the 1,000 official test "
+        "frames of split 01; 950 frames to train on. Published figures from the papers that the script names.*",
+        "",
+        f"| molecule | this package | {' | '.join(names)} | forces, times PONITA's | hours of training |",
+        "| --- " * (len(names) + 4) + "|",
+    ]
+    for molecule, published in PUBLISHED.items():
+        told = [f"{force:g} / {energy:g}" for force, energy in published.values()]
+        found = rows.get(molecule)
+        if found is None:
+            lines.append(f"| {molecule} | not shipped | {' | '.join(told)} | | |")
+            continue
+        ratio = found["force_mae"] / published["PONITA"][0]
+        hours = " + ".join(f"{stage['hours']:.2f} ({stage['stage']})" for stage in found["training"])
+        own = f"{found['force_mae']:.2f} / {found['energy_mae']:.2f}"
+        lines.append(f"| {molecule} | {own} | {' | '.join(told)} | {ratio:.2f} | {hours} |")
+    hardware = sorted({stage["hardware"] for found in rows.values() for stage in found["training"]})
+    lines += ["", f"Trained on: {'; '.join(hardware)}. A base that all share is counted in full in every row."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Gather, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the test frames; without it, what the files record")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    arguments = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = {}
+    for molecule in PUBLISHED:
+        try:
+            rows[molecule] = row(molecule, arguments.data)
+        except FileNotFoundError as error:
+            print(f"{molecule}: {error}")
+    if not rows:
+        raise SystemExit("no rMD17 potential is shipped")
+    text = report(rows, "python benchmarks/rmd17.py" + (" --data FOLDER" if arguments.data else ""))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "rmd17.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (arguments.out / "rmd17.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
