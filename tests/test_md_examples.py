@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from ase import Atoms
-from ase.io import read
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from ase.vibrations import VibrationsData
 
 from ponita_ff.data import read_frames, read_isolated_atoms
@@ -43,7 +45,7 @@ def run(
         return capsys.readouterr().out
 
     yield run_example
-    for name in ("common", "md", "nve", "nvt", "relax", "vibrations", "neb"):
+    for name in ("common", "md", "nve", "nvt", "relax", "vibrations", "neb", "observables"):
         sys.modules.pop(name, None)
 
 
@@ -182,6 +184,56 @@ def test_neb(run: Run) -> None:
         in_mev, in_kcal = numbers(output, name)
         assert in_mev == pytest.approx(1e3 * value, abs=0.02)
         assert in_kcal == pytest.approx(23.0605 * value, abs=2e-3)
+
+
+@pytest.fixture
+def observables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("observables")
+
+
+def test_observables_beside_reference_frames(run: Run) -> None:
+    """The same run again, beside its own frames: no difference but for the mean temperature."""
+    run("observables")
+    check_picture(Path("results/observables.png"))
+    frames = read("results/observables.traj", index=":")
+    for atoms in frames:
+        atoms.set_constraint()
+    write("frames.xyz", frames, format="extxyz")
+    output = run("observables", "--frames", "frames.xyz", "--temperature", "500")
+    assert numbers(output, "distances differ by")[0] == 0.0
+    temperature = numbers(output, "temperature")[0]
+    for name in "HCO":
+        ours, theirs = numbers(output, f"frequency of {name}")
+        assert ours == pytest.approx(theirs * math.sqrt(500 / temperature), abs=1.0)
+
+
+def test_spectrum_of_known_oscillations(observables: ModuleType) -> None:
+    """Two atoms at 1,000 and 3,000 cm⁻¹, sampled every fs."""
+    time_fs = np.arange(8000.0)
+    hertz = 100 * units._c * np.array([1000.0, 3000.0])
+    velocities = np.cos(2 * np.pi * hertz[None, :] * 1e-15 * time_fs[:, None])[:, :, None] * np.ones(3)
+    wave_numbers, power = observables.spectrum(velocities, np.array([1.0, 16.0]), 1.0)
+    np.testing.assert_allclose(wave_numbers[power.argmax(axis=0)], [1000, 3000], atol=5)
+
+
+def test_einstein_frequency_of_harmonic_atoms(observables: ModuleType) -> None:
+    """Forces of atoms on springs of 2,000 and 500 cm⁻¹ at 400 K have the variance k T m ω²."""
+    generator, temperature = np.random.default_rng(0), 400.0
+    frames = []
+    for _ in range(4000):
+        atoms = Atoms("HO", [(0, 0, 0), (3, 0, 0)])
+        angular = np.array([2000.0, 500.0]) * 100 * units._c * 2 * np.pi / units.s
+        width = np.sqrt(units.kB * temperature * atoms.get_masses()) * angular
+        atoms.calc = SinglePointCalculator(atoms, forces=width[:, None] * generator.standard_normal((2, 3)))
+        frames.append(atoms)
+    found = observables.einstein_frequencies(frames, temperature)
+    assert found == {"H": pytest.approx(2000, rel=0.02), "O": pytest.approx(500, rel=0.02)}
+
+
+def test_observables_of_another_molecule(observables: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="holds other molecules than C2H6O"):
+        observables.main(["--frames", str(DATA / "methanol_gfn2.xyz"), "--out", str(tmp_path / "out")])
 
 
 def test_first_path_of_neb_turns_only_the_hydroxyl(monkeypatch: pytest.MonkeyPatch) -> None:
