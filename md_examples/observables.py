@@ -115,7 +115,7 @@ def plot(
             right.plot(wave_numbers[inside], values[inside] / values.max(), color=colour, label=f"{name}, our MD")
             if name in frequencies:
                 label = f"{name}, reference, mean"
-                right.axvline(frequencies[name], color=colour, linestyle="--", label=label)
+                right.vlines(frequencies[name], 0, 1.08, color=colour, linestyle="--", label=label)
         right.set_xlabel("wave number (cm⁻¹)")
         right.set_ylabel("density of states (largest: 1)")
         right.set_ylim(0, 1.45)

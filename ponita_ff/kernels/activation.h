@@ -27,8 +27,8 @@ INLINE Vector<double> exp_of(Vector<double> x) {
     return x;
 }
 
-// gelu(x) = x Phi(x), its derivative Phi(x) + x phi(x) and its second, (2 - x^2) phi(x). Phi(-|x|) = exp(-x^2 / 2) t q(t), t = 1 / (1 + k |x|), q
-// fitted to 9e-9: within float's rounding.
+// gelu(x) = x Phi(x), its derivative Phi(x) + x phi(x) and its second, (2 - x^2) phi(x). Phi(-|x|) = exp(-x^2 / 2) t
+// q(t), t = 1 / (1 + k |x|), q fitted to 9e-9: within float's rounding.
 INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& slope, Vector<float>& curvature) {
     const Vector<float> size = x < 0.0f ? -x : x;
     const Vector<float> gauss = exp_of(-0.5f * x * x);

@@ -61,7 +61,7 @@ struct Edge {
 
 // ---------------------------------------------------------------------------------------------- kernels of an edge
 
-// Weights of value, slope and curvature at an interval's left end, then at its right, for quintic Hermite interpolation.
+// Weights of value, slope and curvature at an interval's left end, then at its right: quintic Hermite interpolation.
 template <typename T>
 void hermite(T t, T* weights) {
     const T two = t * t, three = two * t, four = three * t, five = four * t;
@@ -113,7 +113,7 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
 
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
-// Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (unless CONSTANT), and
+// Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (not if CONSTANT), and
 // gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
 // be added up) and, returned, with respect to the distance.
 template <typename T, int D, bool CONSTANT>
@@ -303,8 +303,8 @@ private:
             }
         T* convolved = s.rows;
         if (shape_.has_fibre)
-            over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias), end - begin,
-                              s.rows, convolved = s.more_rows, false);
+            over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias),
+                              end - begin, s.rows, convolved = s.more_rows, false);
         else
             add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
         T* normal = normal_[index] + begin * row_;

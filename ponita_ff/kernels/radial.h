@@ -66,7 +66,8 @@ template <typename T>
 void pack_right(const T* matrix, int64_t columns, int64_t row, int64_t count, int64_t rows, T* packed) {
     constexpr int64_t P = 2 * Simd<T>::width;
     for (int64_t start = 0; start < columns; start += P)
-        for (int64_t r = 0; r < count; ++r) std::copy_n(matrix + r * columns + start, P, packed + start * rows + (row + r) * P);
+        for (int64_t r = 0; r < count; ++r)
+            std::copy_n(matrix + r * columns + start, P, packed + start * rows + (row + r) * P);
 }
 
 // out(k, :) += sum_r left(r, k) right(r, :) for the columns of one group and a panel.
@@ -209,7 +210,8 @@ public:
         dense(layers_[0], bessel_, first, count);
         dense(layers_[1], layers_[0].after, first, count);
         for (const int64_t row : {first, pairs_ + first})
-            pack_right(layers_[0].after + row * layers_[0].width, layers_[0].width, row, count, 2 * pairs_, hidden_right_);
+            pack_right(layers_[0].after + row * layers_[0].width, layers_[0].width, row, count, 2 * pairs_,
+                       hidden_right_);
         const int64_t wide = width();
         for (int64_t pair = first; pair < first + count; ++pair) {
             const T value = envelope_[pair], slope = envelope_[pairs_ + pair];

@@ -12,8 +12,8 @@
 //
 // Layer by layer (ponita_ff/convolution.py has the formulas), with u, r a pair's direction and distance:
 //     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
-// The norm's weights are multiplied into W1 and b1, K is the fibre kernel on the grid; radial.h has R_l. Weights come and
-// gradients go as torch keeps them. Arrays live in the workspace between the two calls. Sums run in the same order
+// The norm's weights are multiplied into W1 and b1, K is the fibre kernel on the grid; radial.h has R_l. Weights come
+// and gradients go as torch keeps them. Arrays live in the workspace between the two calls. Sums run in the same order
 // whatever the number of threads.
 
 #include "activation.h"
@@ -31,19 +31,19 @@ struct Dimensions {
 
 // Addresses of a network's parameters, or of where their gradients go; each as torch has it.
 struct LayerParameters {
-    void *fibre, *bias;                               // (degrees, channels), null without orientations; (channels)
-    void* radial;                                     // (degrees x channels, basis)
-    void *norm, *norm_bias;                           // (channels)
-    void *expand, *expand_bias;                       // (hidden, channels), (hidden)
-    void *contract, *contract_bias;                   // (channels, hidden), (channels)
-    void *readout, *readout_bias;                     // (channels), (1)
+    void *fibre, *bias;              // (degrees, channels), null without orientations; (channels)
+    void* radial;                    // (degrees x channels, basis)
+    void *norm, *norm_bias;          // (channels)
+    void *expand, *expand_bias;      // (hidden, channels), (hidden)
+    void *contract, *contract_bias;  // (channels, hidden), (channels)
+    void *readout, *readout_bias;    // (channels), (1)
 };
 
 struct Parameters {
-    void* embedding;                        // (species, channels)
+    void* embedding;                           // (species, channels)
     void *radial_hidden, *radial_hidden_bias;  // (radial hidden, bessel)
     void *radial_basis, *radial_basis_bias;    // (basis, radial hidden)
-    LayerParameters layers[MAX_LAYERS];  // as many as the network has
+    LayerParameters layers[MAX_LAYERS];        // as many as the network has
 };
 
 struct Batch {
@@ -217,22 +217,31 @@ class Trainee {
     };
     // What products read of the weights, one layer behind the other.
     struct Weights {
-        T *fibre, *fibre_adjoint;          // (stride / W, ori, ori', W): receiver n, sender n'; the adjoint turned round
-        T *bias, *contract_bias, *readout; // (stride)
-        T *expand, *contract_adjoint;      // packed (stride -> hidden)
-        T *contract, *expand_adjoint;      // packed (hidden -> stride)
-        T* expand_bias;                    // (hidden)
-        T *radial, *radial_adjoint;        // packed (basis -> degrees x stride) and back
-        T* readout_hidden;                 // (hidden), the last layer's alone: its readout through W2
+        T *fibre, *fibre_adjoint;  // (stride / W, ori, ori', W): receiver n, sender n'; the adjoint turned round
+        T *bias, *contract_bias, *readout;  // (stride)
+        T *expand, *contract_adjoint;       // packed (stride -> hidden)
+        T *contract, *expand_adjoint;       // packed (hidden -> stride)
+        T* expand_bias;                     // (hidden)
+        T *radial, *radial_adjoint;         // packed (basis -> degrees x stride) and back
+        T* readout_hidden;                  // (hidden), the last layer's alone: its readout through W2
     };
 
 public:
     Trainee(const Dimensions& dimensions, const Batch& batch, int64_t threads)
-        : dimensions_(dimensions), shape_(dimensions.shape), batch_(batch), threads_(threads),
-          row_(shape_.num_ori * shape_.stride), rows_(batch.atoms * shape_.num_ori), wide_(shape_.degrees * shape_.stride),
-          messages_(messages<T>(shape_.degrees)), blocks_(shape_, batch.atoms, threads), arena_(batch.workspace),
+        : dimensions_(dimensions),
+          shape_(dimensions.shape),
+          batch_(batch),
+          threads_(threads),
+          row_(shape_.num_ori * shape_.stride),
+          rows_(batch.atoms * shape_.num_ori),
+          wide_(shape_.degrees * shape_.stride),
+          messages_(messages<T>(shape_.degrees)),
+          blocks_(shape_, batch.atoms, threads),
+          arena_(batch.workspace),
           sizes_{dimensions.num_bessel, dimensions.radial_hidden, dimensions.radial_basis, dimensions.cutoff},
-          radial_(sizes_, batch.pairs, arena_), bytes_(lay_out()), team_(threads, next_) {}
+          radial_(sizes_, batch.pairs, arena_),
+          bytes_(lay_out()),
+          team_(threads, next_) {}
 
     int64_t bytes() const { return bytes_; }
 
@@ -257,7 +266,8 @@ public:
             if (item < radial_.items())
                 radial_.forward(item, [&](int64_t pair) { return 1.0 / double(pairs_[pair].inverse_distance); });
             else
-                start(blocks_.begin(item - radial_.items()), blocks_.begin(item - radial_.items() + 1), given, energies);
+                start(blocks_.begin(item - radial_.items()), blocks_.begin(item - radial_.items() + 1), given,
+                      energies);
         });
         team_.share(stage++, radial_.items() * layers,
                     [&](int64_t item) { radial_functions(item % layers, item / layers); });
@@ -297,7 +307,8 @@ public:
         const int64_t panels = wide_ / (2 * W), matrices = layers * panels;
         team_.share(stage++, matrices + radial_.panels() + layers + 1, [&](int64_t item) {
             if (item < matrices)
-                return radial_gradient(item / panels, item % panels, static_cast<T*>(out.layers[item / panels].radial), s);
+                return radial_gradient(item / panels, item % panels, static_cast<T*>(out.layers[item / panels].radial),
+                                       s);
             if ((item -= matrices) < radial_.panels()) {
                 T* const matrix[2] = {static_cast<T*>(out.radial_hidden), static_cast<T*>(out.radial_basis)};
                 T* const bias[2] = {static_cast<T*>(out.radial_hidden_bias), static_cast<T*>(out.radial_basis_bias)};
@@ -460,7 +471,8 @@ private:
     void prepare_fibre(int64_t index, const T* factors) {
         const T* angular = static_cast<const T*>(dimensions_.fibre_angular);
         const int64_t ori = shape_.num_ori;
-        T *kernel = part(weights_.fibre, index, fibre_size()), *turned = part(weights_.fibre_adjoint, index, fibre_size());
+        T *kernel = part(weights_.fibre, index, fibre_size()),
+          *turned = part(weights_.fibre_adjoint, index, fibre_size());
         for (int64_t c = 0; c < shape_.stride; c += W, kernel += ori * ori * W, turned += ori * ori * W)
             for (int64_t n = 0; n < ori; ++n)
                 for (int64_t m = 0; m < ori; ++m) {
@@ -522,7 +534,8 @@ private:
             T* features = layers_[0].features + atom * row_;
             for (int64_t c = 0; c < shape_.stride; c += 2 * W) {
                 const Vector<T> one = load_inside(embedding, c), two = load_inside(embedding, c + W);
-                for (int64_t o = 0; o < shape_.num_ori; ++o, features += 2 * W) store(features, one), store(features + W, two);
+                for (int64_t o = 0; o < shape_.num_ori; ++o, features += 2 * W)
+                    store(features, one), store(features + W, two);
             }
             T* change = layers_[0].features_dot + atom * row_;
             std::fill(change, change + row_, T(0));
@@ -612,7 +625,8 @@ private:
                     store(slopes + at, slope);
                     store(s.hidden + at, activated);
                 });
-        const T *contract_bias = part(weights_.contract_bias, index, stride), *readout = part(weights_.readout, index, stride);
+        const T *contract_bias = part(weights_.contract_bias, index, stride),
+                *readout = part(weights_.readout, index, stride);
         contract(index, begin, end, layer.features, contract_bias, pooled_, layer.moment, s);
         for (int64_t atom = begin; atom < end; ++atom) {
             Vector<T> total = all(T(0));
@@ -661,8 +675,8 @@ private:
     void contract_adjoint(int64_t index, int64_t begin, int64_t end, const T* carried, const T* factors, Use&& use) {
         const int64_t stride = shape_.stride, hidden = shape_.hidden, rows = (end - begin) * shape_.num_ori;
         if (!last(index))
-            return product(carried, rows, stride, part(weights_.contract_adjoint, index, stride * hidden), stride, hidden,
-                           use);
+            return product(carried, rows, stride, part(weights_.contract_adjoint, index, stride * hidden), stride,
+                           hidden, use);
         const T* through = static_cast<const T*>(weights_.readout_hidden);
         for (int64_t row = 0; row < rows; ++row) {
             const T factor = readout_factor(begin + row / shape_.num_ori, row % shape_.num_ori, factors);
@@ -682,7 +696,8 @@ private:
         for (int64_t atom = begin; atom < end; ++atom)
             for (int64_t o = 0; o < shape_.num_ori; ++o, out += shape_.stride) {
                 const T weight = readout_factor(atom, o, factors);
-                for (int64_t c = 0; c < shape_.stride; c += W) store(out + c, load(out + c) + weight * load(readout + c));
+                for (int64_t c = 0; c < shape_.stride; c += W)
+                    store(out + c, load(out + c) + weight * load(readout + c));
             }
     }
 
@@ -842,8 +857,9 @@ private:
             const T of_dot = dot(star, normal, stride) * per_channel;
             const T scale = -layer.deviation[row], of_star = layer.along_dot[row];
             for (int64_t c = 0; c < stride; c += W)
-                store(out + c, load(out + c) + scale * (of_normal * load(normal + c) + of_star * load(convolved_star + c) +
-                                                        of_dot * load(normal_dot + c)));
+                store(out + c,
+                      load(out + c) + scale * (of_normal * load(normal + c) + of_star * load(convolved_star + c) +
+                                               of_dot * load(normal_dot + c)));
         }
     }
 
@@ -902,7 +918,8 @@ private:
     }
 
     // One vector of channels of the gradients of the fibre kernel, the biases and the readout.
-    void vector_gradients(int64_t index, int64_t c, const T* weights, const LayerParameters& out, const Scratch& s) const {
+    void vector_gradients(int64_t index, int64_t c, const T* weights, const LayerParameters& out,
+                          const Scratch& s) const {
         const int64_t stride = shape_.stride;
         const Layer& layer = layers_[index];
         Vector<T> bias = all(T(0)), contract_bias = all(T(0)), readout = all(T(0));
@@ -911,7 +928,8 @@ private:
             contract_bias += load(carried_bar_ + row * stride + c);
         }
         for (int64_t atom = 0; atom < batch_.atoms; ++atom)
-            readout += weights[atom] * load(layer.moment + atom * stride + c) + load(layer.moment_dot + atom * stride + c);
+            readout +=
+                weights[atom] * load(layer.moment + atom * stride + c) + load(layer.moment_dot + atom * stride + c);
         store_inside(out.bias, c, bias);
         store_inside(out.contract_bias, c, contract_bias);
         store_inside(out.readout, c, readout / T(shape_.num_layers));
@@ -976,7 +994,8 @@ private:
         std::fill(norm_bias, norm_bias + shape_.channels, T(0));
         const T* norm_part = norm_parts_ + index * panels * 2 * stride;
         for (int64_t panel = 0; panel < panels; ++panel, norm_part += 2 * stride)
-            for (int64_t c = 0; c < shape_.channels; ++c) norm[c] += norm_part[c], norm_bias[c] += norm_part[stride + c];
+            for (int64_t c = 0; c < shape_.channels; ++c)
+                norm[c] += norm_part[c], norm_bias[c] += norm_part[stride + c];
         T total = 0;
         for (int64_t atom = 0; atom < batch_.atoms; ++atom) total += weights[atom];
         *static_cast<T*>(out.readout_bias) = total * total_weight<T>(shape_) / T(shape_.num_layers);
