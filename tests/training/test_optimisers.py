@@ -111,6 +111,16 @@ def test_adam_is_torch_s(network: Ponita) -> None:
         torch.testing.assert_close(one, expected)
 
 
+def test_threads_are_left_as_they_were(network: Ponita) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        Optimiser(network, "muon", 0.0).step(0.01, 1.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", ["muon", "adam"])
 def test_state_goes_on_where_it_stood(kind: Literal["muon", "adam"], network: Ponita) -> None:
     other = copy.deepcopy(network)
