@@ -178,7 +178,7 @@ class NpzFrames(FrameSequence):
         return len(self._positions)
 
     def sizes(self) -> NDArray[np.int64]:
-        return np.full(len(self), len(self._numbers), dtype=np.int64)
+        return np.full(len(self), self._positions.shape[1], dtype=np.int64)
 
     def _frame(self, index: int) -> Frame:
         numbers = self._numbers if self._numbers.ndim == 1 else self._numbers[index]

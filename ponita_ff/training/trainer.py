@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 #: Graphs of at most this many frames are kept in memory after their first use.
 _CACHED_FRAMES = 20_000
 
+_CHECKPOINT_VERSION = 2
+
 
 class _GraphDataset(Dataset[Graph]):
     """Frames as graphs, kept after first use when there are few enough of them."""
@@ -329,7 +331,7 @@ class Trainer:
             OSError: With the reason (full disk, no permission); the old checkpoint is intact.
         """
         content = {
-            "version": 2,
+            "version": _CHECKPOINT_VERSION,
             "config": self.config.model_dump_json(),
             "potential": self.potential.state_dict(),
             "average": self.average.state_dict(),
@@ -359,6 +361,8 @@ class Trainer:
             raise ValueError(f"nothing to resume: there is no {path}") from None
         except Exception as error:  # the many ways in which a damaged archive can fail
             raise ValueError(f"{path} is not a whole training checkpoint: {error}") from None
+        if content.get("version") != _CHECKPOINT_VERSION:
+            raise ValueError(f"{path} was made by another version of ponita_ff: finish it with that, or start anew")
         if not self.config.same_run(TrainConfig.from_mapping(json.loads(content["config"]), str(path))):
             raise ValueError(f"{path} was made with other settings; resume with the config.yaml beside it")
         self.potential.load_state_dict(content["potential"])

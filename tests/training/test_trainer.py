@@ -183,6 +183,9 @@ def test_resume_without_or_with_damaged_checkpoint_is_refused(settings: dict[str
         run(settings, tmp_path / "empty", resume=True)
     run(settings, tmp_path / "run", steps=5)
     path = tmp_path / "run" / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=True), "version": 1}, path)
+    with pytest.raises(ValueError, match="made by another version of ponita_ff"):
+        run(settings, tmp_path / "run", resume=True)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a whole training checkpoint"):
         run(settings, tmp_path / "run", resume=True)
