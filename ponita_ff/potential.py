@@ -19,7 +19,7 @@ from torch import Tensor
 from ponita_ff.backends import Predictor
 from ponita_ff.graph import COINCIDENT, Graph, edge_vectors, graphs_of, name_structure, shortest_edge
 from ponita_ff.model import ExactModule, Network, Ponita
-from ponita_ff.orientations import even_rotations
+from ponita_ff.orientations import averaging_rotations, orientation_grid
 from ponita_ff.readout import ZBL, reference_vector, sum_over_structures
 
 __all__ = ["Potential", "Prediction", "Predictions"]
@@ -112,7 +112,7 @@ class Potential(ExactModule):
         self.register_buffer("species_index", index, persistent=False)
 
     def average_rotations(self, number: int) -> None:
-        """Average over a fixed, evenly spread set of rotations of the grid, the identity first.
+        """Average over a fixed set of rotations of the grid, the identity first (:func:`averaging_rotations`).
 
         Costs ``number`` times the time and brings down what the grid leaves of the energy's dependence on how a
         molecule is turned. Forces stay the exact gradient, because the average itself is differentiated.
@@ -122,7 +122,8 @@ class Potential(ExactModule):
         """
         if not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"the number of rotations must be a whole number of at least 1, got {number!r}")
-        self.rotations = even_rotations(number).to(self.rotations.device)
+        group = orientation_grid(len(self.network.orientations)).group if isinstance(self.network, Ponita) else ""
+        self.rotations = averaging_rotations(number, group).to(self.rotations.device)
 
     def predictor(self, backend: str = "auto") -> Predictor:
         """Predictions of this potential as it is now, by the chosen backend (see :class:`Predictor`).

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ponita_ff.orientations import GRID_SIZES, even_rotations, orientation_grid, rotation_group
+from ponita_ff.orientations import (
+    GRID_SIZES,
+    averaging_rotations,
+    even_rotations,
+    grid_residual,
+    orientation_grid,
+    random_rotations,
+    rotation_group,
+)
 
 every_grid = pytest.mark.parametrize("num_ori", GRID_SIZES)
 
@@ -131,3 +139,28 @@ def test_even_rotations_are_spread_over_all_rotations() -> None:
     assert all(value < bound for value, bound in zip(first, bounds, strict=True)), first
     assert all(value < 2 * bound for value, bound in zip(second, bounds, strict=True)), second
     assert first[-1] < 0.01
+
+
+def test_grid_residual_of_known_sets() -> None:
+    alone = np.eye(3)[None]
+    for degree in (6, 10, 12):
+        assert grid_residual(alone, degree) == pytest.approx(1.0)
+        # The grid does not see its own symmetries ...
+        assert grid_residual(rotation_group("icosahedral"), degree) == pytest.approx(1.0)
+        # ... and rotations that know nothing of each other leave 1/n.
+        assert 0.3 < 400 * grid_residual(random_rotations(400, (0,)), degree) < 3.0
+
+
+@pytest.mark.parametrize(("number", "bound"), [(2, 0.35), (3, 0.14), (4, 0.05), (5, 0.005), (6, 1e-3)])
+def test_averaging_rotations_cancel_the_leading_error(number: int, bound: float) -> None:
+    rotations = averaging_rotations(number, "icosahedral")
+    assert rotations.shape == (number, 3, 3)
+    assert torch.equal(rotations[0], torch.eye(3, dtype=torch.float64))
+    assert float((rotations @ rotations.mT - torch.eye(3, dtype=torch.float64)).abs().max()) < 1e-14
+    assert float((torch.linalg.det(rotations) - 1.0).abs().max()) < 1e-14
+    assert grid_residual(rotations.numpy(), 6) < min(bound, grid_residual(even_rotations(number).numpy(), 6))
+
+
+@pytest.mark.parametrize(("number", "group"), [(1, "icosahedral"), (7, "icosahedral"), (3, "octahedral"), (3, "")])
+def test_other_averages_are_even(number: int, group: str) -> None:
+    assert torch.equal(averaging_rotations(number, group), even_rotations(number))
