@@ -50,7 +50,7 @@ ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
     (None, None),
     (None, 2),
     (None, 4),
-    (None, 8),
+    (None, 6),
     (20, None),
     (32, None),
     (62, None),
