@@ -43,7 +43,7 @@ class PonitaConfig(BaseModel):
     num_ori: int = 12
     channels: Annotated[int, Field(ge=1)] = 64
     num_layers: Annotated[int, Field(ge=1)] = 4
-    l_max: Annotated[int, Field(ge=0, le=12)] = 4
+    l_max: Annotated[int, Field(ge=0, le=12)] = 2
     widening: Annotated[int, Field(ge=1)] = 4
     num_bessel: Annotated[int, Field(ge=1)] = 8
     radial_hidden: Annotated[int, Field(ge=1)] = 64
