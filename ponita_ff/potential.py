@@ -256,20 +256,29 @@ class Potential(ExactModule):
         return total, atomic, *(value.detach() for value in (force, tensor) if value is not None)
 
     def repulsion(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-        """The ZBL term alone: energies (N,), gradient (N, 3), derivative by a strain (B, 3, 3); float64, eV and Å."""
+        """The ZBL term alone: energies (N,), gradient (N, 3), derivative by a strain (B, 3, 3); float64, eV and Å.
+
+        For graphs on the CPU; only the few pairs within its cutoff are worked on.
+        """
         if self.zbl is None:
             raise ValueError("this potential has no ZBL term")
-        vectors = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse)
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_(True)
-            species = self.species_index[graph.atomic_numbers]
-            energies = self.zbl(species, graph.neighbours, vectors.square().sum(-1).sqrt())
-            (slopes,) = torch.autograd.grad(energies.sum(), vectors)
-        # An edge's slope counts with its sender and against its receiver.
-        gradient = slopes[graph.neighbours, graph.reverse].sum(1) - slopes.sum(1)
-        virial = (slopes.unsqueeze(-1) * vectors.detach().unsqueeze(-2)).sum(1)
-        strain = virial.new_zeros(len(graph.cell), 3, 3).index_add(0, graph.batch, virial)
-        return energies.detach(), gradient, 0.5 * (strain + strain.transpose(-1, -2))
+        positions, neighbours = graph["positions"].detach().numpy(), graph["neighbours"].numpy()
+        vectors = positions[neighbours] - positions[:, None] + graph["offsets"].numpy()
+        squared = np.einsum("imk,imk->im", vectors, vectors)
+        receivers, slots = np.nonzero(squared < self.zbl.cutoff**2)
+        senders, bonds = neighbours[receivers, slots], vectors[receivers, slots]
+        energies, gradient = np.zeros(len(positions)), np.zeros((len(positions), 3))
+        strain = np.zeros((len(graph["cell"]), 3, 3))
+        if len(receivers):
+            charges, distance = graph["atomic_numbers"].numpy().astype(np.float64), np.sqrt(squared[receivers, slots])
+            energy, slope = self.zbl.pair_terms(charges[receivers], charges[senders], distance)
+            # Every pair comes twice, once from either end: each gets half of the energy and all of its own gradient.
+            slopes = (slope / distance)[:, None] * bonds
+            np.add.at(energies, receivers, 0.5 * energy)
+            np.subtract.at(gradient, receivers, slopes)
+            # Symmetric, since the force is along the bond.
+            np.add.at(strain, graph["batch"].numpy()[receivers], 0.5 * slopes[:, :, None] * bonds[:, None, :])
+        return torch.from_numpy(energies), torch.from_numpy(gradient), torch.from_numpy(strain)
 
     def evaluate(
         self,
