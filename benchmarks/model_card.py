@@ -208,7 +208,8 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "from `card.json`.*",
         "",
         f"PONITA in its force-field form: {network['num_layers']} layers, {network['channels']} channels, "
-        f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}.",
+        f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}"
+        + (f"; ZBL repulsion within {header['zbl_cutoff']} Å." if header["zbl_cutoff"] else "."),
         "",
         "## Data and training",
         "",
