@@ -131,8 +131,8 @@ def build_graph(
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     """Several structures as one graph; predictions are those of each alone.
 
-    As ``torch_geometric.data.Batch`` would, written out: training makes a batch a step, and this takes a fifth of the
-    time. Atoms of a graph with fewer slots get unused ones.
+    As ``torch_geometric.data.Batch`` would, written out, because training makes a batch a step. Atoms of a graph with
+    fewer slots get unused ones.
     """
     width = max(graph.neighbours.shape[1] for graph in graphs)
     number = sum(graph.num_nodes for graph in graphs)

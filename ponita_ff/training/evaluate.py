@@ -63,6 +63,18 @@ def _batches(frames: Sequence[Frame], batch_size: int) -> Iterator[list[Frame]]:
         yield [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
 
 
+def check_frame(potential: Potential, frame: Frame) -> None:
+    """Refuse a frame with elements that the potential does not know.
+
+    Raises:
+        ValueError: Naming the frame, its first such atom and the known elements.
+    """
+    try:
+        potential.check_species(frame.numbers)
+    except ValueError as error:
+        raise ValueError(f"{frame.source}: {error}") from None
+
+
 def evaluate(
     potential: Potential,
     frames: Sequence[Frame],
@@ -90,10 +102,7 @@ def evaluate(
     done = 0
     for chunk in _batches(frames, batch_size):
         for frame in chunk:
-            try:
-                potential.check_species(frame.numbers)
-            except ValueError as error:
-                raise ValueError(f"{frame.source}: {error}") from None
+            check_frame(potential, frame)
         graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in chunk]).to(potential.device)
         with_stress = all(frame.stress is not None for frame in chunk)
         energy, _, forces, *stress = predict(graph, with_stress)

@@ -218,12 +218,15 @@ class NativeDifferentiation:
     def _forward(self, graph: Graph, pairs: _Pairs) -> tuple[_Call, Tensor, Tensor]:
         """The first call: atomic energies (N,) and slopes dE/dx of the pairs (P, 3) in the network's own scale."""
         dtype = self._potential.dtype
+        species = self._potential.species_index[graph.atomic_numbers]
+        if bool((species < 0).any()):  # the kernels would read and write beside the embedding
+            self._potential.check_species(graph.atomic_numbers.numpy())
         kept = [
             graph.neighbours.contiguous(),
             pairs.links,
             pairs.ends,
             pairs.vectors.to(dtype),
-            self._potential.species_index[graph.atomic_numbers],
+            species,
         ]
         atoms, slots = pairs.links.shape
         addresses = (tensor.data_ptr() for tensor in kept)

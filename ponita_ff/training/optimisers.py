@@ -1,7 +1,7 @@
 """Muon for the matrices of the layers and Adam for all other weights, over memory that a step goes through once.
 
 All trained weights lie behind one another in one tensor and so do their gradients: norm, average and Adam's update are
-then a handful of operations whatever the number of weights, a tenth of the time of going through them one by one.
+then a handful of operations whatever the number of weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ __all__ = ["FlatWeights", "Muon", "Optimiser", "orthogonalised"]
 #: Coefficients of the quintic Newton–Schulz iteration, and how often it runs (Jordan et al., Muon, 2024).
 _NEWTON_SCHULZ, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
-#: Rows of matrices from which on more than one thread pays: waking them takes longer than narrower ones do (10 ms
-#: against 3 for 64 channels and 4 layers on two cores).
+#: Rows of matrices from which on more than one thread pays: waking them takes longer than narrower ones do.
 _WIDE = 96
 
 #: Root mean square of an update by Adam, which Muon's is scaled to (Liu et al., arXiv:2502.16982, equation 4).
@@ -33,7 +32,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
     Newton–Schulz iteration x ← (a + b x xᵀ + c (x xᵀ)²) x of Muon (Jordan et al., 2024). The factors are polynomials of
     the first x xᵀ, the smaller of the two Gram matrices, so that they are multiplied up there: half the arithmetic. In
-    the dtype that comes in: bfloat16, as published, is twenty times slower on a CPU that does not know it.
+    the dtype that comes in: bfloat16, as published, is far slower on a CPU that does not know it.
     """
     a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -29,7 +29,7 @@ from ponita_ff.graph import Graph, batch_graphs
 from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import LossConfig, TrainConfig
-from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
+from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_graph
 from ponita_ff.training.optimisers import FlatWeights, Optimiser, layer_matrices
 from ponita_ff.training.parallel import Processes, deal
 from ponita_ff.training.step import LossTerms, TrainingStep
@@ -47,8 +47,8 @@ _CHECKPOINT_VERSION = 2
 class _GraphDataset(Dataset[Graph]):
     """Frames as graphs, kept after first use when there are few enough of them."""
 
-    def __init__(self, frames: Sequence[Frame], cutoff: float | None) -> None:
-        self.frames, self.cutoff = frames, cutoff
+    def __init__(self, frames: Sequence[Frame], potential: Potential) -> None:
+        self.frames, self.potential = frames, potential
         self.cache: dict[int, Graph] | None = {} if len(frames) <= _CACHED_FRAMES else None
 
     def __len__(self) -> int:
@@ -56,10 +56,16 @@ class _GraphDataset(Dataset[Graph]):
 
     def __getitem__(self, index: int) -> Graph:
         if self.cache is None:
-            return frame_graph(self.frames[index], self.cutoff)
+            return self._graph(index)
         if index not in self.cache:
-            self.cache[index] = frame_graph(self.frames[index], self.cutoff)
+            self.cache[index] = self._graph(index)
         return self.cache[index]
+
+    def _graph(self, index: int) -> Graph:
+        # Species come from a sample of a large set: a rare element may have been missed.
+        frame = self.frames[index]
+        check_frame(self.potential, frame)
+        return frame_graph(frame, self.potential.cutoff)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class Trainer:
         self.potential, self.config, self.out = potential, config, out
         self.progress = progress and self.processes.leads
         self.validation = validation
-        self.dataset = _GraphDataset(train, potential.cutoff)
+        self.dataset = _GraphDataset(train, potential)
         settings = config.optimiser
         self.average = copy.deepcopy(potential)
         self.optimiser = Optimiser(potential, settings.kind, settings.weight_decay)

@@ -198,6 +198,13 @@ def test_a_second_gradient_is_refused(molecules: list[Atoms]) -> None:
         found.gradients(found.energies.sum())
 
 
+def test_an_unknown_element_is_refused() -> None:
+    potential = make_potential(num_ori=6, l_max=2)
+    graph = graph_of([molecule("NH3")], potential.cutoff)
+    with pytest.raises(ValueError, match=r"atom 0 is N .* knows H, C, O"):
+        NativeDifferentiation(potential)(graph, False)
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     with torch.random.fork_rng(devices=[]):
         published = PublishedPonita(PublishedConfig(num_ori=0, channels=4, num_layers=1, basis_dim=4), 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import os
 import random
@@ -332,6 +333,18 @@ def test_protocol_of_several_files_splits_each(settings: dict[str, Any], tmp_pat
     assert (len(data.train), len(data.validation), len(data.test)) == (1900, 100, 2000)
     assert [frame.energy for frame in data.train[:950]] == [frame.energy for frame in data.train[950:]]
     assert data.provenance["test_file"] == "one.npz, two.npz"
+
+
+def test_an_element_that_the_sample_missed_is_named(
+    settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path
+) -> None:
+    config = TrainConfig.from_mapping(settings)
+    potential = build_potential(config, frames)
+    numbers = np.where(frames[0].numbers == 8, 16, frames[0].numbers)
+    strange = dataclasses.replace(frames[0], numbers=numbers, source="big.h5, frame 9")
+    trainer = Trainer(potential, config, [strange] * 4, frames, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"big\.h5, frame 9: atom \d is S .* does not know"):
+        trainer.run()
 
 
 @pytest.fixture
