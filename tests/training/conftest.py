@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
@@ -48,6 +49,19 @@ def frames_path(tmp_path_factory: pytest.TempPathFactory, frames: InMemoryFrames
     path = tmp_path_factory.mktemp("frames") / "frames.xyz"
     write(path, [frame.to_atoms() for frame in frames], format="extxyz")
     return path
+
+
+@pytest.fixture(scope="session")
+def water() -> list[Atoms]:
+    """Eight rattled water molecules, labelled with EMT."""
+    molecules = []
+    for seed in range(8):
+        atoms = molecule("H2O")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        molecules.append(atoms)
+    return molecules
 
 
 @pytest.fixture

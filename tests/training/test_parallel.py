@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from ase.build import molecule
-from ase.calculators.emt import EMT
+from ase import Atoms
 from ase.io import read, write
 
 from ponita_ff.checkpoint import read_header
@@ -50,15 +49,8 @@ def test_more_processes_than_frames_in_a_batch(frames: InMemoryFrames) -> None:
 
 
 @pytest.fixture
-def mixed(settings: dict[str, Any], frames_path: Path, tmp_path: Path) -> dict[str, Any]:
+def mixed(settings: dict[str, Any], frames_path: Path, water: list[Atoms], tmp_path: Path) -> dict[str, Any]:
     """Methanol and water, in double precision: the sums of two processes are rounded elsewhere."""
-    water = []
-    for seed in range(8):
-        atoms = molecule("H2O")
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = EMT()
-        atoms.get_forces()
-        water.append(atoms)
     write(tmp_path / "mixed.xyz", [*read(frames_path, ":"), *water], format="extxyz")
     settings["data"] = {"path": str(tmp_path / "mixed.xyz"), "train": 20, "validation": 2, "test_frames": 2}
     settings["optimiser"] |= {"steps": 50, "batch_size": 5, "validate_every": 1}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import molecule
-from ase.calculators.emt import EMT
 from ase.io import read, write
 
 from ponita_ff import checkpoint
@@ -295,15 +295,10 @@ def test_reference_energies_and_scale(settings: dict[str, Any], frames: InMemory
     assert potential.reference_energies.tolist() == [-1.0, -2.0, -4.0, -3.0]
 
 
-def test_several_files_are_trained_on_together(settings: dict[str, Any], frames_path: Path, tmp_path: Path) -> None:
+def test_several_files_are_trained_on_together(
+    settings: dict[str, Any], frames_path: Path, water: list[Atoms], tmp_path: Path
+) -> None:
     """As one file that holds the frames of both; water beside methanol, so that sizes and species differ."""
-    water = []
-    for seed in range(8):
-        atoms = molecule("H2O")
-        atoms.rattle(0.05, seed=seed)
-        atoms.calc = EMT()
-        atoms.get_forces()
-        water.append(atoms)
     write(tmp_path / "water.xyz", water, format="extxyz")
     write(tmp_path / "all.xyz", [*read(frames_path, ":"), *water], format="extxyz")
     settings["data"] |= {"train": 20, "validation": 6, "test_frames": 2}
