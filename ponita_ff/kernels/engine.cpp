@@ -314,11 +314,14 @@ private:
         T* slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden;
         product(normal, rows, stride, static_cast<const T*>(layer.expand), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    Vector<T> slope, activated;
-                    gelu(value + load(expand_bias + column), activated, slope);
-                    store(s.hidden + row * hidden + column, activated);
-                    store(slopes + row * hidden + column, slope);
+                    store(s.hidden + row * hidden + column, value + load(expand_bias + column));
                 });
+        for (int64_t at = 0; at < rows * hidden; at += W) {  // not in the product: its sums fill the registers
+            Vector<T> slope, activated;
+            gelu(load(s.hidden + at), activated, slope);
+            store(s.hidden + at, activated);
+            store(slopes + at, slope);
+        }
         if (index + 1 == shape_.num_layers) return read_out_last(index, begin, end, s);
         T* out = features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);

@@ -617,14 +617,14 @@ private:
         T *before = layer.before + first * hidden, *slopes = layer.slope + first * hidden;
         product(normal, rows, stride, part(weights_.expand, index, matrix), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const int64_t at = row * hidden + column;
-                    Vector<T> activated, slope;
-                    value += load(expand_bias + column);
-                    gelu(value, activated, slope);
-                    store(before + at, value);
-                    store(slopes + at, slope);
-                    store(s.hidden + at, activated);
+                    store(before + row * hidden + column, value + load(expand_bias + column));
                 });
+        for (int64_t at = 0; at < rows * hidden; at += W) {  // not in the product: its sums fill the registers
+            Vector<T> activated, slope;
+            gelu(load(before + at), activated, slope);
+            store(slopes + at, slope);
+            store(s.hidden + at, activated);
+        }
         const T *contract_bias = part(weights_.contract_bias, index, stride),
                 *readout = part(weights_.readout, index, stride);
         contract(index, begin, end, layer.features, contract_bias, pooled_, layer.moment, s);
@@ -815,20 +815,24 @@ private:
 
         const T *before = layer.before + first * hidden, *before_dot = layer.before_dot + first * hidden;
         const T *star = layer.activated_star + first * hidden, *slopes = layer.slope + first * hidden;
-        contract_adjoint(
-            index, begin, end, carried, weights, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+        contract_adjoint(index, begin, end, carried, weights,
+                         [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                             store(s.hidden + row * hidden + column, value);
+                         });
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t column = 0; column < hidden; column += W) {  // not in the product: as in `forward`
                 const int64_t at = row * hidden + column;
                 const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
                 const Vector<T> slope = load(slopes + at), dotted = load(before_dot + at), starred = load(star + at);
                 Vector<T> activated, curvature;
                 gelu_from_slope(load(before + at), slope, activated, curvature);
-                const Vector<T> bar = slope * value + curvature * dotted * starred;
+                const Vector<T> bar = slope * load(s.hidden + at) + curvature * dotted * starred;
                 store(s.hidden + at, bar);
                 store(right_[0] + place, bar);
                 store(right_[1] + place, slope * starred);
                 store(right_[2] + place, activated);
                 store(right_[3] + place, slope * dotted);
-            });
+            }
         T *bar = convolved_bar_ + begin * row_, *convolved_star = convolved_star_ + begin * row_;
         product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
