@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _FORMAT = "ponita_ff potential"
-_VERSION = 1
+_VERSION = 2
 _UNITS = {"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3"}
 
 
@@ -38,6 +38,19 @@ _FORMS: dict[str, tuple[Any, Any]] = {
     "force-field": (PonitaConfig, Ponita),
     "published": (PublishedConfig, PublishedPonita),
 }
+
+
+def _add_own_features(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Version 1 to 2: the convolution in space counts the atom itself; before, it did not."""
+    if header["form"] != "force-field":
+        return
+    for name, bias in list(tensors.items()):
+        if name.endswith(".convolution.bias"):
+            tensors[name.removesuffix("bias") + "own"] = torch.zeros_like(bias)
+
+
+#: From a version to the next.
+_MIGRATIONS: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {1: _add_own_features}
 
 
 class PotentialFileError(ValueError):
@@ -115,10 +128,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise PotentialFileError(f"{path} is a safetensors file, but not a ponita_ff potential")
-    if header.get("version") != _VERSION:
-        raise PotentialFileError(
-            f"{path} has file version {header.get('version')}, this package reads {_VERSION}: update ponita_ff"
-        )
+    version = header.get("version")
+    if version != _VERSION and version not in _MIGRATIONS:
+        raise PotentialFileError(f"{path} has file version {version}, this package reads {_VERSION}: update ponita_ff")
     weights = weights_hash(tensors)
     if header.get("weights_sha256") != weights or header.get("sha256") != _content_hash(header, weights):
         raise PotentialFileError(f"{path} was altered after it was written (SHA-256 does not match): get it again")
@@ -140,6 +152,8 @@ def load_potential(path: Path | str) -> Potential:
     path = find_potential(path)
     header, tensors = _read(path)
     try:
+        for version in range(header["version"], _VERSION):
+            _MIGRATIONS[version](header, tensors)
         config_class, network_class = _FORMS[header["form"]]
         species = [int(z) for z in header["species"]]
         with torch.random.fork_rng(devices=[]):  # first weights, soon overwritten, must not draw from the user's

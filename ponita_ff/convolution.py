@@ -2,7 +2,7 @@
 
 One block computes, at every atom i, orientation n and channel c (PONITA, arXiv:2310.02970, Section 4),
 
-    g_i(n)  = Σ_j k1(x_ij, n) f_j(n)          spatial, depthwise
+    g_i(n)  = w f_i(n) + Σ_j k1(x_ij, n) f_j(n)   spatial, depthwise
     h_i(n)  = ⟨k2(n·n') g_i(n')⟩_n' + b        fibre, depthwise, ⟨⟩ the grid's quadrature
     f_i(n) += W2 gelu(W1 layernorm(h_i(n)))    channels
 
@@ -81,13 +81,14 @@ def over_orientations(features: Tensor, kernel: Tensor, fused: bool) -> Tensor:
 
 
 class SeparableConvolution(nn.Module):
-    """Depthwise convolution over neighbours, then over orientations."""
+    """Depthwise convolution over the atom itself and its neighbours, then over orientations."""
 
     def __init__(self, channels: int, l_max: int, num_basis: int, avg_num_neighbours: float, fibre: bool) -> None:
         super().__init__()
         self.channels, self.l_max = channels, l_max
         self.radial = nn.Linear(num_basis, (l_max + 1) * channels, bias=False)
         self.fibre = nn.Parameter(torch.zeros(l_max + 1, channels)) if fibre else None
+        self.own = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         with torch.no_grad():
             # Spatial sum of unit variance whatever the number of neighbours; P_l² averages to 1/(2l + 1).
@@ -124,7 +125,7 @@ class SeparableConvolution(nn.Module):
             Shape (N, O, C).
         """
         radial = self.radial(basis).unflatten(-1, (self.l_max + 1, self.channels))
-        spatial = convolve(angular, radial, features, Edges(neighbours, reverse, active))
+        spatial = self.own * features + convolve(angular, radial, features, Edges(neighbours, reverse, active))
         if self.fibre is not None:
             spatial = over_orientations(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), fused)
         return spatial + self.bias

@@ -279,6 +279,7 @@ class NativeNetwork:
             table=self._keep(pad(table, stride)),
             fibre=fibre,
             fibre_adjoint=fibre_adjoint,
+            own=self._keep(pad(convolution.own, stride)),
             bias=self._keep(pad(convolution.bias, stride)),
             expand=self._keep(pack(into, width)),
             expand_bias=self._keep(pad(expand.bias + expand.weight @ norm.bias, hidden)),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +31,8 @@ from ponita_ff.checkpoint import (
 )
 from ponita_ff.graph import build_graph
 from ponita_ff.potential import Potential
+
+FILES = Path(__file__).parent / "files"
 
 Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]
 
@@ -228,8 +231,21 @@ def test_pickle_is_never_executed(kind: str, path: Path, tmp_path: Path) -> None
 
 
 def test_future_version_asks_for_an_update(path: Path) -> None:
-    rewrite(path, lambda header, _: header.update(version=2))
-    refused(path, "version 2.*update")
+    rewrite(path, lambda header, _: header.update(version=3))
+    refused(path, "version 3.*update")
+
+
+def test_version_1_gives_what_it_gave(tmp_path: Path) -> None:
+    """Its convolution did not count the atom itself. The file was made by the package of that time."""
+    potential = load_potential(FILES / "version1.safetensors")
+    expected = potential.metadata["energy_of_ethanol"]
+    atoms = molecule("CH3CH2OH")
+    assert potential.evaluate([atoms]).energies[0] == pytest.approx(expected, rel=1e-12)
+    save_potential(potential, tmp_path / "now.safetensors")
+    assert read_header(tmp_path / "now.safetensors")["version"] == 2
+    assert load_potential(tmp_path / "now.safetensors").evaluate([atoms]).energies[0] == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def geometry() -> dict[str, Tensor]:
 @pytest.mark.parametrize("fused", [False, True])
 def test_convolution_against_loops(geometry: dict[str, Tensor], fused: bool) -> None:
     module = SeparableConvolution(3, 2, 5, 6.0, fibre=True).double()
+    torch.nn.init.normal_(module.own)
     features = torch.randn(4, 6, 3, dtype=torch.float64)
     result = module(features, *geometry.values(), fused=fused).detach().numpy()
 
@@ -115,7 +116,7 @@ def test_convolution_against_loops(geometry: dict[str, Tensor], fused: bool) -> 
     radial = module.radial.weight.detach().numpy().reshape(3, 3, 5)  # degree, channel, basis
     fibre, bias = module.fibre.detach().numpy(), module.bias.detach().numpy()
     f, basis, angular = features.numpy(), geometry["basis"].numpy(), geometry["angular"].numpy()
-    spatial = np.zeros((4, 6, 3))
+    spatial = module.own.detach().numpy() * f
     for i in range(4):
         for m, j in enumerate(geometry["neighbours"][i].tolist()):
             for o in range(6):
@@ -139,9 +140,10 @@ def test_over_orientations_is_the_same_either_way() -> None:
         assert torch.allclose(over_orientations(features, kernel, fused), expected, rtol=0, atol=1e-13)
 
 
-def test_without_neighbours_only_the_bias_is_left(geometry: dict[str, Tensor]) -> None:
+def test_without_neighbours_and_itself_only_the_bias_is_left(geometry: dict[str, Tensor]) -> None:
     module = SeparableConvolution(3, 2, 5, 6.0, fibre=True).double()
     torch.nn.init.normal_(module.bias)
+    torch.nn.init.zeros_(module.own)
     result = module(torch.randn(4, 6, 3, dtype=torch.float64), *{**geometry, "basis": 0 * geometry["basis"]}.values())
     assert torch.equal(result, module.bias.expand(4, 6, 3))
 
@@ -149,6 +151,7 @@ def test_without_neighbours_only_the_bias_is_left(geometry: dict[str, Tensor]) -
 def test_spatial_sum_starts_at_about_unit_scale_whatever_the_number_of_neighbours() -> None:
     for number in (4, 64):
         module = SeparableConvolution(64, 0, 32, float(number), fibre=False).double()
+        torch.nn.init.zeros_(module.own)
         neighbours = torch.randint(number, (200, number))
         basis = torch.randn(200, number, 32, dtype=torch.float64)
         angular = torch.ones(200, number, 1, 1, dtype=torch.float64)

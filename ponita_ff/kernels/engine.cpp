@@ -1,7 +1,7 @@
 // Energy, forces and virial of the force-field form in one hand-written pass forwards and one backwards.
 //
 // Forward, layer by layer, for atom i, orientation n, channel c (ponita_ff/convolution.py has the formulas):
-//     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j          spatial convolution, R_l from a table
+//     s_i = w f_i + sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j  spatial convolution, R_l from a table
 //     h_i = sum_n' K(n', n) s_i(n') + b                      fibre convolution, K fixed
 //     f_i += W2 gelu(W1 norm(h_i) + b1) + b2                 two matrix products
 // Backward is the adjoint of each line. What makes it fast:
@@ -21,6 +21,7 @@ struct Layer {
     const void* table;             // (grid + 1, 3, degrees, stride): R_l, R_l' times the spacing h, R_l'' times h^2
     const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
     const void* fibre_adjoint;     // (stride / W, ori', ori, W)
+    const void* own;               // (stride): what an atom's own features are multiplied by in the sum
     const void* bias;              // (stride)
     const void* expand;            // packed (stride -> hidden), with the norm's weight in it
     const void* expand_bias;       // (hidden), with the norm's bias in it
@@ -284,15 +285,24 @@ private:
         return static_cast<const T*>(model_.embedding) + task_.species[atom] * shape_.stride;
     }
 
+    // What an atom sends to itself; the first layer's features are the same at every orientation.
+    void send_own(int64_t index, int64_t atom, T* out, const Scratch& s) const {
+        const T* own = static_cast<const T*>(model_.layers[index].own);
+        if (index) return ::send_own(shape_, own, features_[index] + atom * row_, out);
+        for (int64_t c = 0; c < shape_.stride; c += W) store(s.values + c, load(own + c) * load(embedding(atom) + c));
+        add_to_rows(shape_, s.values, shape_.num_ori, out);
+    }
+
     void forward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, hidden = shape_.hidden, rows = (end - begin) * shape_.num_ori;
         const T* features = features_[index];
         std::fill(s.rows, s.rows + rows * stride, T(0));
-        for (int64_t atom = begin; atom < end; ++atom)
+        for (int64_t atom = begin; atom < end; ++atom) {
+            T* out = s.rows + (atom - begin) * row_;
+            send_own(index, atom, out, s);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Edge<T>& edge = edges_[atom * task_.slots + k];
-                T* out = s.rows + (atom - begin) * row_;
                 const T* factor = index ? nullptr : embedding(edge.neighbour);
                 legendre(shape_, edge.direction, s.angular, static_cast<T*>(nullptr));
                 radial(model_, static_cast<const T*>(layer.table), edge, factor, s.values, static_cast<T*>(nullptr));
@@ -301,6 +311,7 @@ private:
                 else
                     messages_.send_constant(shape_, s.angular, s.values, nullptr, out);
             }
+        }
         T* convolved = s.rows;
         if (shape_.has_fibre)
             over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias),
@@ -371,11 +382,14 @@ private:
         task_.energies[atom] += (double(value) + total_weight<T>(shape_) * layer.readout_bias) / shape_.num_layers;
     }
 
-    // Adjoint of the messages that left each atom in a layer; `gradient` is that of the layer's spatial sums. Adds to
+    // Adjoint of the messages that left each atom in a layer, also to itself; `gradient` is that of the layer's spatial
+    // sums. Adds to
     // the atoms' gradients (unless it is the first layer) and to those of the edges.
     void messages_adjoint(int64_t index, int64_t begin, int64_t end, const T* gradient, const Scratch& s) {
         const T *table = static_cast<const T*>(model_.layers[index].table), *features = features_[index];
-        for (int64_t atom = begin; atom < end; ++atom)
+        const T* own = static_cast<const T*>(model_.layers[index].own);
+        for (int64_t atom = begin; atom < end; ++atom) {
+            if (index) ::send_own(shape_, own, gradient + atom * row_, carried_ + atom * row_);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Edge<T>& edge = edges_[atom * task_.slots + k];
                 // The message from here to there: its vector is this edge's, turned round.
@@ -390,6 +404,7 @@ private:
                                                        nullptr, received, nullptr, s.angles);
                 add_edge_gradient(edge, back, stretch, s, edge_gradients_ + 3 * (atom * task_.slots + edge.slot));
             }
+        }
     }
 
     // d/dvector of a function of r and c_n = u . n: df/dr u + sum_n df/dc_n (n - c_n u) / r.

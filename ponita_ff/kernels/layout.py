@@ -21,6 +21,7 @@ SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 LAYER_WEIGHTS = (
     "fibre",
     "fibre_adjoint",
+    "own",
     "bias",
     "expand",
     "expand_bias",

@@ -160,6 +160,20 @@ void send(const Shape& shape, const T* angular, const T* values, const T* featur
     }
 }
 
+// out(o, :) += own(:) in(o, :): what an atom sends to itself. Panels in, rows out.
+template <typename T>
+INLINE void send_own(const Shape& shape, const T* own, const T* in, T* out) {
+    constexpr int64_t W = Simd<T>::width;
+    for (int64_t c = 0; c < shape.stride; c += 2 * W) {
+        const Vector<T> left = load(own + c), right = load(own + c + W);
+        for (int64_t o = 0; o < shape.num_ori; ++o, in += 2 * W) {
+            T* target = out + o * shape.stride + c;
+            store(target, load(target) + left * load(in));
+            store(target + W, load(target + W) + right * load(in + W));
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------- convolution over orientations, norm
 
 // Two orientations at a time (every grid has an even number): enough independent sums to hide their latency.

@@ -11,7 +11,7 @@
 // y = W x costs six: y, x*, y., x bar, and W bar = y bar x^T + y* x.^T.
 //
 // Layer by layer (ponita_ff/convolution.py has the formulas), with u, r a pair's direction and distance:
-//     s_i = sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
+//     s_i = w f_i + sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
 // The norm's weights are multiplied into W1 and b1, K is the fibre kernel on the grid; radial.h has R_l. Weights come
 // and gradients go as torch keeps them. Arrays live in the workspace between the two calls. Sums run in the same order
 // whatever the number of threads.
@@ -31,7 +31,8 @@ struct Dimensions {
 
 // Addresses of a network's parameters, or of where their gradients go; each as torch has it.
 struct LayerParameters {
-    void *fibre, *bias;              // (degrees, channels), null without orientations; (channels)
+    void* fibre;                     // (degrees, channels), null without orientations
+    void *own, *bias;                // (channels)
     void* radial;                    // (degrees x channels, basis)
     void *norm, *norm_bias;          // (channels)
     void *expand, *expand_bias;      // (hidden, channels), (hidden)
@@ -218,7 +219,7 @@ class Trainee {
     // What products read of the weights, one layer behind the other.
     struct Weights {
         T *fibre, *fibre_adjoint;  // (stride / W, ori, ori', W): receiver n, sender n'; the adjoint turned round
-        T *bias, *contract_bias, *readout;  // (stride)
+        T *own, *bias, *contract_bias, *readout;  // (stride)
         T *expand, *contract_adjoint;       // packed (stride -> hidden)
         T *contract, *expand_adjoint;       // packed (hidden -> stride)
         T* expand_bias;                     // (hidden)
@@ -360,7 +361,7 @@ private:
             *piece = arena.take<T>(rows_ * stride);
         for (T*& piece : right_) piece = arena.take<T>(rows_ * hidden);
         for (T** piece : {&weights_.fibre, &weights_.fibre_adjoint}) *piece = arena.take<T>(layers * fibre_size());
-        for (T** piece : {&weights_.bias, &weights_.contract_bias, &weights_.readout})
+        for (T** piece : {&weights_.own, &weights_.bias, &weights_.contract_bias, &weights_.readout})
             *piece = arena.take<T>(layers * stride);
         for (T** piece : {&weights_.expand, &weights_.expand_adjoint, &weights_.contract, &weights_.contract_adjoint})
             *piece = arena.take<T>(layers * stride * hidden);
@@ -451,6 +452,7 @@ private:
             std::fill(to, to + stride, T(0));
             std::copy_n(static_cast<const T*>(from), channels, to);
         };
+        copy(layer.own, part(weights_.own, index, stride));
         copy(layer.bias, part(weights_.bias, index, stride));
         copy(layer.contract_bias, part(weights_.contract_bias, index, stride));
         copy(layer.readout, part(weights_.readout, index, stride));
@@ -563,21 +565,26 @@ private:
         }
     }
 
-    // sum over the edges of each atom of K in; K of the edges turned round if `round`. Panels in, rows out.
+    // w in + sum over the edges of each atom of K in; K of the edges turned round if `round`. Panels in, rows out.
     void sum_messages(int64_t layer, int64_t begin, int64_t end, bool round, const T* in, T* out, const Scratch& s) {
-        for (int64_t atom = begin; atom < end; ++atom, out += row_)
+        const T* own = part(weights_.own, layer, shape_.stride);
+        for (int64_t atom = begin; atom < end; ++atom, out += row_) {
+            send_own(shape_, own, in + atom * row_, out);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Link& link = links_[atom * batch_.slots + k];
                 angular(link, round, s.angular, nullptr);
                 messages_.send(shape_, s.angular, radial(link.pair, layer, false),
                                in + link.neighbour * row_, out);
             }
+        }
     }
 
-    // The same of K one + K. two.
+    // The same of K one + K. two and w one.
     void sum_changes(int64_t layer, int64_t begin, int64_t end, bool round, const T* one, const T* two, T* out,
                      const Scratch& s) {
-        for (int64_t atom = begin; atom < end; ++atom, out += row_)
+        const T* own = part(weights_.own, layer, shape_.stride);
+        for (int64_t atom = begin; atom < end; ++atom, out += row_) {
+            send_own(shape_, own, one + atom * row_, out);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
                 const Link& link = links_[atom * batch_.slots + k];
                 const int64_t other = link.neighbour * row_;
@@ -586,6 +593,7 @@ private:
                                       radial(link.pair, layer, false), radial(link.pair, layer, true), one + other,
                                       two + other, out);
             }
+        }
     }
 
     // Fibre convolution of rows; the adjoint goes to panels. Without orientations: a copy.
@@ -921,7 +929,7 @@ private:
         }
     }
 
-    // One vector of channels of the gradients of the fibre kernel, the biases and the readout.
+    // One vector of channels of the gradients of the fibre kernel, w, the biases and the readout.
     void vector_gradients(int64_t index, int64_t c, const T* weights, const LayerParameters& out,
                           const Scratch& s) const {
         const int64_t stride = shape_.stride;
@@ -934,6 +942,7 @@ private:
         for (int64_t atom = 0; atom < batch_.atoms; ++atom)
             readout +=
                 weights[atom] * load(layer.moment + atom * stride + c) + load(layer.moment_dot + atom * stride + c);
+        store_inside(out.own, c, own_gradient(layer, c));
         store_inside(out.bias, c, bias);
         store_inside(out.contract_bias, c, contract_bias);
         store_inside(out.readout, c, readout / T(shape_.num_layers));
@@ -952,6 +961,17 @@ private:
                     total += angular[(l * ori + m) * ori + n] * load(s.fibre + (n * ori + m) * W);
             store_inside(static_cast<T*>(out.fibre) + l * shape_.channels, c, total);
         }
+    }
+
+    Vector<T> own_gradient(const Layer& layer, int64_t c) const {
+        Vector<T> total = all(T(0));
+        for (int64_t atom = 0; atom < batch_.atoms; ++atom) {
+            const int64_t first = atom * row_ + panel_start<T>(shape_, c);
+            for (int64_t at = first; at < first + shape_.num_ori * 2 * W; at += 2 * W)
+                total += load(layer.spatial_bar + at) * load(layer.features + at) +
+                         load(layer.spatial_star + at) * load(layer.features_dot + at);
+        }
+        return total;
     }
 
     // dL/dK(n, m, :), K from orientation m to n: sum over atoms of h bar(n) s(m) + h*(n) s.(m).

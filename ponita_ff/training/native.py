@@ -34,6 +34,7 @@ _OF_NETWORK = (
 )
 _OF_LAYER = (
     "layers.{}.convolution.fibre",
+    "layers.{}.convolution.own",
     "layers.{}.convolution.bias",
     "layers.{}.convolution.radial.weight",
     "layers.{}.norm.weight",
@@ -139,7 +140,7 @@ class NativeDifferentiation:
 
     Args:
         potential: In the force-field form, on the CPU, float32 or float64, without an average over rotations. Its
-            weights are read afresh at every call; grid, scale and references must stay.
+            parameters' values are read afresh at every call; grid, scale and references must stay.
 
     Raises:
         KernelError: Where this potential or this machine cannot do it; the message says why.
@@ -155,6 +156,7 @@ class NativeDifferentiation:
             raise KernelError("the native kernels do not train averages over rotations")
         check_layers(len(network.layers))
         self._potential, self._network = potential, network
+        self._parameters = dict(potential.named_parameters())
         self._spare: Tensor | None = None
         kernels = Kernels("training", potential.dtype)
         pointer = ctypes.c_void_p
@@ -234,7 +236,7 @@ class NativeDifferentiation:
         workspace = self._take_workspace(self._size(ctypes.addressof(self._dimensions), ctypes.addressof(batch)))
         batch.workspace = workspace.data_ptr()
         energies, slopes = torch.empty(atoms, dtype=dtype), torch.empty(len(pairs.ends), 3, dtype=dtype)
-        parameters = self._addresses(dict(self._potential.named_parameters()))
+        parameters = self._addresses(self._parameters)
         self._first(*self._structures(batch, parameters), energies.data_ptr(), slopes.data_ptr())
         return _Call(batch, kept, workspace), energies, slopes
 
@@ -242,9 +244,8 @@ class NativeDifferentiation:
         self, call: _Call, of_energies: Tensor, of_slopes: Tensor, into: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The second call: gradients by all parameters from those by what the first gave."""
-        parameters = dict(self._potential.named_parameters())
-        out = {name: into[name] if name in into else torch.empty_like(p) for name, p in parameters.items()}
-        given, gradients = self._addresses(parameters), self._addresses(out)  # alive until the call is over
+        out = {name: into[name] if name in into else torch.empty_like(p) for name, p in self._parameters.items()}
+        given, gradients = self._addresses(self._parameters), self._addresses(out)  # alive until the call is over
         self._second(
             *self._structures(call.batch, given),
             of_energies.data_ptr(),
