@@ -1,9 +1,9 @@
-"""Measures a potential and writes its model card: errors, rotation spread, NVE drift, speed.
+"""Measures a potential and writes its model card: errors, rotation spread, frequencies, NVE, NVT, speed.
 
     python benchmarks/model_card.py potentials/ethanol-rmd17 --geometry CH3CH2OH
 
-Every number of the card's README.md comes from the ``card.json`` that this script writes beside it. Run it on a quiet
-machine; the NVE run takes most of the time.
+Every number of the card's README.md comes from the ``card.json`` that this script writes beside it; ``structure.xyz``,
+also there, is the relaxed molecule that they belong to. Run it on a quiet machine; the dynamics take most of the time.
 """
 
 from __future__ import annotations
@@ -26,24 +26,30 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.fd import calculate_numerical_forces
+from ase.collections import g2
+from ase.io import read
+from ase.io import write as write_structure
 from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
-from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, thermal_momenta
+from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, run_nvt, thermal_momenta
 from ponita_ff.audit.modes import frequencies
-from ponita_ff.audit.subject import find_bonds
+from ponita_ff.audit.settings import AuditSettings
+from ponita_ff.audit.subject import Subject, find_bonds
 from ponita_ff.audit.symmetry import under_rotations
 from ponita_ff.checkpoint import read_header
+from ponita_ff.data import read_frames
 from ponita_ff.orientations import random_rotations
 from ponita_ff.training.run import describe_hardware
 
 logger = logging.getLogger(__name__)
 
-FILE = "potential.safetensors"
+FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
+PARTS = ("forces", "rotations", "nve", "nvt")
 
 #: Grid and number of averaged rotations of each row of the rotation table; None is the file's own.
 ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
@@ -81,12 +87,13 @@ def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
     """Energy over random rotations of one frame, with net force and torque, for each setting."""
     rows, shipped = [], None
     for num_ori, rotations in tqdm(ROTATION_SETTINGS, desc="rotations"):
-        calculator = PonitaCalculator(path, device="cpu", dtype="float64", num_ori=num_ori, rotations=rotations)
+        grid: dict[str, Any] = {"num_ori": num_ori, "rotations": rotations}
+        calculator = PonitaCalculator(path, device="cpu", dtype="float64", backend="native", **grid)
         turned = atoms.copy()
         turned.calc = calculator
         found = under_rotations(turned, random_rotations(NUM_ROTATIONS, (2026,)))
         energies = 1e3 * found.energies[1:]
-        timed = PonitaCalculator(path, device="cpu", num_ori=num_ori, rotations=rotations)
+        timed = PonitaCalculator(path, device="cpu", **grid)
         force = calculator.get_property("forces", atoms)
         shipped = force if shipped is None else shipped
         rows.append(
@@ -146,6 +153,36 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
         save(report(run_nve(atoms, timestep, picoseconds, find_bonds(atoms), every, progress)))
 
 
+def nvt(path: Path, atoms: Atoms, picoseconds: float, temperature: float = 500.0) -> dict[str, Any]:
+    """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
+    settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
+    run = run_nvt(Subject(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
+    return {
+        "picoseconds": run.time[-1],
+        "broken_at_ps": run.broken_at,
+        "timestep_fs": settings.nvt.timestep,
+        "friction_fs": settings.nvt.friction_fs,
+        "temperature_K": temperature,
+        "mean_temperature_K": float(np.mean(run.temperature)),
+        "largest_bond_change_A": float(np.max(run.bond_change)),
+        "allowed_bond_change_A": settings.nvt.bond_change,
+    }
+
+
+def starting_geometry(folder: Path, geometry: str | None) -> Atoms:
+    """The molecule to relax: by name from ASE's collection, the first frame of a file, or that of the last card."""
+    if geometry is None:
+        geometry = str(folder / STRUCTURE)
+    if geometry in g2.names:
+        return molecule(geometry)
+    if not Path(geometry).is_file():
+        raise click.BadParameter(f"{geometry} is neither a molecule of ase.build nor a file", param_hint="--geometry")
+    frames = read_frames(Path(geometry)) if geometry.endswith(".npz") else None
+    atoms = frames[0].to_atoms() if frames is not None else read(geometry, index=0)
+    assert isinstance(atoms, Atoms)
+    return Atoms(atoms.numbers, atoms.positions)
+
+
 def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:
     """Total energy and temperature over time."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -161,10 +198,11 @@ def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarra
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--geometry", default="CH3CH2OH", show_default=True, help="Molecule of ase.build to measure on.")
+@click.option("--geometry", help="Molecule to measure on: its name in ase.build or a file [FOLDER/structure.xyz].")
 @click.option("--nve-ps", default=100.0, show_default=True, help="Length of the NVE run in ps.")
-@click.option("--only", type=click.Choice(["rotations", "nve", "forces"]), multiple=True, help="Measure only these.")
-def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> None:
+@click.option("--nvt-ps", default=50.0, show_default=True, help="Length of the NVT run at 500 K in ps.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Measure only these.")
+def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only: tuple[str, ...]) -> None:
     """Measure the potential in FOLDER and write FOLDER/card.json."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, card_path = folder / FILE, folder / "card.json"
@@ -172,16 +210,17 @@ def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> N
     card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
     if card.get("weights_sha256") != header["weights_sha256"]:
         card = {"weights_sha256": header["weights_sha256"]}
-    parts = only or ("forces", "rotations", "nve")
+    parts = only or PARTS
 
     def write(**figures: Any) -> None:
         card.update(figures)
         card_path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(render(folder.name, header, card), encoding="utf-8")
 
-    relaxed = molecule(geometry)
+    relaxed = starting_geometry(folder, geometry)
     relaxed.calc = PonitaCalculator(path, device="cpu", dtype="float64")
-    BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=300)
+    BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=1000)
+    write_structure(folder / STRUCTURE, Atoms(relaxed.numbers, relaxed.positions), format="xyz", comment=folder.name)
     frame = perturbed(relaxed)
     if "forces" in parts:
         frame.calc = relaxed.calc
@@ -193,6 +232,8 @@ def main(folder: Path, geometry: str, nve_ps: float, only: tuple[str, ...]) -> N
         card["rotations"] = rotation_spread(path, frame)
     if "nve" in parts:
         nve(path, relaxed, nve_ps, folder / "nve.png", lambda figures: write(nve=figures))
+    if "nvt" in parts:
+        card["nvt"] = nvt(path, relaxed, nvt_ps)
     write(hardware=describe_hardware(torch.device("cpu")))
     logger.info("wrote %s and %s", card_path, folder / "README.md")
 
@@ -253,9 +294,20 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
             f"drift {run['drift_meV_per_atom_per_ns']:.2f} ± {run['drift_standard_error']:.2f} meV/atom/ns, "
             f"fluctuation {run['rms_fluctuation_meV_per_atom']:.3f} meV/atom, no bond moved by more than "
             f"{run['largest_bond_change_A']:.2f} Å; {run['steps_per_second']:.0f} steps/s.",
-            "",
-            "![Total energy and temperature](nve.png)",
         ]
+    if "nvt" in card:
+        run = card["nvt"]
+        held = (
+            f"no bond moved by more than {run['largest_bond_change_A']:.2f} Å (allowed: "
+            f"{run['allowed_bond_change_A']:g} Å, the criterion of arXiv:2210.07237)"
+            if run["broken_at_ps"] is None
+            else f"a bond moved by more than {run['allowed_bond_change_A']:g} Å after {run['broken_at_ps']:.2f} ps"
+        )
+        lines.append(
+            f"- NVT (Langevin) at {run['temperature_K']:.0f} K, {run['timestep_fs']} fs, {run['picoseconds']:.0f} ps "
+            f"from the relaxed molecule: {held}; mean {run['mean_temperature_K']:.0f} K."
+        )
+    lines += ["", "![Total energy and temperature in the NVE run](nve.png)"] if "nve" in card else []
     lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
     lines += [
         f"`ponita-ff download rmd17 {name.removesuffix('-rmd17')}` fetches the 100,000 frames, `ponita-ff download "

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ponita_ff.audit.result import Measure, NotDone, Outcome
 from ponita_ff.audit.subject import Bonds, Subject
 
-__all__ = ["Drift", "NveRun", "energy_drift", "nve_drift", "nvt_stability", "run_nve", "thermal_momenta"]
+__all__ = ["Drift", "NveRun", "energy_drift", "nve_drift", "nvt_stability", "run_nve", "run_nvt", "thermal_momenta"]
 
 #: Blocks whose means the error of a drift is estimated from.
 BLOCKS = 10
