@@ -327,12 +327,16 @@ private:
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(s.hidden + row * hidden + column, value + load(expand_bias + column));
                 });
-        for (int64_t at = 0; at < rows * hidden; at += W) {  // not in the product: its sums fill the registers
-            Vector<T> slope, activated;
-            gelu(load(s.hidden + at), activated, slope);
-            store(s.hidden + at, activated);
-            store(slopes + at, slope);
-        }
+        // Not in the product: its sums fill the registers. The slopes lie in the order in which `backward` reads them.
+        for (int64_t column = 0; column < hidden; column += 2 * W)
+            for (int64_t row = 0; row < rows; ++row, slopes += 2 * W)
+                for (int64_t k = 0; k < 2 * W; k += W) {
+                    T* unit = s.hidden + row * hidden + column + k;
+                    Vector<T> slope, activated;
+                    gelu(load(unit), activated, slope);
+                    store(unit, activated);
+                    store(slopes + k, slope);
+                }
         if (index + 1 == shape_.num_layers) return read_out_last(index, begin, end, s);
         T* out = features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
@@ -438,7 +442,8 @@ private:
 
         const T* slopes = gelu_slopes_[index] + begin * ori * hidden;
         const auto activate = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-            store(s.hidden + row * hidden + column, value * load(slopes + row * hidden + column));
+            const int64_t within = column % (2 * W), place = (column - within) * rows + row * 2 * W + within;
+            store(s.hidden + row * hidden + column, value * load(slopes + place));
         };
         if (index + 1 == shape_.num_layers) {
             const T* through = static_cast<const T*>(model_.readout_hidden);
