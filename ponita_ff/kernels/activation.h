@@ -3,23 +3,33 @@
 
 #include "simd.h"
 
+typedef int32_t Bits __attribute__((vector_size(PONITA_VECTOR_BYTES)));
+
+INLINE Bits bits_of(Vector<float> x) {
+    Bits bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+INLINE Vector<float> float_of(Bits bits) {
+    Vector<float> x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// Exact to float's rounding of 1, which is what all that comes of it is compared with.
 INLINE Vector<float> exp_of(Vector<float> x) {
-    typedef int32_t Integers __attribute__((vector_size(PONITA_VECTOR_BYTES)));
-    x = x < -87.0f ? all(-87.0f) : x;  // only ever called for x <= 0
-    const Vector<float> magic = all(12582912.0f);
-    const Vector<float> n = (x * 1.44269504088896341f + magic) - magic;
-    const Vector<float> f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vector<float> p = all(1.9875691500e-4f);  // Cephes' expf
-    p = p * f + 1.3981999507e-3f;
+    x = x < -86.0f ? all(-86.0f) : x;  // only ever called for x <= 0
+    // exp(x) = 2^n exp(f); a float this large has no bits behind the point, and n stands in its lowest ones.
+    const Vector<float> magic = all(12582912.0f), shifted = x * 1.44269504088896341f + magic;
+    const Vector<float> f = x - (shifted - magic) * 0.693147181f;
+    Vector<float> p = all(1.3981999507e-3f);  // Cephes' expf, without its highest degree
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    const Integers bits = (__builtin_convertvector(n, Integers) + 127) << 23;
-    Vector<float> scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    return float_of(bits_of(p) + (bits_of(shifted) << 23));
 }
 
 INLINE Vector<double> exp_of(Vector<double> x) {
@@ -30,7 +40,7 @@ INLINE Vector<double> exp_of(Vector<double> x) {
 // gelu(x) = x Phi(x), its derivative Phi(x) + x phi(x) and its second, (2 - x^2) phi(x). Phi(-|x|) = exp(-x^2 / 2) t
 // q(t), t = 1 / (1 + k |x|), q fitted to 9e-9: within float's rounding.
 INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& slope, Vector<float>& curvature) {
-    const Vector<float> size = x < 0.0f ? -x : x;
+    const Vector<float> size = float_of(bits_of(x) & 0x7fffffff);
     const Vector<float> gauss = exp_of(-0.5f * x * x);
     const Vector<float> t = 1.0f / (1.0f + 0.38890873f * size);
     Vector<float> q = all(0.0536624767f);

@@ -86,8 +86,8 @@ void hermite_slopes(T t, T scale, T* weights) {
     weights[5] = scale * T(0.5) * (3 * two - 8 * three + 5 * four);
 }
 
-// R_l, and dR_l/dr if asked for, (degrees, stride). `factor` (stride), if any, multiplies.
-template <typename T>
+// R_l, and dR_l/dr if SLOPES, (degrees, stride). `factor` (stride), if any, multiplies.
+template <bool SLOPES, typename T>
 void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* slopes) {
     constexpr int64_t W = Simd<T>::width;
     const Shape& shape = model.shape;
@@ -95,7 +95,7 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
     const T* entries = table + 3 * size * edge.cell;  // both ends lie behind each other
     T weights[6], slope_weights[6];
     hermite(edge.fraction, weights);
-    hermite_slopes(edge.fraction, T(model.grid / model.cutoff), slope_weights);
+    if constexpr (SLOPES) hermite_slopes(edge.fraction, T(model.grid / model.cutoff), slope_weights);
     for (int64_t l = 0; l < shape.degrees; ++l)
         for (int64_t c = 0; c < shape.stride; c += W) {
             const int64_t k = l * shape.stride + c;
@@ -104,11 +104,11 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
             for (int end = 0; end < 6; ++end) {
                 const Vector<T> entry = load(entries + end * size + k);
                 value += weights[end] * entry;
-                slope += slope_weights[end] * entry;
+                if constexpr (SLOPES) slope += slope_weights[end] * entry;
             }
             const Vector<T> scale = factor ? load(factor + c) : all(T(1));
             store(values + k, scale * value);
-            if (slopes) store(slopes + k, scale * slope);
+            if constexpr (SLOPES) store(slopes + k, scale * slope);
         }
 }
 
@@ -305,7 +305,7 @@ private:
                 const Edge<T>& edge = edges_[atom * task_.slots + k];
                 const T* factor = index ? nullptr : embedding(edge.neighbour);
                 legendre(shape_, edge.direction, s.angular, static_cast<T*>(nullptr));
-                radial(model_, static_cast<const T*>(layer.table), edge, factor, s.values, static_cast<T*>(nullptr));
+                radial<false>(model_, static_cast<const T*>(layer.table), edge, factor, s.values, s.slopes);
                 if (index)
                     messages_.send(shape_, s.angular, s.values, features + edge.neighbour * row_, out);
                 else
@@ -400,7 +400,7 @@ private:
                 const T back[3] = {-edge.direction[0], -edge.direction[1], -edge.direction[2]};
                 const T* received = gradient + edge.neighbour * row_;
                 legendre(shape_, back, s.angular, s.angular_slopes);
-                radial(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.slopes);
+                radial<true>(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.slopes);
                 const T stretch =
                     index ? messages_.receive(shape_, s.angular, s.angular_slopes, s.values, s.slopes,
                                               features + atom * row_, received, carried_ + atom * row_, s.angles)
