@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,19 +22,10 @@ from ponita_ff.model import Ponita, PonitaConfig
 from ponita_ff.potential import Potential
 from ponita_ff.published import PublishedConfig
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("speed", "speed_worker", "speed_systems", "speed_report", "peers")
-
 
 @pytest.fixture(scope="module")
-def speed() -> Iterator[ModuleType]:
-    """The script as a module; it finds its helpers beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        yield importlib.import_module("speed")
-    for name in MODULES:
-        sys.modules.pop(name, None)
+def speed(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("speed")
 
 
 @pytest.fixture(scope="module")
