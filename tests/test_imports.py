@@ -14,7 +14,7 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: From the leaves up. A name that is a package stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("compilation", "files", "invariants", "kernels", "lattice", "orientations", "readout", "units"),
+    ("compilation", "files", "invariants", "kernels", "lattice", "orientations", "readout", "settings", "units"),
     ("neighbours",),
     ("graph",),
     ("convolution", "device_neighbours", "packaging"),

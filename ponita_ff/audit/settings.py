@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
+
+from ponita_ff.settings import Section, wrong_fields
 
 __all__ = [
     "QUICK",
@@ -34,11 +36,7 @@ class AuditError(ValueError):
     """A user's mistake; the message names the file, option or calculator and says what was expected."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-class LabelSettings(_Section):
+class LabelSettings(Section):
     """Errors against labelled frames.
 
     Attributes:
@@ -54,7 +52,7 @@ class LabelSettings(_Section):
     bin_width: Positive = 0.05
 
 
-class RotationSettings(_Section):
+class RotationSettings(Section):
     """Invariance under rotations.
 
     Attributes:
@@ -72,7 +70,7 @@ class RotationSettings(_Section):
     torque_limit: Positive = 0.02
 
 
-class ForceSettings(_Section):
+class ForceSettings(Section):
     """Forces against central differences of the energy.
 
     Attributes:
@@ -82,13 +80,13 @@ class ForceSettings(_Section):
         noise_limit: Standard deviation of the energy's rounding noise, eV.
     """
 
-    steps: Annotated[list[Positive], Field(min_length=1)] = [0.0025, 0.005, 0.01, 0.02, 0.04]
+    steps: list[Positive] = Field([0.0025, 0.005, 0.01, 0.02, 0.04], min_length=1)
     max_atoms: Count = 12
     limit: Positive = 1e-3
     noise_limit: Positive = 1e-4
 
 
-class StressSettings(_Section):
+class StressSettings(Section):
     """Stress against central differences of the energy with respect to strain.
 
     Attributes:
@@ -96,11 +94,11 @@ class StressSettings(_Section):
         limit: Largest difference of a component, eV/Å³; raised to what the energy's rounding noise allows.
     """
 
-    steps: Annotated[list[Positive], Field(min_length=1)] = [0.001, 0.002, 0.004, 0.008]
+    steps: list[Positive] = Field([0.001, 0.002, 0.004, 0.008], min_length=1)
     limit: Positive = 1e-4
 
 
-class ScanSettings(_Section):
+class ScanSettings(Section):
     """Scans of the energy surface for jumps.
 
     Attributes:
@@ -130,7 +128,7 @@ class ScanSettings(_Section):
     slope_limit: Positive = 0.01
 
 
-class NveSettings(_Section):
+class NveSettings(Section):
     """Drift of the total energy.
 
     Attributes:
@@ -140,13 +138,13 @@ class NveSettings(_Section):
         limit: Drift, meV/atom/ns.
     """
 
-    timesteps: Annotated[list[Positive], Field(min_length=1)] = [0.25, 0.5, 1.0]
+    timesteps: list[Positive] = Field([0.25, 0.5, 1.0], min_length=1)
     picoseconds: Positive = 20.0
     judged: Positive = 0.5
     limit: Positive = 10.0
 
 
-class NvtSettings(_Section):
+class NvtSettings(Section):
     """Stability under Langevin dynamics.
 
     Attributes:
@@ -157,14 +155,14 @@ class NvtSettings(_Section):
         bond_change: Å by which a bond may differ from its length in the given structure.
     """
 
-    factors: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2.0]
+    factors: list[Positive] = Field([1.0, 2.0], min_length=1)
     picoseconds: Positive = 20.0
     timestep: Positive = 0.5
     friction_fs: Positive = 50.0
     bond_change: Positive = 0.5
 
 
-class ModeSettings(_Section):
+class ModeSettings(Section):
     """Normal modes of the relaxed structure.
 
     Attributes:
@@ -184,7 +182,7 @@ class ModeSettings(_Section):
     max_atoms: Count = 200
 
 
-class ShortRangeSettings(_Section):
+class ShortRangeSettings(Section):
     """Pairs of atoms pushed together.
 
     Attributes:
@@ -205,7 +203,7 @@ class ShortRangeSettings(_Section):
     height_limit: Positive = 2.0
 
 
-class DomainSettings(_Section):
+class DomainSettings(Section):
     """Where the labelled frames stop.
 
     Attributes:
@@ -223,7 +221,7 @@ class DomainSettings(_Section):
     cutoff: Positive = 5.0
 
 
-class AuditSettings(_Section):
+class AuditSettings(Section):
     """A whole audit.
 
     Attributes:
@@ -259,11 +257,7 @@ class AuditSettings(_Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            lines = [
-                f"  {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} (got {problem['input']!r})"
-                for problem in error.errors()
-            ]
-            raise AuditError(f"{source}: settings that cannot be used:\n" + "\n".join(lines)) from None
+            raise AuditError(f"{source}: settings that cannot be used:\n{wrong_fields(error)}") from None
 
 
 #: What ``--quick`` changes: under a minute for a small molecule and a fast calculator.

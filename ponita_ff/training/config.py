@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ponita_ff.model import PonitaConfig
+from ponita_ff.settings import Section, wrong_fields
 
 __all__ = ["ConfigError", "DataConfig", "LossConfig", "OptimiserConfig", "PotentialConfig", "TrainConfig"]
 
@@ -17,18 +18,14 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names the file and every wrong field."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class UnitsConfig(_Section):
+class UnitsConfig(Section):
     """Units of a data file that does not say its own, e.g. ``{energy: kcal/mol, length: Angstrom}``."""
 
     energy: str
     length: str
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Labelled frames and how they are split.
 
     Attributes:
@@ -67,7 +64,7 @@ class DataConfig(_Section):
         return [self.test] if isinstance(self.test, Path) else self.test or []
 
 
-class PotentialConfig(_Section):
+class PotentialConfig(Section):
     """Scale and reference energies around the network.
 
     Attributes:
@@ -81,11 +78,11 @@ class PotentialConfig(_Section):
 
     reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
-    extra_species: list[str] = []
+    extra_species: list[str] = Field([])
     start: Path | None = None
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Loss = energy · L(ΔE / atoms) + forces · L(ΔF) + stress · L(Δσ), eV and Å.
 
     ``mae``: L is the mean absolute value for energies and the mean Euclidean norm per atom for forces; ``mse``: the
@@ -98,7 +95,7 @@ class LossConfig(_Section):
     stress: Annotated[float, Field(ge=0)] = 0.0
 
 
-class OptimiserConfig(_Section):
+class OptimiserConfig(Section):
     """Linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights.
 
     ``kind``: ``muon`` is Muon for the matrices of the layers and Adam for the rest, ``adam`` is Adam for all.
@@ -129,7 +126,7 @@ def _unlisted(paths: list[Path], like: Path | list[Path]) -> Path | list[Path]:
     return paths if isinstance(like, list) else paths[0]
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A whole run."""
 
     data: DataConfig
@@ -155,11 +152,7 @@ class TrainConfig(_Section):
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            lines = []
-            for problem in error.errors():
-                field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-                lines.append(f"  {field}: {problem['msg']} (got {problem['input']!r})")
-            raise ConfigError(f"{source} has settings that cannot be used:\n" + "\n".join(lines)) from None
+            raise ConfigError(f"{source} has settings that cannot be used:\n{wrong_fields(error)}") from None
         config._check_together(source)
         return config
 
