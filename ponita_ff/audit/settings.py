@@ -80,7 +80,7 @@ class ForceSettings(Section):
         noise_limit: Standard deviation of the energy's rounding noise, eV.
     """
 
-    steps: list[Positive] = Field([0.0025, 0.005, 0.01, 0.02, 0.04], min_length=1)
+    steps: list[Positive] = Field(default=[0.0025, 0.005, 0.01, 0.02, 0.04], min_length=1)
     max_atoms: Count = 12
     limit: Positive = 1e-3
     noise_limit: Positive = 1e-4
@@ -94,7 +94,7 @@ class StressSettings(Section):
         limit: Largest difference of a component, eV/Å³; raised to what the energy's rounding noise allows.
     """
 
-    steps: list[Positive] = Field([0.001, 0.002, 0.004, 0.008], min_length=1)
+    steps: list[Positive] = Field(default=[0.001, 0.002, 0.004, 0.008], min_length=1)
     limit: Positive = 1e-4
 
 
@@ -138,7 +138,7 @@ class NveSettings(Section):
         limit: Drift, meV/atom/ns.
     """
 
-    timesteps: list[Positive] = Field([0.25, 0.5, 1.0], min_length=1)
+    timesteps: list[Positive] = Field(default=[0.25, 0.5, 1.0], min_length=1)
     picoseconds: Positive = 20.0
     judged: Positive = 0.5
     limit: Positive = 10.0
@@ -155,7 +155,7 @@ class NvtSettings(Section):
         bond_change: Å by which a bond may differ from its length in the given structure.
     """
 
-    factors: list[Positive] = Field([1.0, 2.0], min_length=1)
+    factors: list[Positive] = Field(default=[1.0, 2.0], min_length=1)
     picoseconds: Positive = 20.0
     timestep: Positive = 0.5
     friction_fs: Positive = 50.0

@@ -78,7 +78,7 @@ class PotentialConfig(Section):
 
     reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
-    extra_species: list[str] = Field([])
+    extra_species: list[str] = Field(default=[])
     start: Path | None = None
 
 
