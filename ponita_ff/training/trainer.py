@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 #: Graphs of at most this many frames are kept in memory after their first use.
 _CACHED_FRAMES = 20_000
 
-_CHECKPOINT_VERSION = 2
+_CHECKPOINT_VERSION = 3
 
 
 class _GraphDataset(Dataset[Graph]):
