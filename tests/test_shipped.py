@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.build import molecule
+from ase.io import read
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
@@ -37,6 +38,8 @@ def test_card_belongs_to_its_file(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     errors = header["metadata"]["errors"]["test"]
     assert f"{1e3 * errors['energy_mae']:.2f} | {1e3 * errors['forces_mae']:.2f}" in text
+    row = f"| `{folder.name}` | {1e3 * errors['forces_mae']:.2f} | {1e3 * errors['energy_mae']:.2f} |"
+    assert row in (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("parity.png", "learning_curve.png", "nve.png"):
         assert name in text
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -48,6 +51,18 @@ def test_settings_are_valid_and_make_this_network(folder: Path) -> None:
     network = read_header(find_potential(folder.name))["network"]
     for name, value in config.model.model_dump(exclude_none=True).items():
         assert network[name] == value
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_structure_is_the_relaxed_molecule(folder: Path) -> None:
+    atoms = read(folder / "structure.xyz")
+    potential = load_potential(folder.name)
+    found = potential.evaluate([atoms])
+    assert np.abs(found.forces[0]).max() < 5e-3
+    assert set(atoms.numbers) <= set(potential.species)
+    rattled = atoms.copy()
+    rattled.rattle(0.03, seed=0)
+    assert potential.evaluate([rattled]).energies[0] > found.energies[0] + 0.05
 
 
 def test_ethanol_relaxes_and_stays_whole_at_constant_energy() -> None:
