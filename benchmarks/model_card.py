@@ -157,6 +157,8 @@ def nvt(path: Path, atoms: Atoms, picoseconds: float, temperature: float = 500.0
     """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
     settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
     run = run_nvt(Subject(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
+    if not run.time:
+        raise click.ClickException(f"the NVT run ended at once: {run.why}")
     return {
         "picoseconds": run.time[-1],
         "broken_at_ps": run.broken_at,
