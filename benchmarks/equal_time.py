@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -110,8 +111,8 @@ def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str,
             self.curve.tick(self.state_seconds)
             return terms
 
-    run.Trainer = Recorded  # type: ignore[misc]
-    run.train(config, out)
+    with patch.object(run, "Trainer", Recorded):
+        run.train(config, out)
     (trainer,) = trainers
     frames, end = read_frames(test_file), trainer.state.history[-1]["seconds"]
 

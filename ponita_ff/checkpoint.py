@@ -129,7 +129,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise PotentialFileError(f"{path} is a safetensors file, but not a ponita_ff potential")
     version = header.get("version")
-    if version != _VERSION and version not in _MIGRATIONS:
+    if type(version) is not int or (version != _VERSION and version not in _MIGRATIONS):
         raise PotentialFileError(f"{path} has file version {version}, this package reads {_VERSION}: update ponita_ff")
     weights = weights_hash(tensors)
     if header.get("weights_sha256") != weights or header.get("sha256") != _content_hash(header, weights):

@@ -436,7 +436,7 @@ def committee(make_potential: Make) -> list[Potential]:
     return [
         make_potential(seed=0),
         make_potential(seed=1, cutoff=3.0, scale=0.5, zbl_cutoff=1.8),
-        make_potential(seed=2, references={1: -13.0, 6: -1030.0, 8: -2042.0}, num_layers=1),
+        make_potential(seed=3, references={1: -13.0, 6: -1030.0, 8: -2042.0}, num_layers=1),
     ]
 
 
@@ -457,7 +457,7 @@ def test_committee_is_the_mean_and_tells_the_spread(system: Atoms, make_potentia
         spread = np.sqrt(np.square(forces - forces.mean(axis=0)).sum(axis=0) / 3)
         assert calculator.get_property("forces_std", system) == pytest.approx(spread, abs=1e-9)
         assert calculator.results["forces_std"].shape == (len(system), 3)
-        assert deviation > 0.01
+        assert deviation > 0.1
         system.rattle(0.05, seed=5)  # within the skin: the longest cutoff's list serves all
 
 

@@ -235,6 +235,12 @@ def test_future_version_asks_for_an_update(path: Path) -> None:
     refused(path, "version 3.*update")
 
 
+@pytest.mark.parametrize("version", [None, "1", 1.5, [1], {}])
+def test_version_that_is_no_number_is_refused(path: Path, version: Any) -> None:
+    rewrite(path, lambda header, _: header.update(version=version))
+    refused(path, "version")
+
+
 def test_version_1_gives_what_it_gave(tmp_path: Path) -> None:
     """Its convolution did not count the atom itself. The file was made by the package of that time."""
     potential = load_potential(FILES / "version1.safetensors")
