@@ -122,7 +122,8 @@ class Potential(ExactModule):
         """
         if not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"the number of rotations must be a whole number of at least 1, got {number!r}")
-        group = orientation_grid(len(self.network.orientations)).group if isinstance(self.network, Ponita) else ""
+        grid = isinstance(self.network, Ponita) and self.network.config.num_ori
+        group = orientation_grid(len(self.network.orientations)).group if grid else ""
         self.rotations = averaging_rotations(number, group).to(self.rotations.device)
 
     def predictor(self, backend: str = "auto") -> Predictor:

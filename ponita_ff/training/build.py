@@ -65,11 +65,14 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
     if not isinstance(network, Ponita):
         raise ConfigError(f"potential.start: {path} holds a network of the published form, which is not trained here")
     model, given = network.config.model_dump(), config.model.model_dump()
-    # The number of neighbours scales random first weights and nothing else.
-    wrong = [name for name in given if given[name] != model[name] and name != "avg_num_neighbours"]
+    # The number of neighbours scales random first weights and nothing else; kernels are continuous and run on any grid.
+    free = {"avg_num_neighbours"} | ({"num_ori"} if given["num_ori"] and model["num_ori"] else set())
+    wrong = [name for name in given if given[name] != model[name] and name not in free]
     if wrong:
         told = ", ".join(f"model.{name}: {model[name]}" for name in wrong)
         raise ConfigError(f"potential.start: {path} is another network than model describes; give {told}")
+    network.set_grid(config.model.num_ori)
+    network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
     if base.zbl_cutoff != config.potential.zbl_cutoff:
         raise ConfigError(f"potential.start: {path} has potential.zbl_cutoff: {base.zbl_cutoff}; give the same")
     missing = [chemical_symbols[z] for z in species if z not in base.species]

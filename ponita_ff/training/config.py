@@ -73,13 +73,17 @@ class PotentialConfig(Section):
         zbl_cutoff: Å of the optional ZBL repulsion.
         extra_species: Chemical symbols beyond those in the training set.
         start: A potential file whose weights, scale and reference energies the training starts from, instead of
-            random ones; its network must be the one that ``model`` describes, and know all species.
+            random ones; its network must be the one that ``model`` describes, but for the number of orientations,
+            and know all species.
+        rotations: Rotations of the orientation grid that the finished potential averages over, at proportional cost;
+            training does not see them.
     """
 
     reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
     extra_species: list[str] = Field(default=[])
     start: Path | None = None
+    rotations: Annotated[int, Field(ge=1)] = 1
 
 
 class LossConfig(Section):
@@ -206,9 +210,10 @@ class TrainConfig(Section):
     def same_run(self, other: TrainConfig) -> bool:
         """Whether a checkpoint of one may be continued with the other: all that shapes results must be equal.
 
-        The length of the run, where and how fast it runs, and how often it is looked at may differ.
+        The length of the run, where and how fast it runs, how often it is looked at, and what is made of the result
+        may differ.
         """
-        free: dict[str, Any] = {"device": True, "workers": True, "backend": True}
+        free: dict[str, Any] = {"device": True, "workers": True, "backend": True, "potential": {"rotations"}}
         free["optimiser"] = {"time", "steps", "patience", "checkpoint_every", "validate_every"}
         return self.model_dump(mode="json", exclude=free) == other.model_dump(mode="json", exclude=free)
 

@@ -148,17 +148,18 @@ def _train(
     elif processes.leads:
         trainer.save_config()
         data.split.save(out / _SPLIT_FILE)
-    if not processes.leads:
-        return trainer.run()
-    logger.info(
-        "training on %d frames, validating on %d; %d weights, %s",
-        len(data.train),
-        len(data.validation),
-        trainer.optimiser.weights.values.numel(),
-        potential.device,
-    )
+    if processes.leads:
+        logger.info(
+            "training on %d frames, validating on %d; %d weights, %s",
+            len(data.train),
+            len(data.validation),
+            trainer.optimiser.weights.values.numel(),
+            potential.device,
+        )
     average = trainer.run()
-    _report(average, trainer, data, out)
+    average.average_rotations(config.potential.rotations)
+    if processes.leads:
+        _report(average, trainer, data, out)
     return average
 
 
