@@ -120,6 +120,60 @@ def train(
 
 
 @main.command()
+@click.argument("base")
+@click.argument("data", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, required=True, help="Folder for the run's results, or of a stopped run.")
+@click.option("--test", type=PATH, multiple=True, help="Labelled frames for the errors; may be given several times.")
+@click.option("--replay", type=PATH, multiple=True, help="Frames of what BASE knows; default: those beside its file.")
+@click.option("--no-replay", is_flag=True, help="Train on the new frames alone.")
+@click.option("--frames", type=click.IntRange(min=1), help="Use only so many of DATA, drawn at random.")
+@click.option("--time", "duration", help="Wall-clock budget that the schedule fits itself to: 30m, 2h, …")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace a setting.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run in --out.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+@_threads
+def finetune(
+    base: str,
+    data: tuple[Path, ...],
+    out: Path,
+    test: tuple[Path, ...],
+    replay: tuple[Path, ...],
+    no_replay: bool,
+    frames: int | None,
+    duration: str | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    no_progress: bool,
+) -> None:
+    """Go on from the potential BASE with the labelled frames of DATA: a new molecule, element or level of theory.
+
+    \b
+    ponita-ff finetune organic-rmd17 new.xyz --out run
+    ponita-ff finetune organic-rmd17 new.xyz --out run --set optimiser.trains=low-rank
+    """
+    from ponita_ff.training.config import TrainConfig
+    from ponita_ff.training.finetune import finetune as run_finetuning
+    from ponita_ff.training.finetune import finetune_config
+    from ponita_ff.training.run import POTENTIAL_FILE
+
+    with _plain_errors():
+        if no_replay and replay:
+            raise click.UsageError("give --replay or --no-replay, not both")
+        if resume:
+            config = TrainConfig.from_yaml(out / "config.yaml", _overrides(settings, duration))
+        else:
+            files = replay if replay or no_replay else None
+            config = finetune_config(base, data, test, files, frames, _overrides(settings, duration))
+        changes = run_finetuning(config, out, resume, progress=not no_progress)
+        click.echo(f"{'frames':<24}{'force MAE (meV/Å)':>26}{'energy MAE (meV)':>26}")
+        for c in changes:
+            forces = f"{1e3 * c.forces_before:.1f} -> {1e3 * c.forces_after:.1f}"
+            energy = f"{1e3 * c.energy_before:.1f} -> {1e3 * c.energy_after:.1f}"
+            click.echo(f"{f'{c.name} ({c.frames})':<24}{forces:>26}{energy:>26}")
+        click.echo(f"potential: {out / POTENTIAL_FILE}")
+
+
+@main.command()
 @click.argument("potential")
 @click.option("--json", "as_json", is_flag=True, help="The whole header as JSON.")
 def info(potential: str, as_json: bool) -> None:

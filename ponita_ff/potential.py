@@ -122,8 +122,9 @@ class Potential(ExactModule):
         """
         if not isinstance(number, int | np.integer) or number < 1:
             raise ValueError(f"the number of rotations must be a whole number of at least 1, got {number!r}")
-        grid = isinstance(self.network, Ponita) and self.network.config.num_ori
-        group = orientation_grid(len(self.network.orientations)).group if grid else ""
+        group = ""
+        if isinstance(self.network, Ponita) and self.network.config.num_ori:
+            group = orientation_grid(len(self.network.orientations)).group
         self.rotations = averaging_rotations(number, group).to(self.rotations.device)
 
     def predictor(self, backend: str = "auto") -> Predictor:

@@ -121,6 +121,19 @@ def test_mistakes_end_in_one_sentence(arguments: list[str], expected: str, tmp_p
     assert expected in result.output
 
 
+def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path) -> None:
+    base, frames = run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz"
+    arguments = ["finetune", base, frames, "--out", tmp_path / "tuned", "--replay", frames, "--no-progress"]
+    result = call(*arguments, "--frames", 8, "--test", frames, "--set", "optimiser.steps=4")
+    assert result.exit_code == 0, result.output
+    for row in (r"new: validation \(2\)", r"new: test \(12\)", r"known: replay \(4\)"):
+        assert re.search(row + r" +\d+\.\d -> \d+\.\d +\d+\.\d -> \d+\.\d", result.output)
+    assert (tmp_path / "tuned" / "potential.safetensors").is_file()
+    again = call("finetune", base, frames, "--out", tmp_path / "tuned", "--resume", "--set", "optimiser.steps=6")
+    assert again.exit_code == 0, again.output
+    assert call(*arguments, "--no-replay").exit_code == 2
+
+
 def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[Any, ...]:

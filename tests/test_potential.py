@@ -286,6 +286,14 @@ def test_average_over_rotations_is_that_average(make_potential: Make, make_syste
     assert energy(potential, atoms) == pytest.approx(singles[0], abs=1e-12)
 
 
+def test_pnita_has_nothing_to_average_over(make_potential: Make, make_system: Callable) -> None:
+    potential, atoms = make_potential(num_ori=0), make_system("crystal")
+    before = energy(potential, atoms)
+    for number in (1, 3):
+        potential.average_rotations(number)
+        assert energy(potential, atoms) == pytest.approx(before, abs=1e-9)
+
+
 @pytest.mark.parametrize("number", [0, 1.5, "two"])
 def test_no_number_of_rotations_is_refused(number: Any, tiny_potential: Potential) -> None:
     with pytest.raises(ValueError, match=f"number of rotations must be .* got {number!r}"):

@@ -25,8 +25,11 @@ __all__ = ["build_potential"]
 
 logger = logging.getLogger(__name__)
 
-#: Statistics need no more frames than this, however many there are.
-_STATISTICS_FRAMES = 5_000
+#: Statistics need no more frames than this, however many there are; the difference to a start's energies fewer.
+_STATISTICS_FRAMES, _REFERENCE_FRAMES = 5_000, 200
+
+#: Elements of each row of the periodic table.
+_PERIODS = (2, 8, 8, 18, 18, 32, 32)
 
 
 def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
@@ -42,7 +45,9 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
     present = {int(z) for frame in sample for z in np.unique(frame.numbers)}
     species = sorted(present | {_number(symbol) for symbol in config.potential.extra_species})
     if config.potential.start is not None:
-        return _started(config, config.potential.start, species)
+        if config.data.replay:
+            species = sorted({*species, *read_header(config.potential.start)["species"]})
+        return _started(config, config.potential.start, species, sample)
     references, origin = _reference_energies(config.potential, species, sample)
     scale = float(np.sqrt(np.mean(np.concatenate([np.square(frame.forces).ravel() for frame in sample]))))
     if scale == 0.0:
@@ -58,8 +63,8 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
     return potential.to(getattr(torch, config.dtype))
 
 
-def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
-    """The potential of a file for these species alone, to train on."""
+def _started(config: TrainConfig, path: Path, species: list[int], sample: Sequence[Frame]) -> Potential:
+    """The potential of a file for these species alone, to train on: at the level of theory of the frames."""
     base = load_potential(path)
     network = base.network
     if not isinstance(network, Ponita):
@@ -71,19 +76,15 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
     if wrong:
         told = ", ".join(f"model.{name}: {model[name]}" for name in wrong)
         raise ConfigError(f"potential.start: {path} is another network than model describes; give {told}")
-    network.set_grid(config.model.num_ori)
-    network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
     if base.zbl_cutoff != config.potential.zbl_cutoff:
         raise ConfigError(f"potential.start: {path} has potential.zbl_cutoff: {base.zbl_cutoff}; give the same")
-    missing = [chemical_symbols[z] for z in species if z not in base.species]
-    if missing:
-        raise ConfigError(f"potential.start: {path} does not know {', '.join(missing)}")
-    places = [base.species.index(z) for z in species]
+    network.set_grid(config.model.num_ori)
+    network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
+    places = [base.species.index(z) for z in (_nearest_element(z, base.species) for z in species)]
     network.embedding = nn.Embedding.from_pretrained(network.embedding.weight.detach()[places], freeze=False)
-    references = {z: float(base.reference_energies[place]) for z, place in zip(species, places, strict=True)}
-    metadata = {
+    known = dict(zip(base.species, base.reference_energies.tolist(), strict=True))
+    metadata: dict[str, Any] = {
         "name": config.name,
-        "reference_energies_from": f"{path.name}: {base.metadata.get('reference_energies_from', 'not recorded')}",
         "started_from": {
             "file": path.name,
             "weights_sha256": read_header(path)["weights_sha256"],
@@ -91,8 +92,66 @@ def _started(config: TrainConfig, path: Path, species: list[int]) -> Potential:
             "started_from": base.metadata.get("started_from"),
         },
     }
+    references = {z: known.get(z, 0.0) for z in species}
     potential = Potential(network, species, references, base.scale, base.zbl_cutoff, metadata)
+    new = [z for z in species if z not in base.species]
+    for z in new:
+        like = chemical_symbols[_nearest_element(z, base.species)]
+        logger.info("%s is new to %s and begins as %s", chemical_symbols[z], path.name, like)
+    origin = _shift_references(potential, config.potential, sample, new, path.name)
+    potential.metadata["reference_energies_from"] = origin
+    logger.info("reference energies: %s", origin)
     return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)
+
+
+def _shift_references(
+    potential: Potential, config: PotentialConfig, sample: Sequence[Frame], new: list[int], start: str
+) -> str:
+    """Bring a start's reference energies to the level of the frames, in place; returns where they are from."""
+    given, species = config.reference_energies, potential.species
+    if isinstance(given, dict | Path):
+        present = sorted({int(z) for frame in sample for z in frame.numbers})
+        energies, origin = _given_energies(config, present)
+        old = potential.reference_energies.tolist()
+        change = torch.tensor([energies.get(z, e) - e for z, e in zip(species, old, strict=True)], dtype=torch.float64)
+    else:
+        few = sample[:: max(1, len(sample) // _REFERENCE_FRAMES)]
+        fitted = [z for z in species if z in new] if given == "keep" else list(species)
+        origin = f"{start}: " + ("as they are" if given == "keep" else f"changed to fit {len(few)} training frames")
+        if given == "keep" and new:
+            origin += f", those of {', '.join(chemical_symbols[z] for z in new)} fitted to {len(few)} training frames"
+        found = potential.evaluate([frame.to_atoms() for frame in few], forces=False).energies
+        counts = np.array([[np.count_nonzero(frame.numbers == z) for z in fitted] for frame in few], dtype=np.float64)
+        missing = np.array([frame.energy for frame in few]) - found
+        changes = fit_reference_energies(fitted, counts.reshape(len(few), -1), missing) if fitted else {}
+        change = torch.tensor([changes.get(z, 0.0) for z in species], dtype=torch.float64)
+    with torch.no_grad():
+        potential.reference_energies.add_(change.to(potential.reference_energies))
+    return origin
+
+
+def _nearest_element(z: int, known: Sequence[int]) -> int:
+    """The known element that is nearest in the periodic table, itself if it is known: first by column, then by row."""
+    column, row = _place_in_table(z)
+
+    def distance(other: int) -> tuple[int, int, int]:
+        its_column, its_row = _place_in_table(other)
+        return abs(its_column - column), abs(its_row - row), abs(other - z)
+
+    return min(known, key=distance)
+
+
+def _place_in_table(z: int) -> tuple[int, int]:
+    """Column (1 to 18, lanthanides and actinides in 3) and row."""
+    row, first = 1, 1
+    while z >= first + (length := _PERIODS[row - 1]):
+        row, first = row + 1, first + length
+    place = z - first + 1
+    if length == 18:
+        return place, row
+    if length < 18:
+        return (place if place <= (1 if length == 2 else 2) else place + 18 - length), row
+    return (place if place <= 2 else max(3, place - 14)), row
 
 
 def _number(symbol: str) -> int:
@@ -111,19 +170,24 @@ def _reference_energies(
     config: PotentialConfig, species: list[int], frames: Sequence[Frame]
 ) -> tuple[dict[int, float], str]:
     """Energies in eV by atomic number, and a sentence that says where they came from."""
-    given = config.reference_energies
-    if given == "least-squares":
+    if config.reference_energies == "least-squares":
         counts = np.array([[np.count_nonzero(f.numbers == z) for z in species] for f in frames], dtype=np.float64)
         energies: NDArray[np.float64] = np.array([f.energy for f in frames])
         fitted = fit_reference_energies(species, counts, energies)
         return fitted, f"least squares over {len(frames)} training frames"
+    return _given_energies(config, species)
+
+
+def _given_energies(config: PotentialConfig, needed: list[int]) -> tuple[dict[int, float], str]:
+    """The energies that the settings give, of these elements at least, and where they came from."""
+    given = config.reference_energies
     if isinstance(given, Path):
-        energies_by_number = read_isolated_atoms(given)
+        energies = read_isolated_atoms(given)
         origin = f"isolated atoms in {given.name}"
     else:
-        energies_by_number = {_number(symbol): float(value) for symbol, value in dict(given).items()}
+        energies = {_number(symbol): float(value) for symbol, value in dict(given).items()}  # type: ignore[arg-type]
         origin = "given in the settings"
-    missing = [z for z in species if z not in energies_by_number]
+    missing = [z for z in needed if z not in energies]
     if missing:
         raise ConfigError(f"potential.reference_energies has no energy for atomic numbers {missing} ({origin})")
-    return {z: energies_by_number[z] for z in species}, origin
+    return energies, origin

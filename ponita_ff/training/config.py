@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ponita_ff.model import PonitaConfig
 from ponita_ff.settings import Section, wrong_fields
 
-__all__ = ["ConfigError", "DataConfig", "LossConfig", "OptimiserConfig", "PotentialConfig", "TrainConfig"]
+__all__ = ["PRESETS", "ConfigError", "DataConfig", "LossConfig", "OptimiserConfig", "PotentialConfig", "TrainConfig"]
+
+
+#: Defaults that belong together. ``fast``: the least error for the time that training and a step of dynamics take.
+#: ``accurate``: the finished potential averages over rotations of its grid: a tenth less error and next to no
+#: dependence on how a molecule is turned, for four times the time of a step (``benchmarks/recipe.md``).
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "accurate": {"potential": {"rotations": 4}},
+}
 
 
 class ConfigError(ValueError):
@@ -39,6 +48,10 @@ class DataConfig(Section):
         validation: Number of validation frames, drawn at random from the rest.
         test_frames: Number of test frames, drawn at random from what then remains of ``path``.
         seed: Of the split.
+        replay: Files of frames that the start was trained on, or the like, to go on training on, so that what it knew
+            is not forgotten. They say their own units. Every third of them never trains: it measures what the start
+            knew.
+        replay_share: Their share of the frames trained on; both kinds are repeated as often as that takes.
     """
 
     path: Path | Annotated[list[Path], Field(min_length=1)]
@@ -48,6 +61,8 @@ class DataConfig(Section):
     validation: Annotated[int, Field(ge=1)] | None = None
     test_frames: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
+    replay: list[Path] = Field(default=[])
+    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     units: UnitsConfig | None = None
     energy_key: str | None = None
     forces_key: str | None = None
@@ -68,18 +83,19 @@ class PotentialConfig(Section):
     """Scale and reference energies around the network.
 
     Attributes:
-        reference_energies: ``"least-squares"`` fits one energy per species; a path reads isolated atoms from a
-            structure file; a mapping gives eV by chemical symbol.
+        reference_energies: ``"least-squares"`` fits one energy per species (with a start: the smallest change of the
+            start's that makes its energies right on average); a path reads isolated atoms from a structure file; a
+            mapping gives eV by chemical symbol; ``"keep"`` leaves a start's as they are and fits new elements only.
         zbl_cutoff: Å of the optional ZBL repulsion.
         extra_species: Chemical symbols beyond those in the training set.
         start: A potential file whose weights, scale and reference energies the training starts from, instead of
-            random ones; its network must be the one that ``model`` describes, but for the number of orientations,
-            and know all species.
+            random ones; its network must be the one that ``model`` describes, but for the number of orientations.
+            Elements that it does not know begin as the nearest one in the periodic table that it knows.
         rotations: Rotations of the orientation grid that the finished potential averages over, at proportional cost;
             training does not see them.
     """
 
-    reference_energies: dict[str, float] | Literal["least-squares"] | Path = "least-squares"
+    reference_energies: dict[str, float] | Literal["least-squares", "keep"] | Path = "least-squares"
     zbl_cutoff: Annotated[float, Field(gt=0)] | None = None
     extra_species: list[str] = Field(default=[])
     start: Path | None = None
@@ -103,6 +119,11 @@ class OptimiserConfig(Section):
     """Linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights.
 
     ``kind``: ``muon`` is Muon for the matrices of the layers and Adam for the rest, ``adam`` is Adam for all.
+
+    With a start, ``trains`` chooses what changes: ``all``; the ``readouts`` alone; the last ``last_layers`` layers
+    (``layers``) and the readouts; or the readouts and a product of rank ``rank`` that is added to each matrix of the
+    layers (``low-rank``). The embedding does, too, where there are new elements. ``layer_decay`` multiplies the
+    learning rate once for every layer that lies between a weight and the end.
     """
 
     kind: Literal["muon", "adam"] = "muon"
@@ -114,6 +135,10 @@ class OptimiserConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    trains: Literal["all", "readouts", "layers", "low-rank"] = "all"
+    last_layers: Annotated[int, Field(ge=1)] = 1
+    rank: Annotated[int, Field(ge=1)] = 4
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     patience: Annotated[int, Field(ge=1)] | None = None
     validate_every: Annotated[int, Field(ge=1)] = 1000
     checkpoint_every: Annotated[int, Field(ge=1)] = 1000
@@ -130,9 +155,22 @@ def _unlisted(paths: list[Path], like: Path | list[Path]) -> Path | list[Path]:
     return paths if isinstance(like, list) else paths[0]
 
 
-class TrainConfig(Section):
-    """A whole run."""
+def _under(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset's values with those given on top, section by section."""
+    merged = {**preset, **given}
+    for name, value in preset.items():
+        if isinstance(value, dict) and isinstance(given.get(name), dict):
+            merged[name] = {**value, **given[name]}
+    return merged
 
+
+class TrainConfig(Section):
+    """A whole run.
+
+    ``preset`` chooses defaults for fields that are not given (:data:`PRESETS`).
+    """
+
+    preset: Literal["fast", "accurate"] = "fast"
     data: DataConfig
     model: PonitaConfig = PonitaConfig()
     potential: PotentialConfig = PotentialConfig()
@@ -145,6 +183,12 @@ class TrainConfig(Section):
     backend: Literal["auto", "native", "compiled", "eager"] = "auto"
     rotate: bool = True
     workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        name = values.get("preset", "fast") if isinstance(values, dict) else None
+        return _under(values, PRESETS[name]) if isinstance(name, str) and name in PRESETS else values
 
     @classmethod
     def from_mapping(cls, values: Any, source: str = "settings") -> TrainConfig:
@@ -200,6 +244,7 @@ class TrainConfig(Section):
         self.data.path = _unlisted([resolve(path, "data.path") for path in self.data.files], self.data.path)
         if self.data.test is not None:
             self.data.test = _unlisted([resolve(path, "data.test") for path in self.data.test_files], self.data.test)
+        self.data.replay = [resolve(path, "data.replay") for path in self.data.replay]
         if self.potential.start is not None:
             self.potential.start = resolve(self.potential.start, "potential.start")
         if isinstance(self.potential.reference_energies, Path):
@@ -213,7 +258,8 @@ class TrainConfig(Section):
         The length of the run, where and how fast it runs, how often it is looked at, and what is made of the result
         may differ.
         """
-        free: dict[str, Any] = {"device": True, "workers": True, "backend": True, "potential": {"rotations"}}
+        free: dict[str, Any] = dict.fromkeys(("preset", "device", "workers", "backend"), True)
+        free["potential"] = {"rotations"}
         free["optimiser"] = {"time", "steps", "patience", "checkpoint_every", "validate_every"}
         return self.model_dump(mode="json", exclude=free) == other.model_dump(mode="json", exclude=free)
 
@@ -225,6 +271,18 @@ class TrainConfig(Section):
             problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
         if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
             problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
+        if self.potential.start is None:
+            problems += [
+                f"{field}: means something with potential.start only"
+                for field, given in (
+                    ("data.replay", bool(self.data.replay)),
+                    ("optimiser.trains", self.optimiser.trains != "all"),
+                    ("potential.reference_energies: keep", self.potential.reference_energies == "keep"),
+                )
+                if given
+            ]
+        if self.optimiser.trains == "layers" and self.optimiser.last_layers > self.model.num_layers:
+            problems.append(f"optimiser.last_layers: the network has {self.model.num_layers} layers")
         if self.loss.energy + self.loss.forces + self.loss.stress == 0:
             problems.append("loss: at least one weight must be above zero")
         if problems:

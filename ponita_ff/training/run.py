@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ponita_ff.checkpoint import save_potential, write_atomically
+from ponita_ff.checkpoint import load_potential, save_potential, write_atomically
 from ponita_ff.data import (
     DataError,
     Frame,
@@ -34,6 +34,7 @@ from ponita_ff.training.config import DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
 from ponita_ff.training.parallel import Processes, joined_processes
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
+from ponita_ff.training.replay import at_level, mixed, split_replay
 from ponita_ff.training.trainer import Trainer
 
 __all__ = ["TrainingData", "describe_hardware", "prepare_data", "train"]
@@ -48,11 +49,13 @@ _SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Frames of a run and where they came from."""
+    """Frames of a run and where they came from; ``known`` are those of a replay that measure only."""
 
     train: Sequence[Frame]
     validation: Sequence[Frame]
     test: Sequence[Frame]
+    replay: Sequence[Frame]
+    known: Sequence[Frame]
     split: Split
     provenance: dict[str, Any]
 
@@ -86,7 +89,11 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
         test = JoinedFrames([_read(config, path) for path in config.test_files])
         provenance |= {"test_file": _names(config.test_files), "test_sha256": files_sha256(config.test_files)}
     provenance["test"] = len(test)
-    return TrainingData(train, validation, test, split, provenance)
+    replay, known = split_replay(JoinedFrames([read_frames(path) for path in config.replay]))
+    if config.replay:
+        provenance |= {"replay_file": _names(config.replay), "replay_sha256": files_sha256(config.replay)}
+        provenance["replay"] = len(replay)
+    return TrainingData(train, validation, test, replay, known, split, provenance)
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -142,7 +149,11 @@ def _train(
         raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
     data = prepare_data(config.data, out)
     potential = build_potential(config, data.train).to(device)
-    trainer = Trainer(potential, config, data.train, data.validation, out, progress, processes)
+    frames = data.train
+    if config.potential.start is not None:
+        replay = at_level(data.replay, load_potential(config.potential.start), potential)
+        frames = mixed(data.train, replay, config.data.replay_share)
+    trainer = Trainer(potential, config, frames, data.validation, out, progress, processes)
     if resume:
         trainer.load_checkpoint()
     elif processes.leads:
@@ -150,8 +161,9 @@ def _train(
         data.split.save(out / _SPLIT_FILE)
     if processes.leads:
         logger.info(
-            "training on %d frames, validating on %d; %d weights, %s",
+            "training on %d frames%s, validating on %d; %d weights, %s",
             len(data.train),
+            f" and {len(data.replay)} replayed ones" if len(data.replay) else "",
             len(data.validation),
             trainer.optimiser.weights.values.numel(),
             potential.device,

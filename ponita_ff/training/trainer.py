@@ -30,8 +30,9 @@ from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_graph
-from ponita_ff.training.optimisers import FlatWeights, Optimiser, layer_matrices
+from ponita_ff.training.optimisers import FlatWeights, Optimiser
 from ponita_ff.training.parallel import Processes, deal
+from ponita_ff.training.speeds import speeds
 from ponita_ff.training.step import LossTerms, TrainingStep
 
 __all__ = ["Trainer"]
@@ -173,8 +174,9 @@ class Trainer:
         self.dataset = _GraphDataset(train, potential)
         settings = config.optimiser
         self.average = copy.deepcopy(potential)
-        self.optimiser = Optimiser(potential, settings.kind, settings.weight_decay)
-        self._averaged = FlatWeights(self.average, layer_matrices(potential) if settings.kind == "muon" else set())
+        rank = settings.rank if settings.trains == "low-rank" else None
+        self.optimiser = Optimiser(potential, settings.kind, settings.weight_decay, speeds(potential, config), rank)
+        self._averaged = FlatWeights(self.average, self.optimiser.matrices)
         self.state = _State()
         self.step_function = TrainingStep(potential, config.loss, config.backend)
         self._clock = 0.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ponita_ff.training.config import ConfigError, TrainConfig
+from ponita_ff.training.config import PRESETS, ConfigError, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,45 @@ def test_only_speed_and_length_may_differ_on_resume(settings: dict[str, Any]) ->
     other["optimiser"]["learning_rate"] = 0.02
     assert config.same_run(TrainConfig.from_mapping(longer))
     assert not config.same_run(TrainConfig.from_mapping(other))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("data", "replay", ["old.xyz"], r"data\.replay: means something with potential\.start only"),
+        ("optimiser", "trains", "readouts", r"optimiser\.trains: means something with potential\.start only"),
+        ("potential", "reference_energies", "keep", r"keep: means something with potential\.start only"),
+    ],
+)
+def test_what_needs_a_start(settings: dict[str, Any], section: str, field: str, value: Any, message: str) -> None:
+    settings.setdefault(section, {})[field] = value
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.from_mapping(settings)
+    settings.setdefault("potential", {})["start"] = "base.safetensors"
+    TrainConfig.from_mapping(settings)
+
+
+def test_more_last_layers_than_layers(settings: dict[str, Any]) -> None:
+    settings["potential"] = {"start": "base.safetensors"}
+    settings["optimiser"] |= {"trains": "layers", "last_layers": 5}
+    with pytest.raises(ConfigError, match=r"optimiser\.last_layers: the network has \d layers"):
+        TrainConfig.from_mapping(settings)
+
+
+def test_presets_are_defaults(settings: dict[str, Any]) -> None:
+    """What is given wins; the rest comes from the preset, and a saved configuration says all."""
+    assert TrainConfig.from_mapping(settings).potential.rotations == 1
+    config = TrainConfig.from_mapping({**settings, "preset": "accurate", "potential": {"zbl_cutoff": 1.0}})
+    assert (config.potential.rotations, config.potential.zbl_cutoff) == (4, 1.0)
+    assert config.model.channels == settings["model"]["channels"]
+    own = TrainConfig.from_mapping({**settings, "preset": "accurate", "potential": {"rotations": 2}})
+    assert own.potential.rotations == 2
+    assert TrainConfig.from_mapping(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match="preset"):
+        TrainConfig.from_mapping({**settings, "preset": "best"})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid(name: str, settings: dict[str, Any]) -> None:
+    del settings["model"]
+    TrainConfig.from_mapping({**settings, "preset": name})

@@ -134,3 +134,52 @@ def test_state_goes_on_where_it_stood(kind: Literal["muon", "adam"], network: Po
         random_gradients(module, 1)
         optimiser.step(0.01, 10.0)
     assert torch.equal(first.weights.values, second.weights.values)
+
+
+def test_speeds_multiply_what_a_step_changes(network: Ponita) -> None:
+    """Frozen weights stay to the last bit; half the speed is half the change."""
+    twin = copy.deepcopy(network)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    chosen = dict.fromkeys(before, 0.0) | {"layers.1.expand.weight": 0.5, "readouts.0.weight": 1.0}
+    for module, given in ((network, chosen), (twin, None)):
+        optimiser = Optimiser(module, "muon", 0.0, given)
+        random_gradients(module, 0)
+        optimiser.step(0.01, 1e9)
+    whole = dict(twin.named_parameters())
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, torch.lerp(before[name], whole[name], chosen[name]))
+        assert chosen[name] or torch.equal(parameter, before[name])
+
+
+def test_low_rank_changes(network: Ponita) -> None:
+    """Of the layers' matrices have the rank asked for, and bring a loss down."""
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    goal = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(7)) for name, p in before.items()}
+    optimiser = Optimiser(network, "muon", 0.0, rank=2)
+    distances = []
+    for _ in range(60):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None
+            parameter.grad.copy_(parameter.detach() - goal[name])
+        distances.append(sum(float((p.detach() - goal[n]).square().sum()) for n, p in network.named_parameters()))
+        optimiser.step(0.02, 1e9)
+    assert distances[-1] < 0.8 * distances[0]
+    for name in layer_matrices(network):
+        change = network.get_parameter(name).detach() - before[name]
+        singular = torch.linalg.svdvals(change)
+        assert singular[1] > 1e-2
+        assert float(singular[2:].max()) < 1e-5
+
+
+def test_low_rank_goes_on_where_it_stood(network: Ponita) -> None:
+    other = copy.deepcopy(network)
+    first = Optimiser(network, "muon", 0.0, rank=1)
+    random_gradients(network, 0)
+    first.step(0.01, 10.0)
+    other.load_state_dict(network.state_dict())
+    second = Optimiser(other, "muon", 0.0, rank=1)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for module, optimiser in ((network, first), (other, second)):
+        random_gradients(module, 1)
+        optimiser.step(0.01, 10.0)
+    assert torch.equal(first.weights.values, second.weights.values)

@@ -250,7 +250,6 @@ def test_rotations_are_uniform_rotations() -> None:
 
 def test_rotation_augmentation_keeps_distances_and_labels(settings: dict[str, Any], frames: InMemoryFrames) -> None:
     from ponita_ff.graph import batch_graphs
-    from ponita_ff.training.evaluate import frame_graph
     from ponita_ff.training.trainer import _rotate
 
     graph = batch_graphs([frame_graph(frames[i], 4.0) for i in range(2)])
@@ -342,45 +341,18 @@ def test_an_element_that_the_sample_missed_is_named(
         trainer.run()
 
 
-@pytest.fixture
-def base(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> Path:
-    """A potential that knows nitrogen beside what the frames hold, with weights of its own."""
-    settings = {**settings, "seed": 5, "potential": {"reference_energies": {"H": -1, "C": -2, "N": -4, "O": -3}}}
-    settings["potential"]["extra_species"] = ["N"]
-    path = tmp_path / "base.safetensors"
-    checkpoint.save_potential(build_potential(TrainConfig.from_mapping(settings), frames), path)
-    return path
-
-
-def test_start_from_a_potential(settings: dict[str, Any], frames: InMemoryFrames, base: Path) -> None:
-    settings["potential"] = {"start": str(base)}
-    started, origin = build_potential(TrainConfig.from_mapping(settings), frames), load_potential(base)
-    assert started.species == (1, 6, 8)
-    assert started.reference_energies.tolist() == [-1.0, -2.0, -3.0]
-    graph = frame_graph(frames[0], origin.cutoff)
-    torch.testing.assert_close(started(graph).energy, origin(graph).energy)
-    assert started.training
-    assert all(parameter.requires_grad for parameter in started.parameters())
-    lineage = started.metadata["started_from"]
-    assert lineage["file"] == "base.safetensors"
-    assert lineage["weights_sha256"] == read_header(base)["weights_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("section", "field", "value", "message"),
-    [
-        ("model", "channels", 16, r"base\.safetensors is another network.*give model\.channels: 8"),
-        ("potential", "zbl_cutoff", 1.0, r"potential\.zbl_cutoff: None; give the same"),
-        ("potential", "extra_species", ["F"], r"does not know F"),
-    ],
-)
-def test_start_that_does_not_fit(
-    section: str, field: str, value: Any, message: str, settings: dict[str, Any], frames: InMemoryFrames, base: Path
-) -> None:
-    settings["potential"] = {"start": str(base)}
-    settings[section] = {**settings[section], field: value}
-    with pytest.raises(ConfigError, match=message):
-        build_potential(TrainConfig.from_mapping(settings), frames)
+def test_the_finished_potential_averages_over_rotations(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Training does not see them, so that a finished run may be given others without another step."""
+    plain = run(settings, tmp_path / "plain")
+    settings["potential"] = {"rotations": 4}
+    assert len(load_potential(tmp_path / "plain" / "potential.safetensors").rotations) == 1
+    config = TrainConfig.from_mapping(settings)
+    train(config, tmp_path / "plain", resume=True, progress=False)
+    averaged = load_potential(tmp_path / "plain" / "potential.safetensors")
+    assert len(averaged.rotations) == 4
+    assert averaged.metadata["training"]["steps"] == 30
+    averaged.average_rotations(1)
+    assert checkpoint.weights_hash(averaged.state_dict()) == plain
 
 
 def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Path) -> None:
