@@ -21,6 +21,7 @@ from ponita_ff.device_neighbours import TableCache
 from ponita_ff.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
 from ponita_ff.neighbours import SkinCache
 from ponita_ff.potential import Potential
+from ponita_ff.uncertainty import Calibration
 
 __all__ = ["PonitaCalculator"]
 
@@ -44,6 +45,8 @@ class PonitaCalculator(Calculator):
         num_ori: Another orientation grid than the file's; only for networks trained on it too (see the model card:
             energies and forces change on any other). None for the file's own.
         rotations: Average over this many fixed rotations, at proportional cost; None for the file's own.
+        calibration: Of a committee, or the file of one (:func:`ponita_ff.uncertainty.calibrate`): its standard
+            deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
             ``"eager"``; see :class:`ponita_ff.backends.Predictor`.
         label: ASE's name for files of this calculator; unused.
@@ -51,8 +54,8 @@ class PonitaCalculator(Calculator):
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
     eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy; positive under tension) for cells periodic in all directions. Of a
     committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members, each member
-    counting alike (the sum of squares is divided by their number). Total energies of members with different reference
-    energies differ by those too.
+    counting alike (the sum of squares is divided by their number), times the calibration's factors. Total energies of
+    members with different reference energies differ by those too.
 
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.
 
@@ -80,6 +83,7 @@ class PonitaCalculator(Calculator):
         num_ori: int | None = None,
         rotations: int | None = None,
         backend: str = "auto",
+        calibration: Calibration | str | Path | None = None,
         label: str | None = None,
     ) -> None:
         super().__init__(label=label)
@@ -91,6 +95,9 @@ class PonitaCalculator(Calculator):
         self.potential = self.potentials[0]
         if len(self.potentials) > 1:
             self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
+        self.calibration = Calibration.load(calibration) if isinstance(calibration, str | Path) else calibration
+        if self.calibration is not None:
+            self.calibration.check_members(self.potentials)
         # Edges beyond a member's own cutoff add nothing to it: one list serves all.
         cutoffs = [member.cutoff for member in self.potentials]
         self._cutoff = None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
@@ -198,6 +205,9 @@ class PonitaCalculator(Calculator):
             _refuse_coincident(graph)
         number = len(self._predictors)
         results = _results(arrays) if number == 1 else _committee_results(arrays, number)
+        if number > 1 and self.calibration is not None:
+            results["energy_std"] *= self.calibration.energy
+            results["forces_std"] *= self.calibration.forces
         if not math.isfinite(results["energy"]) or not np.isfinite(results["forces"]).all():
             raise ValueError(
                 "energy or forces are not finite: the structure is far outside anything the potential was trained on "

@@ -220,6 +220,31 @@ def _describe(path: Path, header: dict[str, Any]) -> str:
 
 
 @main.command()
+@click.argument("members", nargs=-1, required=True)
+@click.option("--data", type=PATH, required=True, help="Labelled frames that no member was trained on.")
+@click.option("--out", type=PATH, required=True, help="The calibration, a JSON file.")
+@_threads
+def calibrate(members: tuple[str, ...], data: Path, out: Path) -> None:
+    """How a committee's spread compares with its errors: factors that PonitaCalculator(calibration=…) applies."""
+    from ponita_ff.checkpoint import load_potential
+    from ponita_ff.data import read_frames
+    from ponita_ff.uncertainty import NORMAL_SHARES
+    from ponita_ff.uncertainty import calibrate as run_calibration
+
+    with _plain_errors():
+        found = run_calibration([load_potential(member) for member in members], read_frames(data))
+        found.save(out)
+        (one, two), (normal_one, normal_two) = found.forces_within, NORMAL_SHARES
+        click.echo(
+            f"factors: energy {found.energy:.2f}, forces {found.forces:.2f} ({found.frames} frames)\n"
+            f"force errors within 1 and 2 deviations: {one:.1%}, {two:.1%} (normal: {normal_one:.1%}, "
+            f"{normal_two:.1%})\n"
+            f"rank correlation of an atom's force error and deviation: {found.forces_rank_correlation:.2f}\n"
+            f"calibration: {out}"
+        )
+
+
+@main.command()
 @click.argument("potential")
 @click.argument("data", type=PATH)
 @click.option("--out", type=PATH, help="Folder for errors.json and parity.png.")

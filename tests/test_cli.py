@@ -20,6 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner, Result
 
+from ponita_ff import PonitaCalculator
 from ponita_ff.cli import main
 
 
@@ -132,6 +133,20 @@ def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path
     again = call("finetune", base, frames, "--out", tmp_path / "tuned", "--resume", "--set", "optimiser.steps=6")
     assert again.exit_code == 0, again.output
     assert call(*arguments, "--no-replay").exit_code == 2
+
+
+def test_calibrate_writes_what_the_calculator_takes(run_folder: Path, tmp_path: Path) -> None:
+    members = [run_folder / "run" / "potential.safetensors", tmp_path / "other" / "potential.safetensors"]
+    made = call("train", run_folder / "config.yaml", "--out", tmp_path / "other", "--set", "seed=1", "--no-progress")
+    assert made.exit_code == 0, made.output
+    out = tmp_path / "committee.json"
+    result = call("calibrate", *members, "--data", run_folder / "frames.xyz", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"factors: energy \d+\.\d\d, forces \d+\.\d\d \(12 frames\)", result.output)
+    PonitaCalculator(members, calibration=out)
+    alone = call("calibrate", members[0], "--data", run_folder / "frames.xyz", "--out", out)
+    assert alone.exit_code == 1
+    assert "two members or more" in alone.output
 
 
 def test_import_refuses_a_pickle_and_never_runs_it(tmp_path: Path) -> None:

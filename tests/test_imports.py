@@ -23,7 +23,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("backends",),
     ("potential",),
     ("published",),
-    ("checkpoint",),
+    ("checkpoint", "uncertainty"),
     ("calculator", "training"),
     ("audit",),
     ("cli",),
