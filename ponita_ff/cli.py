@@ -220,6 +220,50 @@ def _describe(path: Path, header: dict[str, Any]) -> str:
 
 
 @main.command()
+@click.argument("structures", type=PATH)
+@click.option("--method", required=True, help="What labels: gfn2-xtb, pbe/def2-svp, package.module:Calculator, …")
+@click.option("--budget", type=click.IntRange(min=1), required=True, help="Labels in all.")
+@click.option("--out", type=PATH, required=True, help="Folder of the exploration, new or stopped.")
+@click.option("--base", required=True, help="The potential that committees start from.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="That label.")
+@click.option("--charge", type=int, help="Of every frame (0).")
+@click.option("--multiplicity", type=click.IntRange(min=1), help="2S + 1 of every frame (1).")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace a setting of the exploration.")
+@click.option("--no-progress", is_flag=True, help="No progress bars.")
+@_threads
+def explore(
+    structures: Path,
+    method: str,
+    budget: int,
+    out: Path,
+    base: str,
+    processes: int,
+    charge: int | None,
+    multiplicity: int | None,
+    settings: tuple[str, ...],
+    no_progress: bool,
+) -> None:
+    """Learn STRUCTURES (a file) by active learning: dynamics, labels where a committee disagrees, training, again.
+
+    \b
+    ponita-ff explore molecule.xyz --base organic-rmd17 --method gfn2-xtb --budget 100 --out explored
+    The same command goes on where a stopped one was; ponita_ff/explore/settings.py has all settings.
+    """
+    from ponita_ff.explore import ExploreSettings
+    from ponita_ff.explore import explore as run_exploration
+    from ponita_ff.labels.structures import read_structures
+
+    with _plain_errors():
+        values = {"method": method, "budget": budget, "processes": processes, **_overrides(settings, None)}
+        values |= {"charge": charge, "multiplicity": multiplicity}
+        wanted = ExploreSettings.from_mapping(values)
+        found = run_exploration(read_structures(structures)[1], base, wanted, out, progress=not no_progress)
+        click.echo(f"ended: {found.outcome} ({found.labels} labels, {len(found.rounds)} rounds)")
+        click.echo(f"report: {out / 'report.json'}, {out / 'report.png'}")
+        click.echo(f"committee: {' '.join(str(member) for member in found.members)}")
+
+
+@main.command()
 @click.argument("members", nargs=-1, required=True)
 @click.option("--data", type=PATH, required=True, help="Labelled frames that no member was trained on.")
 @click.option("--out", type=PATH, required=True, help="The calibration, a JSON file.")

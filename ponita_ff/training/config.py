@@ -48,6 +48,7 @@ class DataConfig(Section):
         validation: Number of validation frames, drawn at random from the rest.
         test_frames: Number of test frames, drawn at random from what then remains of ``path``.
         seed: Of the split.
+        further: Files whose frames all train, beside those of the split; they say their own units.
         replay: Files of frames that the start was trained on, or the like, to go on training on, so that what it knew
             is not forgotten. They say their own units. Every third of them never trains: it measures what the start
             knew.
@@ -61,6 +62,7 @@ class DataConfig(Section):
     validation: Annotated[int, Field(ge=1)] | None = None
     test_frames: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
+    further: list[Path] = Field(default=[])
     replay: list[Path] = Field(default=[])
     replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     units: UnitsConfig | None = None
@@ -244,6 +246,7 @@ class TrainConfig(Section):
         self.data.path = _unlisted([resolve(path, "data.path") for path in self.data.files], self.data.path)
         if self.data.test is not None:
             self.data.test = _unlisted([resolve(path, "data.test") for path in self.data.test_files], self.data.test)
+        self.data.further = [resolve(path, "data.further") for path in self.data.further]
         self.data.replay = [resolve(path, "data.replay") for path in self.data.replay]
         if self.potential.start is not None:
             self.potential.start = resolve(self.potential.start, "potential.start")

@@ -79,10 +79,15 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
         split = random_split(
             len(frames), config.train, config.validation, config.test_frames, config.seed, source_sha256=digest
         )
-    train, validation, held_out = split.apply(frames)
+    drawn, validation, held_out = split.apply(frames)
+    further = JoinedFrames([read_frames(path) for path in config.further])
+    train: Sequence[Frame] = JoinedFrames([drawn, further]) if config.further else drawn
     test: Sequence[Frame] = held_out
     provenance: dict[str, Any] = {"file": _names(config.files), "sha256": digest, "train": len(train)}
     provenance |= {"validation": len(validation), "protocol": config.protocol, "split_seed": config.seed}
+    if config.further:
+        provenance |= {"further_file": _names(config.further), "further_sha256": files_sha256(config.further)}
+        provenance["further"] = len(further)
     if config.test is not None:
         if config.test_frames:
             raise DataError("data: give either test, a file, or test_frames, a number, not both")

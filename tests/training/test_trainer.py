@@ -329,6 +329,18 @@ def test_protocol_of_several_files_splits_each(settings: dict[str, Any], tmp_pat
     assert data.provenance["test_file"] == "one.npz, two.npz"
 
 
+def test_further_frames_all_train(
+    settings: dict[str, Any], frames_path: Path, water: list[Atoms], tmp_path: Path
+) -> None:
+    path = tmp_path / "water.xyz"
+    write(path, water, format="extxyz")
+    config = TrainConfig.from_mapping({**settings, "data": {**settings["data"], "further": [str(path)]}})
+    data = prepare_data(config.data, tmp_path)
+    assert [len(frame) for frame in data.train] == 12 * [6] + 8 * [3]
+    assert (len(data.validation), len(data.test)) == (4, 4)
+    assert (data.provenance["further_file"], data.provenance["further"]) == ("water.xyz", 8)
+
+
 def test_an_element_that_the_sample_missed_is_named(
     settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path
 ) -> None:
