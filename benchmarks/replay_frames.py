@@ -1,0 +1,75 @@
+"""Makes the frames that keep fine-tuning from forgetting: what a base potential knows, labelled by itself.
+
+    python benchmarks/replay_frames.py potentials/organic-rmd17 potentials/*-rmd17/structure.xyz
+
+Langevin dynamics of each structure with the base, from its relaxed shape; frames of the second half are kept, with the
+base's own energies and forces, in ``replay.xyz`` beside it, where ``ponita-ff finetune`` finds them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import click
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from tqdm import tqdm
+
+from ponita_ff import PonitaCalculator
+from ponita_ff.audit.dynamics import thermal_momenta
+from ponita_ff.checkpoint import read_header
+from ponita_ff.files import write_atomically
+from ponita_ff.training.finetune import REPLAY_FILE
+
+FILE = "potential.safetensors"
+
+
+def sample(
+    start: Atoms, calculator: PonitaCalculator, number: int, temperature: float, picoseconds: float, seed: int
+) -> list[Atoms]:
+    """Labelled frames, evenly spaced over the second half of a run at 0.5 fs."""
+    atoms = Atoms(start.numbers, start.positions, calculator=calculator)
+    generator = np.random.default_rng(seed)
+    thermal_momenta(atoms, temperature, generator)
+    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=generator)
+    steps = round(1000 * picoseconds / 0.5)
+    dynamics.run(steps // 2)
+    frames = []
+    for _ in range(number):
+        dynamics.run(max(1, steps // 2 // number))
+        labels = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+        frames.append(Atoms(atoms.numbers, atoms.positions, calculator=labels))
+    return frames
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("structures", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("--frames", default=30, show_default=True, help="Of each structure.")
+@click.option("--temperature", default=500.0, show_default=True, help="K.")
+@click.option("--ps", default=3.0, show_default=True, help="Length of each run.")
+def main(folder: Path, structures: tuple[Path, ...], frames: int, temperature: float, ps: float) -> None:
+    """Write FOLDER/replay.xyz."""
+    path = folder / FILE
+    made_by = f"{folder.name}, weights {read_header(path)['weights_sha256'][:12]}, Langevin at {temperature:g} K"
+    calculator, found = PonitaCalculator(path, device="cpu"), []
+    for seed, structure in enumerate(tqdm(structures, desc="dynamics")):
+        start = read(structure)
+        assert isinstance(start, Atoms)
+        for atoms in sample(start, calculator, frames, temperature, ps, seed):
+            atoms.info |= {"labels": made_by, "energy_unit": "eV", "length_unit": "Angstrom"}
+            found.append(atoms)
+    write_atomically(folder / REPLAY_FILE, lambda temporary: write(temporary, found, format="extxyz"))
+    click.echo(f"{len(found)} frames of {len(structures)} structures: {folder / REPLAY_FILE}")
+
+
+if __name__ == "__main__":
+    main()
