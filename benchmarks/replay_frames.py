@@ -39,7 +39,9 @@ def sample(
     atoms = Atoms(start.numbers, start.positions, calculator=calculator)
     generator = np.random.default_rng(seed)
     thermal_momenta(atoms, temperature, generator)
-    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=generator)
+    dynamics = Langevin(
+        atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=generator, fixcm=False
+    )
     steps = round(1000 * picoseconds / 0.5)
     dynamics.run(steps // 2)
     frames = []

@@ -66,6 +66,7 @@ def walk(
             temperature_K=settings.temperature,
             friction=_FRICTION / units.fs,
             rng=generator,
+            fixcm=False,
         )
 
         def look(monitor: UncertaintyMonitor = monitor, atoms: Atoms = atoms) -> None:
