@@ -19,7 +19,7 @@ from ponita_ff.potential import Potential
 def test_frames_are_labelled_by_the_base(
     script: Callable[[str], ModuleType], make_potential: Callable[..., Potential], tmp_path: Path
 ) -> None:
-    save_potential(make_potential(channels=8, num_layers=1), tmp_path / "potential.safetensors")
+    save_potential(make_potential(channels=8, num_layers=1, scale=0.02), tmp_path / "potential.safetensors")
     paths = [tmp_path / f"{name}.xyz" for name in ("CH3OH", "H2O")]
     for path in paths:
         write(path, molecule(path.stem))
