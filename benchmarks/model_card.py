@@ -247,8 +247,8 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     lines = [
         f"# {name}",
         "",
-        f"*Written by `python benchmarks/model_card.py potentials/{name}`; numbers from the potential's own file and "
-        "from `card.json`.*",
+        f"*Written by `python benchmarks/model_card.py potentials/{name}{_lengths(card)}`; numbers from the potential's "
+        "own file and from `card.json`.*",
         "",
         f"PONITA in its force-field form: {network['num_layers']} layers, {network['channels']} channels, "
         f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}"
@@ -328,7 +328,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "```",
         f"ponita-ff train potentials/{name}/config.yaml --set data.path={data.get('file')} "
         f"--set data.test={data.get('test_file')} --out run",
-        f"python benchmarks/model_card.py potentials/{name}",
+        f"python benchmarks/model_card.py potentials/{name}{_lengths(card)}",
         "```",
         "",
         "The schedule is bound to the wall clock (`optimiser.time`): a faster machine or a longer `--time` takes more "
@@ -337,6 +337,11 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lengths(card: dict[str, Any]) -> str:
+    """The options that make the runs of a card as long as they were."""
+    return "".join(f" --{run}-ps {card[run]['picoseconds']:.0f}" for run in ("nve", "nvt") if run in card)
 
 
 def _render_rotations(rows: list[dict[str, Any]]) -> list[str]:
