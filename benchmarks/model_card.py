@@ -247,8 +247,8 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     lines = [
         f"# {name}",
         "",
-        f"*Written by `python benchmarks/model_card.py potentials/{name}{_lengths(card)}`; numbers from the potential's "
-        "own file and from `card.json`.*",
+        f"*Written by `python benchmarks/model_card.py potentials/{name}{_lengths(card)}`; numbers from the "
+        "potential's own file and from `card.json`.*",
         "",
         f"PONITA in its force-field form: {network['num_layers']} layers, {network['channels']} channels, "
         f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}"

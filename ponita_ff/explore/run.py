@@ -130,7 +130,7 @@ def _label_files(out: Path, number: int) -> list[Path]:
 def _given(out: Path, number: int) -> int:
     """Frames given to be labelled in the rounds before this one, whether or not they could be."""
     files = [out / f"round-{k}" / _CANDIDATES for k in range(number)]
-    return sum(len(ase.io.read(path, index=":")) for path in files if path.is_file())
+    return sum(len(list(ase.io.iread(path))) for path in files if path.is_file())
 
 
 def _label(settings: ExploreSettings, folder: Path, progress: bool) -> list[Frame]:
@@ -188,7 +188,7 @@ def _walk(
         numbers = json.dumps({"spread": walked.spread, "ended": walked.ended, "stopped": walked.stopped}) + "\n"
         write_atomically(told_path, lambda path: path.write_text(numbers, encoding="utf-8"))
     # Read in the first place, too: the file's rounding must make no difference.
-    return Walk(ase.io.read(frames_path, index=":"), **json.loads(told_path.read_text(encoding="utf-8")))
+    return Walk(list(ase.io.iread(frames_path)), **json.loads(told_path.read_text(encoding="utf-8")))
 
 
 def _choose(walked: Walk, wanted: NDArray[np.int64], known: Sequence[Frame], number: int) -> list[Atoms]:
