@@ -1,9 +1,13 @@
 """PONITA force fields for ASE: energies and exact forces from a network on position-orientation space."""
 
-from ponita_ff.calculator import PonitaCalculator
-from ponita_ff.checkpoint import PotentialFileError, load_potential, save_potential
-from ponita_ff.model import Ponita, PonitaConfig
-from ponita_ff.potential import Potential, Prediction
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ponita_ff.calculator import PonitaCalculator
+    from ponita_ff.checkpoint import PotentialFileError, load_potential, save_potential
+    from ponita_ff.model import Ponita, PonitaConfig
+    from ponita_ff.potential import Potential, Prediction
 
 __all__ = [
     "Ponita",
@@ -15,3 +19,25 @@ __all__ = [
     "load_potential",
     "save_potential",
 ]
+
+_HOMES = {
+    "Ponita": "model",
+    "PonitaCalculator": "calculator",
+    "PonitaConfig": "model",
+    "Potential": "potential",
+    "PotentialFileError": "checkpoint",
+    "Prediction": "potential",
+    "load_potential": "checkpoint",
+    "save_potential": "checkpoint",
+}
+
+if not TYPE_CHECKING:
+    # Torch takes seconds and hundreds of MB to load. What needs none of it does without: the command's help, and every
+    # one of the processes that label frames.
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

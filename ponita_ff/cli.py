@@ -26,7 +26,9 @@ PATH = click.Path(path_type=Path)
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(
+    stopped: str = "stopped; a training run goes on from its last checkpoint with --resume",
+) -> Iterator[None]:
     """A user's mistake ends in one clear sentence, not in a traceback; anything else is a bug and shows one."""
     from ponita_ff.data.download import DownloadError
 
@@ -35,7 +37,7 @@ def _plain_errors() -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError, DownloadError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
-        raise click.ClickException("stopped; a training run goes on from its last checkpoint with --resume") from None
+        raise click.ClickException(stopped) from None
 
 
 def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
@@ -459,6 +461,70 @@ def audit(
         click.echo(f"FAILED    {line}")
     click.echo(f"page: {page}\nnumbers: {numbers}")
     context.exit(1 if report.failures or (strict and report.undone) else 0)
+
+
+@main.command()
+@click.argument("frames", type=PATH)
+@click.option("--method", required=True, help="gfn2-xtb, FUNCTIONAL/BASIS, or package.module:Calculator.")
+@click.option("--out", type=PATH, required=True, help="Labelled file, .xyz; its journal goes beside it.")
+@click.option("--charge", type=int, help="Of every frame. [default: 0]")
+@click.option("--multiplicity", type=click.IntRange(min=1), help="2S + 1 of every frame. [default: 1]")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Frames at a time.")
+@click.option("--threads-per-process", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--retry-failed", is_flag=True, help="Try the frames again that failed before.")
+@click.option("--no-progress", is_flag=True, help="No progress bar.")
+def label(
+    frames: Path,
+    method: str,
+    out: Path,
+    charge: int | None,
+    multiplicity: int | None,
+    processes: int,
+    threads_per_process: int,
+    retry_failed: bool,
+    no_progress: bool,
+) -> None:
+    """Label FRAMES, any file that ASE reads, with energies and forces.
+
+    Methods: gfn2-xtb, gfn1-xtb, ipea1-xtb (tblite; crystals at the Γ point), FUNCTIONAL/BASIS (PySCF, molecules), or
+    the Python path of any ASE calculator. If it was stopped, the same command goes on. Exit code: 0 if at least one
+    frame has labels.
+
+    \b
+    ponita-ff label frames.xyz --method gfn2-xtb --out labelled.xyz --processes 4
+    ponita-ff label frames.xyz --method pbe/def2-svp --charge -1 --out labelled.xyz
+    ponita-ff label frames.xyz --method ase.calculators.emt:EMT --out labelled.xyz
+    """
+    from ponita_ff.labels import journal_path, label_frames
+
+    kept = f"stopped; the labels so far are in {journal_path(out)}, and the same command goes on from there"
+    with _plain_errors(kept):
+        result = label_frames(
+            frames,
+            method,
+            out,
+            charge=charge,
+            multiplicity=multiplicity,
+            processes=processes,
+            threads_per_process=threads_per_process,
+            retry_failed=retry_failed,
+            progress=not no_progress,
+        )
+        if result.failures:
+            _tell_failures(list(result.failures.values()), result.frames, result.journal)
+        if result.path is None:
+            raise ValueError("no frame could be labelled")
+        click.echo(f"labelled: {result.labelled} of {result.frames} frames in {result.path}")
+
+
+def _tell_failures(reasons: list[str], frames: int, journal: Path) -> None:
+    shown = 3
+    click.echo(f"Warning: {len(reasons)} of {frames} frames have no labels:", err=True)
+    for reason in reasons[:shown]:
+        click.echo(f"  {reason}", err=True)
+    if len(reasons) > shown:
+        click.echo(f"  … and {len(reasons) - shown} more", err=True)
+    click.echo(f'All reasons are in {journal} ("failed"); --retry-failed tries these frames again.', err=True)
 
 
 @main.command("import")

@@ -17,7 +17,7 @@ import yaml
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from click.testing import CliRunner, Result
 
 from ponita_ff import PonitaCalculator
@@ -110,6 +110,11 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
         (["train", "x.yaml", "--out", "x", "--tme", "5m"], "--tme"),
         (["import", "nowhere.ckpt", "x.safetensors"], "nowhere.ckpt"),
         (["import", "nowhere.ckpt", "x.safetensors", "--species", "H,Xx"], "Xx"),
+        (["label", "nowhere.xyz", "--method", "ase.calculators.emt:EMT", "--out", "x.xyz"], "no such file"),
+        (["label", "nowhere.xyz", "--method", "gfn9", "--out", "x.xyz"], "unknown method 'gfn9'"),
+        (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--out", "x.dat"], "extended XYZ"),
+        (["label", "nowhere.xyz", "--out", "x.xyz"], "--method"),
+        (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--out", "x.xyz", "--processes", "0"], "--processes"),
         (["download", "qm9", "ethanol"], "qm9"),
         (["download", "rmd17", "water"], "water"),
     ],
@@ -189,3 +194,21 @@ def test_evaluate_names_the_frame_with_an_unknown_element(tmp_path: Path) -> Non
     result = call("evaluate", "ethanol-rmd17", tmp_path / "frames.xyz")
     assert result.exit_code == 1
     assert "frames.xyz, frame 0: atom 1 is Cl (Z = 17), which this potential does not know" in result.output
+
+
+def test_label_says_what_came_of_it(tmp_path: Path) -> None:
+    frames, out = tmp_path / "frames.xyz", tmp_path / "labelled.xyz"
+    write(frames, [molecule(name) for name in ("H2O", "SiH4", "SiH3Cl", "CH3SH", "CH3Cl", "C2H6")], format="extxyz")
+    arguments = ("label", frames, "--method", "ase.calculators.emt:EMT", "--out", out, "--no-progress")
+    result = call(*arguments, "--processes", 2)
+    assert result.exit_code == 0, result.output
+    assert f"labelled: 2 of 6 frames in {out}" in result.output
+    assert "Warning: 4 of 6 frames have no labels:" in result.output
+    assert "  frames.xyz, frame 1: NotImplementedError: No EMT-potential for Si" in result.output
+    assert "… and 1 more" in result.output
+    assert f"{out}.journal.jsonl" in result.output
+    assert len(read(out, ":")) == 2
+    write(frames, molecule("SiH4"), format="extxyz")
+    out = tmp_path / "none.xyz"
+    result = call("label", frames, "--method", "ase.calculators.emt:EMT", "--out", out, "--no-progress")
+    assert result.exit_code == 1 and "no frame could be labelled" in result.output and not out.exists()

@@ -14,7 +14,10 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: From the leaves up. A name that is a package stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("compilation", "files", "invariants", "kernels", "lattice", "orientations", "readout", "settings", "units"),
+    (
+        *("compilation", "files", "invariants", "kernels", "lattice", "orientations", "python_path", "readout"),
+        *("settings", "units"),
+    ),
     ("neighbours",),
     ("graph",),
     ("convolution", "device_neighbours", "packaging"),
@@ -25,7 +28,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("published",),
     ("checkpoint", "uncertainty"),
     ("calculator", "training"),
-    ("audit",),
+    ("audit", "labels"),
+    ("explore",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -151,6 +155,14 @@ def function():
     path.write_text(source, encoding="utf-8")
     assert imports(path, lazy=False) == {"graph", "model", "data.npz"}
     assert imports(path, lazy=True) == {"graph", "model", "data.npz", "training.run"}
+
+
+def test_public_names_are_loaded_when_asked_for() -> None:
+    for name in ponita_ff.__all__:
+        assert getattr(ponita_ff, name).__name__ == name
+    assert set(ponita_ff.__all__) <= set(dir(ponita_ff))
+    with pytest.raises(AttributeError, match="Ponitta"):
+        ponita_ff.Ponitta  # noqa: B018
 
 
 def test_only_potentials_and_what_trains_them_differentiate() -> None:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import ase.io
-import yaml
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.calculator import BaseCalculator, Calculator
+from ase.calculators.calculator import Calculator
 from ase.collections import g2
 
 from ponita_ff.audit.settings import AuditError
 from ponita_ff.data import Frame
+from ponita_ff.python_path import PythonPath, PythonPathError
 
 __all__ = ["choose_structure", "make_calculator", "make_calculators"]
-
-#: ``package.module:Name``, with keyword arguments as a YAML mapping behind it if any.
-_PYTHON_PATH = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?P<options>\{.*\})?")
 
 
 def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -> Calculator:
@@ -37,9 +31,12 @@ def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -
     Raises:
         AuditError: Naming what could not be made a calculator, and why.
     """
-    match = _PYTHON_PATH.fullmatch(text)
-    if match and not Path(text).exists():
-        return _from_python(text, match["module"], match["name"], match["options"])
+    path = PythonPath.parse(text)
+    if path is not None:
+        try:
+            return path.calculator()
+        except PythonPathError as error:
+            raise AuditError(str(error)) from error
     from ponita_ff.calculator import PonitaCalculator
 
     members = [text] if Path(text).is_file() else text.split(",")
@@ -53,32 +50,12 @@ def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -
         raise AuditError(f"cannot use {text}: {error}") from error
 
 
-def _from_python(text: str, module: str, name: str, options: str | None) -> Calculator:
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise AuditError(
-            f"cannot find {text}: {error}; expected package.module:Name, e.g. ase.calculators.emt:EMT"
-        ) from None
-    try:
-        keywords = yaml.safe_load(options) if options else {}
-    except yaml.YAMLError:
-        raise AuditError(f"{text}: {options} is not a mapping of keyword arguments, e.g. {{sigma: 3.4}}") from None
-    try:
-        calculator = factory(**keywords)
-    except Exception as error:  # a factory may raise anything
-        raise AuditError(f"cannot make {text}: {type(error).__name__}: {error}") from error
-    if not isinstance(calculator, BaseCalculator):
-        raise AuditError(f"{text} makes a {type(calculator).__name__}, which is no calculator of ASE")
-    return cast(Calculator, calculator)
-
-
 def make_calculators(texts: Sequence[str], device: str = "auto", dtype: str | None = None) -> dict[str, Calculator]:
     """Calculators by their names on the page: as typed, or what follows the colon where that is unique."""
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if list(texts).count(text) > 1)
         raise AuditError(f"{twice} is named twice")
-    short = [text.partition(":")[2] if _PYTHON_PATH.fullmatch(text) else text for text in texts]
+    short = [text.partition(":")[2] if PythonPath.parse(text) else text for text in texts]
     names = short if len(set(short)) == len(short) else texts
     return {name: make_calculator(text, device, dtype) for name, text in zip(names, texts, strict=True)}
 

@@ -28,7 +28,7 @@ from ponita_ff.data.frames import (
 )
 from ponita_ff.units import EV_ANGSTROM, Units, canonical_energy_unit, canonical_length_unit
 
-__all__ = ["iter_extxyz", "read_isolated_atoms"]
+__all__ = ["iter_extxyz", "marked_units", "read_isolated_atoms"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,6 +91,17 @@ def _marker(info: Mapping[str, Any], where: str, stated: Units | None) -> _Marke
         if len(set(found.values())) > 1:
             raise DataError(f"{where}: mixed units in one frame: {found}")
     return _Marker(next(iter(energies.values()), None), next(iter(lengths.values()), None))
+
+
+def marked_units(info: Mapping[str, Any], where: str) -> Units | None:
+    """The units that a frame's comment line states; None where it states none.
+
+    Raises
+    ------
+    DataError
+        A marker is not understood, or two of them contradict each other; the text names ``where``.
+    """
+    return _marker(info, where, None).units()
 
 
 def _marker_text(value: Any) -> str:

@@ -1,0 +1,87 @@
+"""Frames to label, from any file that ASE reads, and what of their comments goes with the labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import all_properties
+from ase.io import iread
+
+from ponita_ff.data.extxyz import marked_units
+from ponita_ff.labels.methods import LabelError
+
+__all__ = ["kept_info", "read_structures"]
+
+#: Words of the format, and what would be taken for a label or its unit.
+_RESERVED = {"lattice", "properties", "pbc", "level_of_theory", *all_properties}
+_FOREIGN_LABEL = re.compile(r".*(unit|energy|forces?|stress|virial)s?$", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+def read_structures(frames: str | Path | Iterable[Atoms]) -> tuple[str, list[Atoms]]:
+    """What errors call the frames, and the frames: elements, positions (Å), cell, periodicity, and comments.
+
+    Constraints, velocities, magnetic moments, charges and labels are left behind: no calculator sees them.
+
+    Args:
+        frames: A file that ASE reads, or ASE's atoms. Extended XYZ marked with another unit of length is converted.
+
+    Raises:
+        LabelError: No such file, or one that ASE cannot read (with the frame); no frames; a frame without atoms.
+        DataError: A mark of units that cannot be understood.
+    """
+    if isinstance(frames, str | Path):
+        name, images = f"{Path(frames).name}, ", _read(Path(frames))
+    else:
+        name, images = "", iter(frames)
+    structures = [_clean(atoms, f"{name}frame {number}") for number, atoms in enumerate(images)]
+    if not structures:
+        raise LabelError(f"{name or 'given to label: '}no frames")
+    return name, structures
+
+
+def _read(path: Path) -> Iterator[Atoms]:
+    if not path.is_file():
+        raise LabelError(f"{path}: {'not a file' if path.exists() else 'there is no such file'}")
+    number = 0
+    try:
+        for atoms in iread(path, index=slice(None), do_not_split_by_at_sign=True):
+            yield atoms
+            number += 1
+    except Exception as error:  # ASE's readers raise anything
+        raise LabelError(
+            f"{path.name}, frame {number} or before: ASE cannot read it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _clean(atoms: Atoms, source: str) -> Atoms:
+    if len(atoms) == 0:
+        raise LabelError(f"{source}: the frame has no atoms")
+    units = marked_units(atoms.info, source)
+    factor = 1.0 if units is None else units.length_factor
+    cell, positions = atoms.cell.array * factor, atoms.positions * factor
+    return Atoms(atoms.numbers, positions, cell=cell, pbc=atoms.pbc, info=kept_info(atoms.info))
+
+
+def kept_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a frame's comments those that can be written again and are no label, e.g. ``trajectory=3``."""
+    return {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in info.items()
+        if isinstance(key, str)
+        and _KEY.fullmatch(key)
+        and key.lower() not in _RESERVED
+        and not _FOREIGN_LABEL.fullmatch(key)
+        and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isprintable() and '"' not in value and "\\" not in value
+    return isinstance(value, bool | int | float | np.integer | np.floating | np.bool_)
