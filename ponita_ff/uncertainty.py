@@ -130,8 +130,11 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
     energies, forces, energy_std, forces_std = committee_spread(members, [frame.to_atoms() for frame in frames])
     errors = np.concatenate([f - frame.forces for f, frame in zip(forces, frames, strict=True)])
     spread = np.concatenate(forces_std)
-    if not spread.all() or not energy_std.all():
+    # All members agree on an atom that nothing is near to: it tells nothing.
+    told = spread.any(axis=1)
+    if not told.any() or not energy_std.all():
         raise ValueError("members of the committee agree to the last bit: they are the same potential")
+    errors, spread = errors[told], np.maximum(spread[told], 1e-12)
     factor = _factor(errors, spread)
     within = np.abs(errors) / (factor * spread)
     ranks = [np.linalg.norm(values, axis=1).argsort().argsort() for values in (errors, spread)]

@@ -57,7 +57,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
         "threshold": 1e-4,
         "stop": 50.0,
         "displacement": 0.06,
-        "training": {"optimiser.steps": 60, "optimiser.learning_rate": 3e-3, "optimiser.checkpoint_every": 10},
+        "training": {"optimiser.steps": 120, "optimiser.learning_rate": 6e-3, "optimiser.checkpoint_every": 10},
     }
 
 
