@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "Predictor"]
 
 logger = logging.getLogger(__name__)
+
+#: Atoms, all rotations counted, up to which the engine does several rotations at once; more only cost memory.
+_TURNED_ATOMS = 500
 
 #: Ways to compute, the default first.
 BACKENDS = ("auto", "native", "compiled", "eager")
@@ -55,8 +57,8 @@ class Predictor:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential = potential
         self._engine = _native(potential, backend) if backend in ("auto", "native") else None
-        turned = len(potential.rotations) > 1  # a single one is the identity
-        self._rotations: list[Tensor | None] = [*potential.rotations] if turned else [None]
+        #: To average over; None for one alone, which is the identity.
+        self._rotations = potential.rotations if len(potential.rotations) > 1 else None
         self._package = _package(potential) if backend == "compiled" else None
         self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
         #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
@@ -97,16 +99,29 @@ class Predictor:
             self._compiled[forces, stress] = compiler
         return self._compiled[forces, stress]
 
+    def _averaged(self, engine: NativeNetwork, graph: Graph, species: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over the rotations: of a small system they go through the engine together, of a large one one by one."""
+        if self._rotations is None:
+            return engine(graph, species)
+        parts = self._rotations.split(max(1, _TURNED_ATOMS // len(species)))
+        shares = [len(part) / len(self._rotations) for part in parts]
+        found = [engine(graph, species, part) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        energies, gradient, strain = (
+            torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+            for values in zip(*found, strict=True)
+        )
+        return energies, gradient, strain
+
     def _by_engine(
         self, engine: NativeNetwork, graph: Graph, stress: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         potential = self._potential
         species = potential.species_index[graph["atomic_numbers"]]
-        parts = [engine(graph, species, rotation) for rotation in self._rotations]
-        energies, gradient, strain = parts[0] if len(parts) == 1 else map(_sum, zip(*parts, strict=True))
-        factor = potential.scale / len(parts)
-        atomic = potential.reference_energies[species].add_(energies, alpha=factor)
-        gradient, strain = gradient * factor, strain * factor
+        energies, gradient, strain = self._averaged(engine, graph, species)
+        atomic = potential.reference_energies[species].add_(energies, alpha=potential.scale)
+        gradient, strain = gradient * potential.scale, strain * potential.scale
         if potential.zbl is not None:
             repulsion = potential.repulsion(graph)
             atomic, gradient, strain = atomic + repulsion[0], gradient + repulsion[1], strain + repulsion[2]
@@ -114,10 +129,6 @@ class Predictor:
         if not stress:
             return total, atomic, -gradient, None
         return total, atomic, -gradient, strain / torch.linalg.det(graph["cell"]).abs()[:, None, None]
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(0)
 
 
 def _native(potential: Potential, backend: str) -> NativeNetwork | None:

@@ -55,7 +55,7 @@ class _Model(ctypes.Structure):
 
 class _Task(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("atoms", "slots", "structures", "threads")),
+        *((name, ctypes.c_int64) for name in ("atoms", "slots", "structures", "copies", "threads")),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -65,7 +65,7 @@ class _Task(ctypes.Structure):
                 "reverse",
                 "species",
                 "batch",
-                "rotation",
+                "rotations",
                 "workspace",
                 "energies",
                 "gradient",
@@ -181,13 +181,14 @@ class NativeNetwork:
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()  # one workspace, and the engine runs outside Python's own lock
 
-    def __call__(self, graph: Graph, species: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, graph: Graph, species: Tensor, rotations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate, in the network's own scale.
 
         Args:
             graph: One structure or a batch, on the CPU, positions and offsets in float64.
             species: Index of each atom's element, shape (N,).
-            rotation: Shape (3, 3), float64; edge vectors are taken as ``vectors @ rotation``. None: as they are.
+            rotations: Shape (K, 3, 3), float64; edge vectors are taken as ``vectors @ rotation``, and what comes out is
+                the mean over all K, which go through the engine together. None: as they are.
 
         Returns:
             Atomic energies (N,), their sum's gradient with respect to positions (N, 3) and its derivative with respect
@@ -200,14 +201,15 @@ class NativeNetwork:
             for name in ("positions", "offsets", "neighbours", "reverse", "batch")
         }
         inputs["species"] = _contiguous(species, torch.int64)
-        if rotation is not None:
-            inputs["rotation"] = _contiguous(rotation, torch.float64)
+        if rotations is not None:
+            inputs["rotations"] = _contiguous(rotations, torch.float64)
         energies = torch.empty(atoms, dtype=torch.float64)
         gradient = torch.empty(atoms, 3, dtype=torch.float64)
         virial = torch.empty(structures, 3, 3, dtype=torch.float64)
         outputs = {"energies": energies, "gradient": gradient, "virial": virial}
         addresses = {name: tensor.data_ptr() for name, tensor in (inputs | outputs).items()}
-        task = _Task(atoms, slots, structures, torch.get_num_threads(), **addresses)
+        copies = 1 if rotations is None else len(rotations)
+        task = _Task(atoms, slots, structures, copies, torch.get_num_threads(), **addresses)
         model, where = ctypes.addressof(self._model), ctypes.addressof(task)
         needed = self._size(model, where)
         with self._lock:

@@ -32,15 +32,15 @@ class TorchEngine:
     def __init__(self, network: Network) -> None:
         self.network = copy.deepcopy(network)
 
-    def __call__(self, graph: Graph, species: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, graph: Graph, species: Tensor, rotations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         dtype = next(self.network.parameters()).dtype
         positions = graph.positions.clone().requires_grad_(True)
         strain = torch.zeros(len(graph.cell), 3, 3, dtype=torch.float64, requires_grad=True)
         with torch.enable_grad():
             vectors = edge_vectors(positions, graph.offsets, graph.neighbours, graph.reverse)
             vectors = vectors + vectors @ (0.5 * (strain + strain.mT))[graph.batch]
-            turned = vectors if rotation is None else vectors @ rotation
-            energies = self.network(graph, species, turned.to(dtype)).double()
+            turned = [vectors] if rotations is None else [vectors @ rotation for rotation in rotations]
+            energies = torch.stack([self.network(graph, species, v.to(dtype)) for v in turned]).mean(0).double()
             gradient, virial = torch.autograd.grad(energies.sum(), (positions, strain))
         return energies.detach(), gradient, virial
 
@@ -113,11 +113,18 @@ def test_auto_goes_on_quietly(make_potential: Make, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("torch_engine")
+@pytest.mark.parametrize("at_once", [1, 15, 500], ids=["one by one", "two and one", "together"])
 @pytest.mark.parametrize("rotations", [1, 3])
 @pytest.mark.parametrize("zbl_cutoff", [None, 1.8])
 def test_the_engine_is_given_all_that_a_potential_is(
-    rotations: int, zbl_cutoff: float | None, make_potential: Make, make_system: Callable
+    at_once: int,
+    rotations: int,
+    zbl_cutoff: float | None,
+    make_potential: Make,
+    make_system: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("ponita_ff.backends._TURNED_ATOMS", at_once)
     potential = make_potential(scale=0.7, zbl_cutoff=zbl_cutoff, num_layers=1)
     potential.average_rotations(rotations)
     graph = batch_of(make_system("crystal"), make_system("two atoms in a tiny cell"))

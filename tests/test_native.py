@@ -153,14 +153,18 @@ def test_systems_in_turn_share_no_state(network: Ponita, make_system: Callable) 
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_turned(network: Ponita, make_system: Callable) -> None:
-    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))[0]
-    graph = graph_of(make_system("crystal"))
-    found = NativeNetwork(network)(graph, species_of(graph), rotation)
-    expected, plain = by_torch(network, graph, rotation), by_torch(network, graph)
-    for value, reference, unturned in zip(found, expected, plain, strict=True):
-        assert value == pytest.approx(reference, abs=1e-5)
-        assert float((reference - unturned).abs().max()) > 1e-3
+def test_turned_copies(network: Ponita, make_system: Callable) -> None:
+    """The mean over rotations, of a batch of two structures, whatever the number of threads."""
+    generator = torch.Generator().manual_seed(3)
+    rotations = torch.linalg.qr(torch.randn(3, 3, 3, dtype=torch.float64, generator=generator))[0]
+    graph = batch_graphs([graph_of(make_system(name)) for name in ("crystal", "molecule")])
+    single = [by_torch(network, graph, rotation) for rotation in rotations]
+    for number in (1, 3):
+        found = NativeNetwork(network)(graph, species_of(graph), rotations[:number])
+        for index, value in enumerate(found):
+            expected = torch.stack([each[index] for each in single[:number]]).mean(0)
+            assert value == pytest.approx(expected, abs=1e-5)
+            assert float((expected - by_torch(network, graph)[index]).abs().max()) > 1e-3
 
 
 def test_gradient_is_that_of_the_energy(network: Ponita, make_system: Callable) -> None:

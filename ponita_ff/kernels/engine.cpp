@@ -9,7 +9,8 @@
 //   - nothing as large as edges x orientations x channels exists: kernels live in registers;
 //   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
 //     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
-//   - one parallel region an evaluation, whose threads meet at 2 barriers a layer.
+//   - one parallel region an evaluation, whose threads meet at 2 barriers a layer; to average over rotations, turned
+//     copies of all atoms go through it together (atom a of copy k is atom a + k atoms), and `collect` takes the mean.
 // Features, and gradients of spatial sums, are kept as panels (network.h).
 
 #include "activation.h"
@@ -43,10 +44,10 @@ struct Model {
 };
 
 struct Task {
-    int64_t atoms, slots, structures, threads;
+    int64_t atoms, slots, structures, copies, threads;
     const double *positions, *offsets;
     const int64_t *neighbours, *reverse, *species, *batch;
-    const double* rotation;  // (3, 3) or null
+    const double* rotations;  // (copies, 3, 3); or null, for one copy as it is
     void* workspace;         // workspace_bytes_*()
     double *energies, *gradient, *virial;
 };
@@ -176,7 +177,7 @@ class Engine {
 public:
     Engine(const Model& model, const Task& task, int64_t threads)
         : model_(model), shape_(model.shape), task_(task), threads_(threads), row_(shape_.num_ori * shape_.stride),
-          messages_(messages<T>(shape_.degrees)), blocks_(shape_, task.atoms, threads), bytes_(lay_out()),
+          messages_(messages<T>(shape_.degrees)), blocks_(shape_, task.atoms * task.copies, threads), bytes_(lay_out()),
           team_(threads, next_) {}
 
     int64_t bytes() const { return bytes_; }
@@ -211,12 +212,14 @@ private:
 
     int64_t lay_out() {
         Arena arena(task_.workspace);
-        const int64_t atoms = task_.atoms, layers = shape_.num_layers, degrees = shape_.degrees;
+        const int64_t atoms = blocks_.atoms, layers = shape_.num_layers, degrees = shape_.degrees;
         next_ = arena.take<std::atomic<int64_t>>(2 * layers + 3);
         counts_ = arena.take<int64_t>(atoms);
         edges_ = arena.take<Edge<T>>(atoms * task_.slots);
         edge_gradients_ = arena.take<T>(atoms * task_.slots * 3);
-        virials_ = arena.take<double>(atoms * 9);
+        embedded_ = arena.take<const T*>(atoms);
+        energies_ = arena.take<double>(atoms);
+        virials_ = arena.take<double>(task_.atoms * 9);
         for (int64_t layer = 0; layer < layers; ++layer) {
             features_[layer] = arena.take<T>(layer ? atoms * row_ : 0);  // the first layer's are the embedding
             normal_[layer] = arena.take<T>(atoms * row_);
@@ -242,7 +245,11 @@ private:
         return arena.used(task_.workspace);
     }
 
-    // x_j - x_i + offset of a slot, Å, not turned.
+    const double* rotation_of(int64_t atom) const {
+        return task_.rotations ? task_.rotations + 9 * (atom / task_.atoms) : nullptr;
+    }
+
+    // x_j - x_i + offset of a slot, Å, not turned. Atoms of the first copy.
     void vector_of(int64_t atom, int64_t slot, double* out) const {
         const int64_t at = atom * task_.slots + slot;
         for (int k = 0; k < 3; ++k)
@@ -255,20 +262,22 @@ private:
         const double cutoff = model_.cutoff, per_length = model_.grid / cutoff;
         for (int64_t atom = begin; atom < end; ++atom) {
             Edge<T>* edge = edges_ + atom * task_.slots;
+            const double* rotation = rotation_of(atom);
+            const int64_t first = atom % task_.atoms;  // the same atom in the first copy
             for (int64_t slot = 0; slot < task_.slots; ++slot) {
                 double plain[3], turned[3];
-                vector_of(atom, slot, plain);
+                vector_of(first, slot, plain);
                 const double distance = std::sqrt(plain[0] * plain[0] + plain[1] * plain[1] + plain[2] * plain[2]);
                 T* gradient = edge_gradients_ + 3 * (atom * task_.slots + slot);
                 gradient[0] = gradient[1] = gradient[2] = 0;
                 if (!(distance < cutoff)) continue;
                 for (int k = 0; k < 3; ++k)
-                    turned[k] = !task_.rotation ? plain[k]
-                                                : plain[0] * task_.rotation[k] + plain[1] * task_.rotation[3 + k] +
-                                                      plain[2] * task_.rotation[6 + k];
+                    turned[k] = !rotation ? plain[k]
+                                          : plain[0] * rotation[k] + plain[1] * rotation[3 + k] +
+                                                plain[2] * rotation[6 + k];
                 const double place = distance * per_length;
                 const int64_t cell = std::min(int64_t(place), model_.grid - 1);
-                edge->neighbour = int32_t(task_.neighbours[atom * task_.slots + slot]);
+                edge->neighbour = int32_t(task_.neighbours[first * task_.slots + slot] + atom - first);
                 edge->slot = int32_t(slot);
                 edge->cell = int32_t(cell);
                 edge->fraction = T(place - double(cell));
@@ -277,13 +286,12 @@ private:
                 ++edge;
             }
             counts_[atom] = edge - (edges_ + atom * task_.slots);
-            task_.energies[atom] = 0;
+            embedded_[atom] = static_cast<const T*>(model_.embedding) + task_.species[first] * shape_.stride;
+            energies_[atom] = 0;
         }
     }
 
-    const T* embedding(int64_t atom) const {
-        return static_cast<const T*>(model_.embedding) + task_.species[atom] * shape_.stride;
-    }
+    const T* embedding(int64_t atom) const { return embedded_[atom]; }
 
     // What an atom sends to itself; the first layer's features are the same at every orientation.
     void send_own(int64_t index, int64_t atom, T* out, const Scratch& s) const {
@@ -383,7 +391,7 @@ private:
     }
 
     void add_energy(const Layer& layer, int64_t atom, T value) {
-        task_.energies[atom] += (double(value) + total_weight<T>(shape_) * layer.readout_bias) / shape_.num_layers;
+        energies_[atom] += (double(value) + total_weight<T>(shape_) * layer.readout_bias) / shape_.num_layers;
     }
 
     // Adjoint of the messages that left each atom in a layer, also to itself; `gradient` is that of the layer's spatial
@@ -469,34 +477,45 @@ private:
         messages_adjoint(0, begin, end, spatial_[0], s);
     }
 
-    // Gradient of each atom: what it sent counts with it, what it received against it. And its share of the virial.
+    // Energy, gradient and share of the virial of each atom of the first copy, as means over all.
     void collect(int64_t begin, int64_t end) {
-        for (int64_t atom = begin; atom < end; ++atom) {
-            double total[3] = {0, 0, 0}, virial[9] = {};
-            for (int64_t k = 0; k < counts_[atom]; ++k) {
-                const int64_t slot = edges_[atom * task_.slots + k].slot, at = atom * task_.slots + slot;
-                const T* sent = edge_gradients_ + 3 * at;
-                const T* received = edge_gradients_ + 3 * (task_.neighbours[at] * task_.slots + task_.reverse[at]);
-                double vector[3], own[3];
-                vector_of(atom, slot, vector);
-                turn_back(sent, own);
-                for (int i = 0; i < 3; ++i) {
-                    for (int j = 0; j < 3; ++j) virial[3 * i + j] -= own[i] * vector[j];
-                    total[i] += own[i];
-                }
-                turn_back(received, own);
-                for (int i = 0; i < 3; ++i) total[i] -= own[i];
+        for (int64_t atom = begin; atom < std::min(end, task_.atoms); ++atom) {
+            double energy = 0, gradient[3] = {0, 0, 0}, virial[9] = {};
+            for (int64_t copy = 0; copy < task_.copies; ++copy) {
+                energy += energies_[copy * task_.atoms + atom];
+                add_gradient(atom, copy, gradient, virial);
             }
-            std::copy(total, total + 3, task_.gradient + 3 * atom);
-            std::copy(virial, virial + 9, virials_ + 9 * atom);
+            task_.energies[atom] = energy / double(task_.copies);
+            for (int k = 0; k < 3; ++k) task_.gradient[3 * atom + k] = gradient[k] / double(task_.copies);
+            for (int k = 0; k < 9; ++k) virials_[9 * atom + k] = virial[k] / double(task_.copies);
         }
     }
 
-    void turn_back(const T* vector, double* out) const {
+    // What an atom sent counts with it, what it received against it.
+    void add_gradient(int64_t atom, int64_t copy, double* gradient, double* virial) const {
+        const int64_t moved = copy * task_.atoms, here = atom + moved;
+        const double* rotation = rotation_of(here);
+        for (int64_t k = 0; k < counts_[here]; ++k) {
+            const int64_t slot = edges_[here * task_.slots + k].slot, at = atom * task_.slots + slot;
+            const T* sent = edge_gradients_ + 3 * (here * task_.slots + slot);
+            const int64_t back = (task_.neighbours[at] + moved) * task_.slots + task_.reverse[at];
+            double vector[3], own[3];
+            vector_of(atom, slot, vector);
+            turn_back(rotation, sent, own);
+            for (int i = 0; i < 3; ++i) {
+                for (int j = 0; j < 3; ++j) virial[3 * i + j] -= own[i] * vector[j];
+                gradient[i] += own[i];
+            }
+            turn_back(rotation, edge_gradients_ + 3 * back, own);
+            for (int i = 0; i < 3; ++i) gradient[i] -= own[i];
+        }
+    }
+
+    static void turn_back(const double* rotation, const T* vector, double* out) {
         for (int k = 0; k < 3; ++k)
-            out[k] = !task_.rotation ? vector[k]
-                                     : vector[0] * task_.rotation[3 * k] + vector[1] * task_.rotation[3 * k + 1] +
-                                           vector[2] * task_.rotation[3 * k + 2];
+            out[k] = !rotation ? vector[k]
+                               : vector[0] * rotation[3 * k] + vector[1] * rotation[3 * k + 1] +
+                                     vector[2] * rotation[3 * k + 2];
     }
 
     void sum_virial() {
@@ -515,7 +534,8 @@ private:
     int64_t* counts_;
     Edge<T>* edges_;
     T* edge_gradients_;
-    double* virials_;
+    const T** embedded_;
+    double *energies_, *virials_;
     T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_slopes_[MAX_LAYERS];
     T *carried_, *spatial_[2];
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
