@@ -267,7 +267,8 @@ class Trainer:
                 f"look for a wrong label in the data; the last checkpoint in {self.out} is intact"
             )
         self.optimiser.step(rate, self.config.optimiser.clip_norm)
-        decay = self.config.optimiser.ema_decay if self.state.step else 0.0
+        # Never longer than a tenth of what lies behind: random first weights are soon forgotten.
+        decay = min(self.config.optimiser.ema_decay, self.state.step / (self.state.step + 10.0))
         self._averaged.values.lerp_(self.optimiser.weights.values, 1.0 - decay)
         return terms
 

@@ -367,6 +367,28 @@ def test_the_finished_potential_averages_over_rotations(settings: dict[str, Any]
     assert checkpoint.weights_hash(averaged.state_dict()) == plain
 
 
+def test_average_soon_forgets_the_first_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    """However slow the average: after n steps it spans about a tenth of them, and it is the one that was asked for."""
+    settings["optimiser"] |= {"steps": 12, "ema_decay": 0.999}
+    seen: list[torch.Tensor] = []
+    config = TrainConfig.from_mapping(settings)
+    data = prepare_data(config.data, tmp_path)
+    trainer = Trainer(build_potential(config, data.train), config, data.train, data.validation, tmp_path, False)
+    step = trainer.optimiser.step
+
+    def watched(*arguments: Any) -> None:
+        step(*arguments)
+        seen.append(trainer.optimiser.weights.values.clone())
+
+    trainer.optimiser.step = watched  # type: ignore[method-assign]
+    trainer.run()
+    expected = seen[0]
+    for number, weights in enumerate(seen):
+        decay = min(0.999, number / (number + 10))
+        expected = decay * expected + (1 - decay) * weights
+    torch.testing.assert_close(trainer._averaged.values, expected)
+
+
 def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Path) -> None:
     average = train(TrainConfig.from_mapping(settings), tmp_path, progress=False)
     loaded = load_potential(tmp_path / "potential.safetensors").state_dict()
