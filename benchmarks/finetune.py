@@ -1,0 +1,236 @@
+"""Fine-tuning against training from scratch: a base that never saw a molecule, and a few of the molecule's frames.
+
+    python benchmarks/finetune.py base --data FOLDER --work WORK --without ethanol --minutes 30
+    python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50
+    python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50 --no-replay
+    python benchmarks/finetune.py scratch --data FOLDER --work WORK --molecule ethanol --frames 50
+
+FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes; WORK keeps the bases. ``tune`` and
+``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and are
+measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on their
+test frames. Results gather in ``results/finetune.json``; ``results/finetune.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import click
+import torch
+
+from ponita_ff.checkpoint import load_potential
+from ponita_ff.data import read_frames
+from ponita_ff.potential import Potential
+from ponita_ff.training.config import TrainConfig
+from ponita_ff.training.evaluate import evaluate
+from ponita_ff.training.finetune import finetune, finetune_config
+from ponita_ff.training.replay import at_level
+from ponita_ff.training.run import POTENTIAL_FILE, describe_hardware, train
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+MOLECULES = (
+    *("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde"),
+    *("naphthalene", "paracetamol", "salicylic", "toluene", "uracil"),
+)
+
+#: Force MAE in meV/Å of training from scratch on 50 frames: MACE (arXiv:2206.07697, table 2), NequIP as given there.
+PUBLISHED_50 = {
+    "ethanol": {"MACE": 32.6, "NequIP": 40.2},
+    "aspirin": {"MACE": 43.9, "NequIP": 52.0},
+    "naphthalene": {"MACE": 9.2, "NequIP": 10.0},
+    "uracil": {"MACE": 25.9, "NequIP": 40.1},
+}
+
+#: Every tenth test frame of what the base knew: enough to tell what was forgotten.
+KNOWN_STEP = 10
+
+
+def data_file(data: Path, molecule: str, part: str) -> Path:
+    """Official frames of a molecule."""
+    path = data / f"rmd17_{molecule}_{part}_01.npz"
+    if not path.is_file():
+        raise click.BadParameter(f"there is no {path}", param_hint="--data")
+    return path
+
+
+def base_folder(work: Path, molecule: str) -> Path:
+    """Of the base that was trained without a molecule."""
+    return work / f"base-without-{molecule}"
+
+
+def add(kind: str, key: str, values: dict[str, Any]) -> None:
+    """Put a result into the JSON file and write the page anew."""
+    path = RESULTS / "finetune.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results.setdefault(kind, {})[key] = values | {"hardware": describe_hardware(torch.device("cpu"))}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "finetune.md").write_text(report(results), encoding="utf-8")
+    print(f"{kind} {key}: {json.dumps(values)}", flush=True)
+
+
+def test_errors(potential: Potential, data: Path, molecule: str) -> dict[str, float]:
+    """On the 1,000 test frames, meV/Å and meV."""
+    errors = evaluate(potential, read_frames(data_file(data, molecule, "test")), backend="auto").errors
+    return {"force_mae": 1e3 * errors.forces_mae, "energy_mae": 1e3 * errors.energy_mae}
+
+
+def known_errors(potential: Potential, base: Potential, data: Path, molecule: str) -> dict[str, float]:
+    """Force MAE in meV/Å on the molecules that the base was trained on, at the base's own level of theory."""
+    found = {}
+    for other in MOLECULES:
+        if other != molecule:
+            frames = read_frames(data_file(data, other, "test"), index=slice(None, None, KNOWN_STEP))
+            found[other] = (
+                1e3 * evaluate(potential, at_level(frames, base, potential), backend="auto").errors.forces_mae
+            )
+    return found
+
+
+@click.group()
+def main() -> None:
+    """Make bases, fine-tune them, train from scratch; every result is added to the page."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def with_folders(command: Any) -> Any:
+    """Options that all commands have."""
+    command = click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps the bases.")(command)
+    return click.option("--data", type=click.Path(path_type=Path), required=True, help="rMD17 files.")(command)
+
+
+@main.command()
+@with_folders
+@click.option("--without", "molecule", type=click.Choice(MOLECULES), required=True)
+@click.option("--minutes", default=30.0, show_default=True)
+@click.option("--resume", is_flag=True)
+def base(data: Path, work: Path, molecule: str, minutes: float, resume: bool) -> None:
+    """Train a base on the nine other molecules."""
+    files = [str(data_file(data, other, "train")) for other in MOLECULES if other != molecule]
+    config = TrainConfig.from_mapping(
+        {
+            "name": f"base-without-{molecule}",
+            "data": {"path": files, "protocol": "rmd17"},
+            "potential": {"zbl_cutoff": 1.0},
+            "optimiser": {"time": f"{minutes:g}m", "warmup_steps": 500, "ema_decay": 0.999, "validate_every": 5000},
+        }
+    )
+    potential = train(config, base_folder(work, molecule), resume=resume)
+    add("base", molecule, {**potential.metadata["training"], **validation(potential)})
+
+
+def validation(potential: Potential) -> dict[str, float]:
+    """Errors that its run ended with, meV/Å and meV."""
+    errors = potential.metadata["errors"]["validation"]
+    return {"force_mae": 1e3 * errors["forces_mae"], "energy_mae": 1e3 * errors["energy_mae"]}
+
+
+@main.command()
+@with_folders
+@click.option("--molecule", type=click.Choice(MOLECULES), required=True)
+@click.option("--frames", type=click.IntRange(min=4), required=True)
+@click.option("--no-replay", is_flag=True)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
+def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, settings: tuple[str, ...]) -> None:
+    """Fine-tune the base that never saw a molecule on a few of its frames."""
+    path = base_folder(work, molecule) / POTENTIAL_FILE
+    others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
+    overrides = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    replay = [] if no_replay else others
+    own = data_file(data, molecule, "train")
+    config = finetune_config(path, [own], replay=replay, frames=frames, overrides=overrides)
+    out = work / "tuned"
+    shutil.rmtree(out, ignore_errors=True)
+    changes = finetune(config, out)
+    before, potential = load_potential(path), load_potential(out / POTENTIAL_FILE)
+    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + "".join(f", {s}" for s in settings)
+    known = {
+        "before": known_errors(before, before, data, molecule),
+        "after": known_errors(potential, before, data, molecule),
+    }
+    first = changes[0]
+    add(
+        "tune",
+        key,
+        {
+            **test_errors(potential, data, molecule),
+            "validation_before": 1e3 * first.forces_before,
+            "known": known,
+            **potential.metadata["training"],
+        },
+    )
+
+
+@main.command()
+@with_folders
+@click.option("--molecule", type=click.Choice(MOLECULES), required=True)
+@click.option("--frames", type=click.IntRange(min=4), required=True)
+@click.option("--steps", default=6000, show_default=True)
+def scratch(data: Path, work: Path, molecule: str, frames: int, steps: int) -> None:
+    """Train on the same few frames from random weights."""
+    path = data_file(data, molecule, "train")
+    validating = max(2, round(0.1 * frames))
+    config = TrainConfig.from_mapping(
+        {
+            "data": {"path": str(path), "train": frames - validating, "validation": validating},
+            "potential": {"zbl_cutoff": 1.0},
+            "optimiser": {"steps": steps, "warmup_steps": 200, "validate_every": 1000},
+        }
+    )
+    out = work / "scratch"
+    shutil.rmtree(out, ignore_errors=True)
+    potential = train(config, out)
+    add(
+        "scratch",
+        f"{molecule}, {frames} frames",
+        {**test_errors(potential, data, molecule), **potential.metadata["training"]},
+    )
+
+
+def report(results: dict[str, Any]) -> str:
+    """The page."""
+    lines = [
+        "# Fine-tuning",
+        "",
+        "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine of "
+        "rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test frames. "
+        "Force MAE in meV/Å, energies in meV.*",
+        "",
+        "| base without | steps | hours | validation force MAE |",
+        "| --- | --- | --- | --- |",
+    ]
+    for molecule, r in results.get("base", {}).items():
+        lines.append(f"| {molecule} | {r['steps']:,} | {r['seconds'] / 3600:.2f} | {r['force_mae']:.1f} |")
+    lines += [
+        "",
+        "| molecule, frames | fine-tuned | energy | from scratch | energy | MACE | NequIP |",
+        "|" + " --- |" * 7,
+    ]
+    scratch_runs = results.get("scratch", {})
+    for key, r in results.get("tune", {}).items():
+        molecule = key.split(",")[0]
+        own = scratch_runs.get(key, {})
+        published = PUBLISHED_50.get(molecule, {}) if key == f"{molecule}, 50 frames" else {}
+        cells = [key, f"{r['force_mae']:.1f}", f"{r['energy_mae']:.1f}"]
+        cells += [f"{own[name]:.1f}" if own else "" for name in ("force_mae", "energy_mae")]
+        cells += [f"{published[name]:.1f}" if published else "" for name in ("MACE", "NequIP")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## What the base knew: mean force MAE on its nine molecules' test frames", ""]
+    lines += ["| fine-tuned on | before | after |", "| --- | --- | --- |"]
+    for key, r in results.get("tune", {}).items():
+        before, after = (sum(r["known"][when].values()) / len(r["known"][when]) for when in ("before", "after"))
+        lines.append(f"| {key} | {before:.1f} | {after:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
