@@ -5,10 +5,10 @@
     python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50 --no-replay
     python benchmarks/finetune.py scratch --data FOLDER --work WORK --molecule ethanol --frames 50
 
-FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes; WORK keeps the bases. ``tune`` and
-``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and are
-measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on their
-test frames. Results gather in ``results/finetune.json``; ``results/finetune.md`` is written from them.
+FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes; WORK keeps the bases. ``tune``
+and ``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and
+are measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on
+their test frames. Results gather in ``results/finetune.json``; ``results/finetune.md`` is written from them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import click
 import torch
+from ase.data import chemical_symbols
 
-from ponita_ff.checkpoint import load_potential
+from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import read_frames
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import TrainConfig
@@ -146,6 +147,8 @@ def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, se
     others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
     overrides = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
     replay = [] if no_replay else others
+    # Without replay a potential would else know the new molecule's elements alone, and nothing could be measured.
+    overrides["potential.extra_species"] = [chemical_symbols[z] for z in read_header(path)["species"]]
     own = data_file(data, molecule, "train")
     config = finetune_config(path, [own], replay=replay, frames=frames, overrides=overrides)
     out = work / "tuned"
@@ -201,9 +204,9 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# Fine-tuning",
         "",
-        "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine of "
-        "rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test frames. "
-        "Force MAE in meV/Å, energies in meV.*",
+        "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine "
+        "of rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test "
+        "frames. Force MAE in meV/Å, energies in meV.*",
         "",
         "| base without | steps | hours | validation force MAE |",
         "| --- | --- | --- | --- |",
