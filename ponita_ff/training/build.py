@@ -78,6 +78,7 @@ def _started(config: TrainConfig, path: Path, species: list[int], sample: Sequen
         raise ConfigError(f"potential.start: {path} is another network than model describes; give {told}")
     if base.zbl_cutoff != config.potential.zbl_cutoff:
         raise ConfigError(f"potential.start: {path} has potential.zbl_cutoff: {base.zbl_cutoff}; give the same")
+    before = network.config.num_ori
     network.set_grid(config.model.num_ori)
     network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
     places = [base.species.index(z) for z in (_nearest_element(z, base.species) for z in species)]
@@ -88,7 +89,9 @@ def _started(config: TrainConfig, path: Path, species: list[int], sample: Sequen
         "started_from": {
             "file": path.name,
             "weights_sha256": read_header(path)["weights_sha256"],
+            "num_ori": before,
             "training": base.metadata.get("training"),
+            "errors": base.metadata.get("errors"),
             "started_from": base.metadata.get("started_from"),
         },
     }

@@ -182,9 +182,9 @@ def _train(
 
 def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Path) -> None:
     """Errors on every part, in the potential's file, a JSON file and plots."""
-    results = {"validation": evaluate(potential, data.validation)}
+    results = {"validation": evaluate(potential, data.validation, backend="auto")}
     if len(data.test):
-        results["test"] = evaluate(potential, data.test)
+        results["test"] = evaluate(potential, data.test, backend="auto")
     potential.metadata["data"] = data.provenance
     potential.metadata["errors"] = {name: result.errors.as_dict() for name, result in results.items()}
     potential.metadata["training"] = {
