@@ -40,7 +40,7 @@ from ponita_ff.audit.modes import frequencies
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.subject import Subject, find_bonds
 from ponita_ff.audit.symmetry import under_rotations
-from ponita_ff.checkpoint import read_header
+from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import read_frames
 from ponita_ff.orientations import random_rotations
 from ponita_ff.training.run import describe_hardware
@@ -51,12 +51,13 @@ FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
 PARTS = ("forces", "rotations", "nve", "nvt")
 
-#: Grid and number of averaged rotations of each row of the rotation table; None is the file's own.
+#: Grid and number of averaged rotations of each row of the rotation table; None is the file's own, which comes first.
 ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
     (None, None),
     (None, 2),
     (None, 4),
     (None, 6),
+    (12, None),
     (20, None),
     (32, None),
     (62, None),
@@ -86,7 +87,8 @@ def milliseconds(calculator: PonitaCalculator, atoms: Atoms, repeats: int = 60) 
 def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
     """Energy over random rotations of one frame, with net force and torque, for each setting."""
     rows, shipped = [], None
-    for num_ori, rotations in tqdm(ROTATION_SETTINGS, desc="rotations"):
+    own = len(load_potential(path).network.orientations)
+    for num_ori, rotations in tqdm([each for each in ROTATION_SETTINGS if each[0] != own], desc="rotations"):
         grid: dict[str, Any] = {"num_ori": num_ori, "rotations": rotations}
         calculator = PonitaCalculator(path, device="cpu", dtype="float64", backend="native", **grid)
         turned = atoms.copy()
@@ -263,7 +265,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
         f"| reference energies | {metadata.get('reference_energies_from')}; one molecule cannot tell its elements' "
         "energies apart, so only totals of this molecule mean anything |",
-        f"| steps, time | {training.get('steps')} steps in {training.get('seconds', 0) / 3600:.2f} hours |",
+        *_render_stages(metadata, network),
         f"| hardware | {training.get('hardware', '-')} |",
         "",
         "## Errors",
@@ -271,11 +273,13 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "| frames | energy MAE (meV) | force MAE (meV/Å) | force RMSE (meV/Å) |",
         "|---|---|---|---|",
     ]
-    for part, errors in metadata.get("errors", {}).items():
-        lines.append(
-            f"| {part} ({errors['frames']}) | {1e3 * errors['energy_mae']:.2f} | {1e3 * errors['forces_mae']:.2f} "
-            f"| {1e3 * errors['forces_rmse']:.2f} |"
-        )
+    first = metadata.get("started_from") or {}
+    for stage, found in (("", metadata), (", before the last stage", first)):
+        for part, errors in (found.get("errors") or {}).items():
+            lines.append(
+                f"| {part} ({errors['frames']}){stage} | {1e3 * errors['energy_mae']:.2f} "
+                f"| {1e3 * errors['forces_mae']:.2f} | {1e3 * errors['forces_rmse']:.2f} |"
+            )
     lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
     if "rotations" in card:
         lines += _render_rotations(card["rotations"])
@@ -326,8 +330,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "```",
         "",
         "```",
-        f"ponita-ff train potentials/{name}/config.yaml --set data.path={data.get('file')} "
-        f"--set data.test={data.get('test_file')} --out run",
+        *_commands(name, metadata),
         f"python benchmarks/model_card.py potentials/{name}{_lengths(card)}",
         "```",
         "",
@@ -337,6 +340,32 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _render_stages(metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    """A row for each run that led to the weights, the first one first."""
+    stages, stage, num_ori = [], metadata, network["num_ori"]
+    while stage:
+        training = stage.get("training") or {}
+        stages.append(
+            f"{training.get('steps')} steps in {training.get('seconds', 0) / 3600:.2f} hours on {num_ori} orientations"
+        )
+        stage = stage.get("started_from") or {}
+        num_ori = stage.get("num_ori")
+    return [f"| training | {', then '.join(reversed(stages))} |"]
+
+
+def _commands(name: str, metadata: dict[str, Any]) -> list[str]:
+    """What trains it again, one command for each stage."""
+    data = metadata.get("data", {})
+    files = f"--set data.path={data.get('file')} --set data.test={data.get('test_file')}"
+    if not metadata.get("started_from"):
+        return [f"ponita-ff train potentials/{name}/config.yaml {files} --out run"]
+    return [
+        f"ponita-ff train potentials/{name}/first.yaml {files} --out first",
+        f"ponita-ff train potentials/{name}/config.yaml {files} --set potential.start=first/potential.safetensors "
+        "--out run",
+    ]
 
 
 def _lengths(card: dict[str, Any]) -> str:
