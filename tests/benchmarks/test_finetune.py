@@ -1,0 +1,77 @@
+"""The fine-tuning benchmark: what it trains on, and its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from click.testing import CliRunner
+
+from ponita_ff.checkpoint import read_header
+
+
+@pytest.fixture
+def benchmark(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """With two molecules in place of ten, tiny networks, and results of its own."""
+    module = script("finetune")
+    generator = np.random.default_rng(0)
+    for name in ("CH3OH", "H2O"):
+        for part, number in (("train", 1000), ("test", 20)):
+            frames = [molecule(name) for _ in range(number)]
+            for atoms in frames:
+                atoms.positions += 0.05 * generator.normal(size=atoms.positions.shape)
+            labelled = frames if part == "test" else frames[:40]
+            for atoms in labelled:
+                atoms.calc = EMT()
+            chosen = [labelled[k % len(labelled)] for k in range(number)]
+            np.savez(
+                tmp_path / f"rmd17_{name}_{part}_01.npz",
+                nuclear_charges=frames[0].numbers,
+                coords=np.array([atoms.positions for atoms in chosen]),
+                energies=np.array([atoms.get_potential_energy() for atoms in chosen]),
+                forces=np.array([atoms.get_forces() for atoms in chosen]),
+            )
+    monkeypatch.setattr(module, "MOLECULES", ("CH3OH", "H2O"))
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    for command in (module.base, module.tune, module.scratch):
+        for parameter in command.params:
+            if parameter.name == "molecule":
+                parameter.type.choices = ["CH3OH", "H2O"]
+    small = module.TrainConfig.from_mapping
+
+    def tiny(values: dict[str, Any], *arguments: Any) -> Any:
+        return small({**values, "model": {"channels": 8, "num_layers": 1, "num_ori": 6}}, *arguments)
+
+    monkeypatch.setattr(module.TrainConfig, "from_mapping", tiny)
+    return module
+
+
+def call(benchmark: ModuleType, folder: Path, *arguments: str) -> None:
+    name, *rest = arguments
+    result = CliRunner().invoke(benchmark.main, [name, "--data", str(folder), "--work", str(folder / "work"), *rest])
+    assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_every_result_gets_to_the_page(benchmark: ModuleType, tmp_path: Path) -> None:
+    call(benchmark, tmp_path, "base", "--without", "H2O", "--minutes", "0.03")
+    base = tmp_path / "work" / "base-without-H2O" / "potential.safetensors"
+    assert read_header(base)["species"] == [1, 6, 8]
+    few = ("--molecule", "H2O", "--frames", "10")
+    call(benchmark, tmp_path, "tune", *few, "--set", "optimiser.steps=5")
+    call(benchmark, tmp_path, "tune", *few, "--no-replay", "--set", "optimiser.steps=5")
+    call(benchmark, tmp_path, "scratch", *few, "--steps", "5")
+    results = json.loads((tmp_path / "finetune.json").read_text(encoding="utf-8"))
+    kept = results["tune"]["H2O, 10 frames, optimiser.steps=5"]
+    assert set(kept["known"]["before"]) == set(kept["known"]["after"]) == {"CH3OH"}
+    assert "H2O, 10 frames, no replay, optimiser.steps=5" in results["tune"]
+    page = (tmp_path / "finetune.md").read_text(encoding="utf-8")
+    assert f"| H2O | {results['base']['H2O']['steps']:,} |" in page
+    assert f"| H2O, 10 frames, optimiser.steps=5 | {kept['force_mae']:.1f} | {kept['energy_mae']:.1f} |" in page
+    assert f"| {kept['known']['before']['CH3OH']:.1f} | {kept['known']['after']['CH3OH']:.1f} |" in page
