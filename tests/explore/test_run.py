@@ -41,12 +41,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "potential.safetensors"
 
 
-@pytest.fixture
-def values(tmp_path: Path) -> dict[str, Any]:
-    """Settings of an exploration that takes seconds."""
-    (tmp_path / "calls").mkdir()
+def quick(folder: Path) -> dict[str, Any]:
+    """Settings of an exploration that takes seconds; its calculator counts in a folder."""
+    (folder / "calls").mkdir()
     return {
-        "method": f"explore_calculators:CountedEMT{{folder: {tmp_path / 'calls'}}}",
+        "method": f"explore_calculators:CountedEMT{{folder: {folder / 'calls'}}}",
         "budget": 11,
         "first": 6,
         "per_round": 3,
@@ -59,6 +58,11 @@ def values(tmp_path: Path) -> dict[str, Any]:
         "displacement": 0.06,
         "training": {"optimiser.steps": 120, "optimiser.learning_rate": 6e-3, "optimiser.checkpoint_every": 10},
     }
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    return quick(tmp_path)
 
 
 def run(base: Path, values: dict[str, Any], out: Path) -> Explored:
@@ -91,19 +95,6 @@ def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tm
     assert errors[0] != errors[1]
 
 
-def test_the_report(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    found = run(base, {**values, "budget": 8, "per_round": 2}, tmp_path / "out")
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert report["outcome"] == found.outcome
-    assert [row["labels"] for row in report["rounds"]] == [6, 8]
-    first, last = report["rounds"]
-    assert first["chosen_force_mae"] > 0
-    assert first["calibration"] > 0
-    assert last["chosen_force_mae"] is None
-    assert 0 < first["spread_median"] <= first["spread_95"]
-    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_committee_that_agrees_ends_it(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
     found = run(base, {**values, "threshold": 49.0}, tmp_path / "out")
     assert "differs by less than 49" in found.outcome
@@ -122,10 +113,36 @@ def test_walkers_stop_before_nonsense(base: Path, values: dict[str, Any], tmp_pa
     assert sum(value >= 2e-4 for value in spread) == 2
 
 
+SHORT = {"budget": 8, "per_round": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Explored, list[Atoms]]:
+    """An exploration that nobody disturbed, and its labelled frames."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(base, quick(folder) | SHORT, folder / "out"), labelled(folder / "out")
+
+
+def test_the_report(whole: tuple[Explored, list[Atoms]]) -> None:
+    found, _ = whole
+    out = found.members[0].parent
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["outcome"] == found.outcome
+    assert [row["labels"] for row in report["rounds"]] == [6, 8]
+    first, last = report["rounds"]
+    assert first["chosen_force_mae"] > 0
+    assert first["calibration"] > 0
+    assert last["chosen_force_mae"] is None
+    assert 0 < first["spread_median"] <= first["spread_95"]
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     "wait_for", ["round-0/labelled.xyz.journal.jsonl", "round-1/member-1", "round-1/candidates.xyz"]
 )
-def test_killed_and_started_again(wait_for: str, base: Path, values: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_and_started_again(
+    wait_for: str, base: Path, values: dict[str, Any], whole: tuple[Explored, list[Atoms]], tmp_path: Path
+) -> None:
     """It loses no label, makes none twice, and ends as if nothing had been."""
     write(tmp_path / "water.xyz", molecule("H2O"))
     program = (
@@ -136,7 +153,7 @@ def test_killed_and_started_again(wait_for: str, base: Path, values: dict[str, A
         "Path(sys.argv[4]), progress=False)\n"
     )
     (tmp_path / "program.py").write_text(program, encoding="utf-8")
-    out, settings = tmp_path / "out", {**values, "budget": 8, "per_round": 2}
+    out, settings = tmp_path / "out", values | SHORT
     arguments = [str(tmp_path / "water.xyz"), str(base), json.dumps(settings), str(out)]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     process = subprocess.Popen(
@@ -157,9 +174,9 @@ def test_killed_and_started_again(wait_for: str, base: Path, values: dict[str, A
     counted = calls(tmp_path / "calls")
     assert len(counted) == 8
     assert sum(counted.values()) <= 9
-    whole = run(base, {**settings, "method": settings["method"]}, tmp_path / "whole")
-    assert [r.spread_95 for r in whole.rounds] == [r.spread_95 for r in found.rounds]
-    for one, other in zip(labelled(out), labelled(tmp_path / "whole"), strict=True):
+    undisturbed, frames = whole
+    assert [r.spread_95 for r in undisturbed.rounds] == [r.spread_95 for r in found.rounds]
+    for one, other in zip(labelled(out), frames, strict=True):
         np.testing.assert_array_equal(one.positions, other.positions)
 
 
