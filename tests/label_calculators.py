@@ -41,6 +41,7 @@ class Spring(Calculator):
         die: Frames that kill the process, every time.
         die_once: Frames that kill it the first time.
         seconds: That a calculation takes.
+        meet: Processes that must have begun a calculation before any of them ends.
     """
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as the base class declares it
@@ -53,10 +54,12 @@ class Spring(Calculator):
         die: Sequence[int] = (),
         die_once: Sequence[int] = (),
         seconds: float = 0.0,
+        meet: int = 1,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.fail, self.nan, self.die, self.die_once, self.seconds = fail, nan, die, die_once, seconds
+        self.fail, self.nan, self.die, self.die_once = fail, nan, die, die_once
+        self.seconds, self.meet = seconds, meet
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
@@ -64,12 +67,17 @@ class Spring(Calculator):
         length = float(np.linalg.norm(vector))
         number = round((length - SHORTEST) / STEP)
         first = not any(self.folder.glob(f"{number}-*"))
-        (self.folder / f"{number}-{uuid4().hex}").write_text(f"{os.getpid()} {threads_at_start()}", encoding="utf-8")
+        trace = self.folder / f"{number}-{uuid4().hex}"
+        trace.with_suffix(".new").write_text(f"{os.getpid()} {threads_at_start()}", encoding="utf-8")
+        trace.with_suffix(".new").rename(trace)  # whole, or not there
         if number in self.die or (number in self.die_once and first):
             os.kill(os.getpid(), signal.SIGKILL)
         if number in self.fail:
             raise RuntimeError(f"frame {number} is not\nto my liking")
         time.sleep(self.seconds)
+        deadline = time.monotonic() + 60
+        while len(processes(self.folder)) < self.meet and time.monotonic() < deadline:
+            time.sleep(0.02)
         pull = STIFFNESS * (length - SHORTEST) / length * vector
         if number in self.nan:
             pull = pull * np.nan
@@ -87,12 +95,12 @@ def threads_at_start() -> str:
 
 def calls(folder: Path) -> Counter[int]:
     """How often `Spring` calculated each frame."""
-    return Counter(int(path.name.partition("-")[0]) for path in folder.iterdir())
+    return Counter(int(path.name.partition("-")[0]) for path in folder.iterdir() if not path.suffix)
 
 
 def processes(folder: Path) -> set[int]:
     """The processes in which `Spring` calculated."""
-    return {int(path.read_text(encoding="utf-8").split()[0]) for path in folder.iterdir()}
+    return {int(path.read_text(encoding="utf-8").split()[0]) for path in folder.iterdir() if not path.suffix}
 
 
 class ByFile(FileIOCalculator):

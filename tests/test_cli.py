@@ -198,7 +198,7 @@ def test_evaluate_names_the_frame_with_an_unknown_element(tmp_path: Path) -> Non
 
 def test_label_says_what_came_of_it(tmp_path: Path) -> None:
     frames, out = tmp_path / "frames.xyz", tmp_path / "labelled.xyz"
-    write(frames, [molecule(name) for name in ("H2O", "SiH4", "SiH3Cl", "CH3SH", "CH3Cl", "C2H6")], format="extxyz")
+    write(frames, [molecule(name) for name in ("H2O", "SiH4", "SiCl4", "CH3SH", "CH3Cl", "C2H6")], format="extxyz")
     arguments = ("label", frames, "--method", "ase.calculators.emt:EMT", "--out", out, "--no-progress")
     result = call(*arguments, "--processes", 2)
     assert result.exit_code == 0, result.output

@@ -84,7 +84,7 @@ class TightBinding(Method):
         return TBLite(method=method, charge=self.charge, multiplicity=self.multiplicity, accuracy=ACCURACY, verbosity=0)
 
     def program(self) -> str:
-        return f"tblite {version('tblite')}"
+        return f"tblite {_version('tblite')}"
 
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
         _need("tblite", self.name)
@@ -123,7 +123,7 @@ class KohnShamMethod(Method):
         return KohnSham(self.functional, self.basis, self.charge, self.multiplicity)
 
     def program(self) -> str:
-        return f"PySCF {version('pyscf')}"
+        return f"PySCF {_version('pyscf')}"
 
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
         _need("pyscf", self.name)
@@ -167,15 +167,16 @@ class FromPython(Method):
         """Nothing: what it can do is not known here."""
 
     def program(self) -> str:
-        return _package_version(self.module.partition(".")[0])
+        package = self.module.partition(".")[0]
+        return f"{package} {_version(package)}"
 
 
-@cache  # it looks through all that is installed
-def _package_version(package: str) -> str:
+@cache  # it looks through all that is installed, which takes longer than a small frame
+def _version(package: str) -> str:
     try:
-        return f"{package} {version(packages_distributions().get(package, [package])[0])}"
+        return version(packages_distributions().get(package, [package])[0])
     except PackageNotFoundError:
-        return f"{package} {getattr(sys.modules.get(package), '__version__', '(no version)')}"
+        return str(getattr(sys.modules.get(package), "__version__", "(no version)"))
 
 
 def find_method(

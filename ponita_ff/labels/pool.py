@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 from ponita_ff.labels.methods import LabelError, Method
 from ponita_ff.labels.worker import Failure, Outcome, Task, introduce, label
 
-__all__ = ["Crew", "Lent", "Pool", "is_death"]
+__all__ = ["Crew", "Lent", "Pool"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -36,15 +36,13 @@ class Crew(Protocol):
 
     #: At most so many tasks are under way, so that a long list does not fill the memory.
     in_flight: int
-    #: Whether the death of one process takes all tasks under way with it, so that none of them is known to be guilty.
-    all_die: bool
 
-    def submit(self, task: Task) -> Future[Outcome]:
-        """Send a task; the executor is made, or made again, where there is none."""
+    def submit(self, task: Task) -> Future[Outcome] | None:
+        """Send a task; None if the processes have died since the last one, so that it must be sent again."""
         ...
 
-    def bury(self) -> None:
-        """Called when a process has died, before anything else is submitted."""
+    def died(self, error: Exception) -> bool:
+        """Whether a task under way ended so because a process died; then all is made ready for the next one."""
         ...
 
     def stop(self) -> None:
@@ -52,10 +50,9 @@ class Crew(Protocol):
         ...
 
 
-def is_death(error: BaseException) -> bool:
-    """Whether a future ended so because the process died that worked on it."""
-    # Dask is no dependency: its KilledWorker is known by its name.
-    return isinstance(error, BrokenExecutor) or any(kind.__name__ == "KilledWorker" for kind in type(error).__mro__)
+def _is_killed_worker(error: Exception) -> bool:
+    """Of Dask, which is no dependency: so by its name."""
+    return any(kind.__name__ == "KilledWorker" for kind in type(error).__mro__)
 
 
 def _submit(executor: Executor, function: Callable[[Argument], Result], argument: Argument) -> Future[Result]:
@@ -71,7 +68,7 @@ def _first(executor: Executor, method: Method) -> None:
     try:
         answer = future.result()
     except Exception as error:
-        if is_death(error):
+        if isinstance(error, BrokenExecutor) or _is_killed_worker(error):
             raise LabelError(
                 "a worker process died before its first frame; what it wrote above says why (in a script, label_frames "
                 'must be called under if __name__ == "__main__":)'
@@ -93,8 +90,6 @@ class Pool:
         threads: Of each process, for programs that know OpenMP, OpenBLAS or MKL.
     """
 
-    all_die = True
-
     def __init__(self, method: Method, processes: int, threads: int) -> None:
         self.in_flight = 2 * processes
         self._method = method
@@ -112,14 +107,22 @@ class Pool:
         elif self._executor is not None:
             self._executor.shutdown()
 
-    def submit(self, task: Task) -> Future[Outcome]:
+    def submit(self, task: Task) -> Future[Outcome] | None:
+        executor = self._running()
         try:
-            return self._running().submit(label, task)
-        except BrokenExecutor:  # died while idle
-            self.bury()
-            return self._running().submit(label, task)
+            return executor.submit(label, task)
+        except BrokenExecutor:
+            self._bury()
+            return None
 
-    def bury(self) -> None:
+    def died(self, error: Exception) -> bool:
+        if not isinstance(error, BrokenExecutor):
+            return False
+        self._bury()
+        return True
+
+    def _bury(self) -> None:
+        """With one process all of the pool is lost, and every task that was under way there."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
@@ -147,7 +150,6 @@ class Lent:
     """
 
     in_flight = IN_FLIGHT
-    all_die = False
 
     def __init__(self, executor: Executor, method: Method) -> None:
         self._executor = executor
@@ -171,8 +173,8 @@ class Lent:
         future.add_done_callback(self._futures.discard)
         return future
 
-    def bury(self) -> None:
-        """Nothing: an executor that outlives its processes' death (Dask) makes new ones by itself."""
+    def died(self, error: Exception) -> bool:
+        return _is_killed_worker(error)  # Dask makes new workers by itself; what else breaks stays broken
 
     def stop(self) -> None:
         for future in list(self._futures):

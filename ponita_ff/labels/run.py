@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from ponita_ff.files import write_atomically
 from ponita_ff.labels.journal import Journal, frame_key, journal_path
 from ponita_ff.labels.methods import LabelError, Method, find_method
-from ponita_ff.labels.pool import Crew, Lent, Pool, is_death
+from ponita_ff.labels.pool import Crew, Lent, Pool
 from ponita_ff.labels.structures import read_structures
 from ponita_ff.labels.worker import Failure, Outcome, Task
 
@@ -146,51 +145,62 @@ def _label(journal: Journal, tasks: Iterator[Task], crew: Crew, bar: tqdm[Any]) 
 def _outcomes(tasks: Iterator[Task], crew: Crew) -> Iterator[tuple[Task, Outcome]]:
     """Every task with its outcome, in the order in which they are done.
 
-    When a process dies, all tasks that were under way are suspects. Each is then tried again with no other beside it,
-    so that it dies, if it does, by its own fault or because even alone it is too large.
+    When a process dies, nobody knows which of the tasks under way was its death. They are tried again at the end, one
+    after the other with none beside it: what dies then does so by its own fault, or is too large even alone.
     """
-    flying: dict[Future[Outcome], Task] = {}
-    suspects: deque[Task] = deque()
-
-    def launch(task: Task) -> None:
-        flying[crew.submit(task)] = task
-
-    while True:
-        if suspects and crew.all_die:
-            if not flying:
-                launch(suspects.popleft())
+    suspects = []
+    for task, outcome in _together(tasks, crew):
+        if outcome is None:
+            suspects.append(task)
         else:
-            while suspects:
-                launch(suspects.popleft())
-            while len(flying) < crew.in_flight and (task := next(tasks, None)) is not None:
-                launch(task)
-        if not flying:
-            return
-        for future in wait(flying, return_when=FIRST_COMPLETED).done:
-            task = flying.pop(future)
-            outcome = _outcome(task, future, crew)
-            if outcome is not None:
-                yield task, outcome
-            elif task.deaths < RETRIES:
-                suspects.append(task.died())
-            else:
-                reason = f"the process died that calculated it, {task.deaths + 1} times"
-                yield task, Failure(f"{task.source}: {reason} (its memory may not suffice)")
+            yield task, outcome
+    for task in suspects:
+        yield task, _alone(task, crew)
+
+
+def _together(tasks: Iterator[Task], crew: Crew) -> Iterator[tuple[Task, Outcome | None]]:
+    """Tasks as many at a time as the crew takes; None where a process died."""
+    flying: dict[Future[Outcome], Task] = {}
+    task = next(tasks, None)
+    while task is not None or flying:
+        while task is not None and len(flying) < crew.in_flight:
+            future = crew.submit(task)
+            if future is None:
+                break
+            flying[future] = task
+            task = next(tasks, None)
+        wait(flying, return_when=FIRST_COMPLETED)
+        # Until none is left: all that died together must be seen to before anything is sent to new processes.
+        while done := [future for future in flying if future.done()]:
+            for future in done:
+                landed = flying.pop(future)
+                yield landed, _outcome(landed, future, crew)
+
+
+def _alone(task: Task, crew: Crew) -> Outcome:
+    for _ in range(RETRIES):
+        task = task.died()
+        while (future := crew.submit(task)) is None:
+            pass
+        outcome = _outcome(task, future, crew)
+        if outcome is not None:
+            return outcome
+    reason = f"the process died that calculated it, {RETRIES + 1} times (its memory may not suffice)"
+    return Failure(f"{task.source}: {reason}")
 
 
 def _outcome(task: Task, future: Future[Outcome], crew: Crew) -> Outcome | None:
-    """What a future holds; None if the process died."""
+    """What a future holds, waiting for it if need be; None if the process died."""
     try:
         return future.result()
     except Exception as error:
-        if not is_death(error) or (isinstance(error, BrokenExecutor) and not crew.all_die):
-            # Never the program's fault, which `label` would have caught: a lost connection, an executor that is gone.
-            raise LabelError(
-                f"{task.source}: the executor gave no result ({type(error).__name__}: {error}); the labels so far are "
-                "kept, and the same call with a new executor goes on"
-            ) from error
-        crew.bury()
-        return None
+        if crew.died(error):
+            return None
+        # Never the program's fault, which `label` would have caught: a lost connection, an executor that is gone.
+        raise LabelError(
+            f"{task.source}: the executor gave no result ({type(error).__name__}: {error}); the labels so far are "
+            "kept, and the same call with a new executor goes on"
+        ) from error
 
 
 def _write(path: Path, structures: Sequence[Atoms], journal: Journal, method: Method) -> None:
