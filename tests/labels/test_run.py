@@ -148,6 +148,8 @@ def start_command(out: Path, traces: Path, frames: Path, seconds: float) -> subp
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that a signal to its group, as from a terminal, reaches all of it and not us
+        # Where the tests themselves run in the background, Ctrl-C is ignored, and that is handed on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = out.with_name(f"{out.name}.journal.jsonl")
     deadline = time.monotonic() + 120
