@@ -31,11 +31,11 @@ from ase.data import chemical_symbols
 from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import read_frames
 from ponita_ff.potential import Potential
-from ponita_ff.training.config import TrainConfig
+from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.replay import at_level
-from ponita_ff.training.run import POTENTIAL_FILE, describe_hardware, train
+from ponita_ff.training.run import describe_hardware, train
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -51,6 +51,9 @@ FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
 PARTS = ("forces", "rotations", "nve", "nvt")
 
+#: Settings of the stages before the last one, whose are ``config.yaml``.
+STAGES = ("first", "second", "third")
+
 #: Grid and number of averaged rotations of each row of the rotation table; None is the file's own, which comes first.
 ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
     (None, None),
@@ -261,11 +264,11 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "| | |",
         "|---|---|",
         f"| training frames | {data.get('train')} of `{data.get('file')}` (SHA-256 `{data.get('sha256')}`) |",
-        f"| validation frames | {data.get('validation')} of the same file, split seed {data.get('split_seed')} |",
+        *_render_further(data),
+        f"| validation frames | {data.get('validation')} of the same files, split seed {data.get('split_seed')} |",
         f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
-        f"| reference energies | {metadata.get('reference_energies_from')}; one molecule cannot tell its elements' "
-        "energies apart, so only totals of this molecule mean anything |",
-        *_render_stages(metadata, network),
+        f"| reference energies | {metadata.get('reference_energies_from')}{_caveat(metadata)} |",
+        *_render_stages(name, metadata, network),
         f"| hardware | {training.get('hardware', '-')} |",
         "",
         "## Errors",
@@ -274,12 +277,14 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     first = metadata.get("started_from") or {}
-    for stage, found in (("", metadata), (", before the last stage", first)):
+    own = first.get("name") in (None, name)
+    for stage, found in (("", metadata), (", before the last stage", first if own else {})):
         for part, errors in (found.get("errors") or {}).items():
             lines.append(
                 f"| {part} ({errors['frames']}){stage} | {1e3 * errors['energy_mae']:.2f} "
                 f"| {1e3 * errors['forces_mae']:.2f} | {1e3 * errors['forces_rmse']:.2f} |"
             )
+    lines += _render_formulas(metadata)
     lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
     if "rotations" in card:
         lines += _render_rotations(card["rotations"])
@@ -315,18 +320,20 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         )
     lines += ["", "![Total energy and temperature in the NVE run](nve.png)"] if "nve" in card else []
     lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
+    molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in data.get("file", "").split(", ")]
     lines += [
-        f"`ponita-ff download rmd17 {name.removesuffix('-rmd17')}` fetches the 100,000 frames, `ponita-ff download "
+        f"`ponita-ff download rmd17 {molecules[0]}` fetches the 100,000 frames, `ponita-ff download "
         "rmd17 index_train_01` (and `index_test_01`) the official split; cut the two files out, then train:",
         "",
         "```python",
         "import numpy as np",
         "",
-        f'full = np.load("{data.get("file", "").replace("_train_01", "")}")',
-        'for part in ("train", "test"):',
-        '    rows = np.loadtxt(f"index_{part}_01.csv", dtype=int)',
-        '    picked = {k: v if k == "nuclear_charges" else v[rows] for k, v in full.items()}',
-        f'    np.savez(f"{data.get("file", "").replace("_train_01.npz", "")}_{{part}}_01.npz", **picked)',
+        f"for molecule in ({', '.join(json.dumps(m) for m in molecules)},):",
+        '    full = np.load(f"rmd17_{molecule}.npz")',
+        '    for part in ("train", "test"):',
+        '        rows = np.loadtxt(f"index_{part}_01.csv", dtype=int)',
+        '        picked = {k: v if k == "nuclear_charges" else v[rows] for k, v in full.items()}',
+        '        np.savez(f"rmd17_{molecule}_{part}_01.npz", **picked)',
         "```",
         "",
         "```",
@@ -342,30 +349,72 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _render_stages(metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
-    """A row for each run that led to the weights, the first one first."""
-    stages, stage, num_ori = [], metadata, network["num_ori"]
+def _caveat(metadata: dict[str, Any]) -> str:
+    """What reference energies of one molecule cannot do."""
+    if metadata.get("errors", {}).get("validation", {}).get("by_formula"):
+        return ""
+    return "; one molecule cannot tell its elements' energies apart, so only totals of this molecule mean anything"
+
+
+def _render_further(data: dict[str, Any]) -> list[str]:
+    """A row of the frames that train beside those of the split."""
+    if "further" not in data:
+        return []
+    digest = data["further_sha256"]
+    return [f"| of these from other files | {data['further']} of `{data['further_file']}` (SHA-256 `{digest}`) |"]
+
+
+def _render_formulas(metadata: dict[str, Any]) -> list[str]:
+    """Errors of every molecule, where there are several."""
+    errors = metadata.get("errors") or {}
+    part = "test" if "test" in errors else "validation"
+    found = errors.get(part, {}).get("by_formula")
+    if not found:
+        return []
+    lines = ["", f"| {part} frames of | energy MAE (meV) | force MAE (meV/Å) |", "|---|---|---|"]
+    for formula, each in found.items():
+        name = f"{formula} ({each['frames']})"
+        lines.append(f"| {name} | {1e3 * each['energy_mae']:.2f} | {1e3 * each['forces_mae']:.2f} |")
+    return lines
+
+
+def _stages(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was recorded of every run that led to the weights, the first one first."""
+    stages, stage = [], metadata
     while stage:
-        training = stage.get("training") or {}
-        stages.append(
-            f"{training.get('steps')} steps in {training.get('seconds', 0) / 3600:.2f} hours on {num_ori} orientations"
-        )
+        stages.insert(0, stage)
         stage = stage.get("started_from") or {}
-        num_ori = stage.get("num_ori")
-    return [f"| training | {', then '.join(reversed(stages))} |"]
+    return stages
+
+
+def _render_stages(name: str, metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    """A row on every run that led to the weights."""
+    told = []
+    for stage in _stages(metadata):
+        training, num_ori = stage.get("training") or {}, stage.get("num_ori", network["num_ori"])
+        of = "" if stage.get("name") in (None, name) else f" (`{stage['name']}`)"
+        hours = training.get("seconds", 0) / 3600
+        told.append(f"{training.get('steps')} steps in {hours:.2f} hours on {num_ori} orientations{of}")
+    return [f"| training | {', then '.join(told)} |"]
 
 
 def _commands(name: str, metadata: dict[str, Any]) -> list[str]:
-    """What trains it again, one command for each stage."""
+    """What trains it again: one command for each stage of its own."""
     data = metadata.get("data", {})
     files = f"--set data.path={data.get('file')} --set data.test={data.get('test_file')}"
-    if not metadata.get("started_from"):
-        return [f"ponita-ff train potentials/{name}/config.yaml {files} --out run"]
-    return [
-        f"ponita-ff train potentials/{name}/first.yaml {files} --out first",
-        f"ponita-ff train potentials/{name}/config.yaml {files} --set potential.start=first/potential.safetensors "
-        "--out run",
-    ]
+    if ", " in data.get("file", ""):
+        files = ""  # the settings list them
+    commands, start, labels = [], "", iter(STAGES)
+    for stage in _stages(metadata):
+        if stage.get("name") not in (None, name):
+            start = f"--set potential.start=potentials/{stage['name']}/{FILE}"
+            continue
+        label = "config" if stage is metadata else next(labels)
+        out = "run" if stage is metadata else label
+        words = ["ponita-ff train", f"potentials/{name}/{label}.yaml", files, start, f"--out {out}"]
+        commands.append(" ".join(word for word in words if word))
+        start = f"--set potential.start={out}/{FILE}"
+    return commands
 
 
 def _lengths(card: dict[str, Any]) -> str:

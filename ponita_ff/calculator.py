@@ -87,6 +87,8 @@ class PonitaCalculator(Calculator):
         label: str | None = None,
     ) -> None:
         super().__init__(label=label)
+        # The base class's way to keep a copy of the atoms is one more copy than is needed: see calculate.
+        self.use_cache = False
         members = [potential] if isinstance(potential, str | Path | Potential) else list(_sequence(potential))
         if not members:
             raise ValueError("a committee needs at least one potential")
@@ -186,7 +188,8 @@ class PonitaCalculator(Calculator):
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
         """Compute energy and forces, and stress once it has been asked for, of ``atoms``."""
-        super().calculate(atoms, properties, system_changes)
+        if atoms is not None:
+            self.atoms = atoms.copy()
         current = self.atoms
         if current is None:
             raise ValueError("give the atoms to calculate")

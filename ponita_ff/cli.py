@@ -102,8 +102,7 @@ def train(
     ponita-ff train md_examples/quickstart.yaml --out run
     ponita-ff train --resume run
     """
-    from ponita_ff.training.config import TrainConfig
-    from ponita_ff.training.run import POTENTIAL_FILE
+    from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
     from ponita_ff.training.run import train as run_training
 
     with _plain_errors():
@@ -153,10 +152,9 @@ def finetune(
     ponita-ff finetune organic-rmd17 new.xyz --out run
     ponita-ff finetune organic-rmd17 new.xyz --out run --set optimiser.trains=low-rank
     """
-    from ponita_ff.training.config import TrainConfig
+    from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
     from ponita_ff.training.finetune import finetune as run_finetuning
     from ponita_ff.training.finetune import finetune_config
-    from ponita_ff.training.run import POTENTIAL_FILE
 
     with _plain_errors():
         if no_replay and replay:
@@ -338,6 +336,11 @@ def evaluate(
         click.echo(f"force RMSE            {1e3 * result.errors.forces_rmse:.3f} meV/Å")
         for symbol, value in result.errors.forces_mae_by_element.items():
             click.echo(f"force MAE of {symbol:<8} {1e3 * value:.3f} meV/Å")
+        for formula, found in result.errors.by_formula.items():
+            click.echo(
+                f"{formula:<21} energy MAE {1e3 * found.energy_mae:.3f} meV, force MAE {1e3 * found.forces_mae:.3f} "
+                f"meV/Å ({found.frames} frames)"
+            )
         if result.errors.stress_mae is not None:
             click.echo(f"stress MAE            {1e3 * result.errors.stress_mae:.4f} meV/Å³")
         if out is not None:

@@ -24,8 +24,9 @@ from ponita_ff.explore.select import farthest
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
 from ponita_ff.files import write_atomically
 from ponita_ff.labels import label_frames
+from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
-from ponita_ff.training.run import POTENTIAL_FILE
+from ponita_ff.training.run import is_started
 from ponita_ff.uncertainty import calibrate, committee_spread
 
 __all__ = ["Explored", "explore"]
@@ -168,7 +169,7 @@ def _train(
             data = _label_files(out, number)
             overrides = {**settings.training, "data.seed": member, "seed": settings.seed + member}
             config = finetune_config(base, data, overrides=overrides)
-            started = (folder / "checkpoint.pt").is_file() and (folder / "config.yaml").is_file()
+            started = is_started(folder) and (folder / "config.yaml").is_file()
             finetune(config, folder, resume=started, progress=progress)
         errors.append(load_potential(path).metadata["errors"]["validation"]["forces_mae"])
         files.append(path)

@@ -87,6 +87,7 @@ def _started(config: TrainConfig, path: Path, species: list[int], sample: Sequen
     metadata: dict[str, Any] = {
         "name": config.name,
         "started_from": {
+            "name": base.metadata.get("name"),
             "file": path.name,
             "weights_sha256": read_header(path)["weights_sha256"],
             "num_ori": before,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
@@ -14,7 +15,10 @@ from ponita_ff.data import Frame
 from ponita_ff.graph import Graph, batch_graphs, build_graph
 from ponita_ff.potential import Potential
 
-__all__ = ["Errors", "Evaluation", "evaluate", "frame_graph"]
+__all__ = ["Errors", "Evaluation", "FormulaErrors", "evaluate", "frame_graph"]
+
+#: With more chemical formulas than these, errors of each are no summary.
+_MOST_FORMULAS = 100
 
 
 def frame_graph(frame: Frame, cutoff: float | None) -> Graph:
@@ -29,8 +33,20 @@ def frame_graph(frame: Frame, cutoff: float | None) -> Graph:
 
 
 @dataclass(frozen=True)
+class FormulaErrors:
+    """Errors of the frames with one chemical formula, eV and eV/Å."""
+
+    frames: int
+    energy_mae: float
+    forces_mae: float
+
+
+@dataclass(frozen=True)
 class Errors:
-    """Errors in eV, eV/Å and eV/Å³; ``stress_mae`` is None where there are no labels."""
+    """Errors in eV, eV/Å and eV/Å³; ``stress_mae`` is None where there are no labels.
+
+    ``by_formula`` has those of every chemical formula (Hill order) where there are several, up to a hundred.
+    """
 
     frames: int
     energy_mae: float
@@ -40,6 +56,7 @@ class Errors:
     forces_rmse: float
     forces_mae_by_element: dict[str, float]
     stress_mae: float | None = None
+    by_formula: dict[str, FormulaErrors] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -120,7 +137,7 @@ def evaluate(
     joined = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     counts = np.array([len(z) for z in numbers])
     return Evaluation(
-        errors=_errors(joined, np.concatenate(numbers), counts),
+        errors=_errors(joined, numbers, counts),
         energy=joined["e"],
         energy_label=joined["e0"],
         forces=joined["f"],
@@ -129,8 +146,11 @@ def evaluate(
     )
 
 
-def _errors(values: dict[str, NDArray[np.float64]], numbers: NDArray[np.int64], counts: NDArray[np.int64]) -> Errors:
+def _errors(
+    values: dict[str, NDArray[np.float64]], structures: list[NDArray[np.int64]], counts: NDArray[np.int64]
+) -> Errors:
     energy, forces = values["e"] - values["e0"], values["f"] - values["f0"]
+    numbers = np.concatenate(structures)
     elements = sorted({int(z) for z in numbers})
     return Errors(
         frames=len(counts),
@@ -141,4 +161,30 @@ def _errors(values: dict[str, NDArray[np.float64]], numbers: NDArray[np.int64], 
         forces_rmse=float(np.sqrt(np.square(forces).mean())),
         forces_mae_by_element={chemical_symbols[z]: float(np.abs(forces[numbers == z]).mean()) for z in elements},
         stress_mae=float(np.abs(values["s"] - values["s0"]).mean()) if "s" in values else None,
+        by_formula=_by_formula(energy, forces, structures, counts),
     )
+
+
+def _by_formula(
+    energy: NDArray[np.float64],
+    forces: NDArray[np.float64],
+    structures: list[NDArray[np.int64]],
+    counts: NDArray[np.int64],
+) -> dict[str, FormulaErrors]:
+    names: dict[bytes, str] = {}
+    for numbers in structures:
+        key = np.sort(numbers).tobytes()
+        if key not in names:
+            names[key] = Atoms(numbers).get_chemical_formula()
+    if not 1 < len(names) <= _MOST_FORMULAS:
+        return {}
+    of_frame = np.array([names[np.sort(numbers).tobytes()] for numbers in structures])
+    of_atom = np.repeat(of_frame, counts)
+    return {
+        name: FormulaErrors(
+            frames=int((of_frame == name).sum()),
+            energy_mae=float(np.abs(energy[of_frame == name]).mean()),
+            forces_mae=float(np.abs(forces[of_atom == name]).mean()),
+        )
+        for name in sorted(names.values())
+    }

@@ -17,10 +17,10 @@ from ponita_ff.checkpoint import find_potential, load_potential, read_header, sa
 from ponita_ff.data import Frame, read_frames
 from ponita_ff.potential import Potential
 from ponita_ff.training.build import build_potential
-from ponita_ff.training.config import ConfigError, TrainConfig
+from ponita_ff.training.config import POTENTIAL_FILE, ConfigError, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate
 from ponita_ff.training.replay import at_level
-from ponita_ff.training.run import POTENTIAL_FILE, TrainingData, prepare_data, train
+from ponita_ff.training.run import TrainingData, prepare_data, train
 
 __all__ = ["Change", "finetune", "finetune_config"]
 

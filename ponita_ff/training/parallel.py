@@ -34,6 +34,11 @@ class Processes:
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
     def from_leader_(self, tensor: Tensor) -> None:
         """Put the leading process's tensor in place of each one's."""
         if self.size > 1:

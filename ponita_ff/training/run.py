@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ponita_ff.checkpoint import load_potential, save_potential, write_atomically
 from ponita_ff.data import (
@@ -30,20 +31,19 @@ from ponita_ff.data import (
 )
 from ponita_ff.potential import Potential
 from ponita_ff.training.build import build_potential
-from ponita_ff.training.config import DataConfig, TrainConfig
+from ponita_ff.training.config import CHECKPOINT_FILE, FIRST_STAGE, POTENTIAL_FILE, DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
 from ponita_ff.training.parallel import Processes, joined_processes
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.replay import at_level, mixed, split_replay
 from ponita_ff.training.trainer import Trainer
 
-__all__ = ["TrainingData", "describe_hardware", "prepare_data", "train"]
+__all__ = ["TrainingData", "describe_hardware", "is_started", "prepare_data", "train"]
 
 logger = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
 
-POTENTIAL_FILE = "potential.safetensors"
 _SPLIT_FILE = "split.json"
 
 
@@ -143,15 +143,41 @@ def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool =
         ConfigError, DataError, ValueError, OSError: Before any work is lost, naming what is wrong.
     """
     device = _pick_device(config.device)
+    if not resume and is_started(out):
+        raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
+    stages = config.stages(out)
     with joined_processes(device) as processes:
-        return _train(config, out, resume, progress, device, processes)
+        for stage, folder in stages[:-1]:
+            if processes.leads:
+                _save_config(config, out)
+            if not (folder / POTENTIAL_FILE).exists():
+                _train(stage, folder, (folder / CHECKPOINT_FILE).exists(), progress, device, processes, stage)
+            processes.wait()
+            resume = (out / CHECKPOINT_FILE).exists()
+        return _train(stages[-1][0], out, resume, progress, device, processes, config)
+
+
+def is_started(out: Path) -> bool:
+    """Whether a folder holds a run that can go on."""
+    return any((folder / CHECKPOINT_FILE).exists() for folder in (out, out / FIRST_STAGE))
+
+
+def _save_config(config: TrainConfig, out: Path) -> None:
+    """Write the settings, with every default filled in."""
+    text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+    write_atomically(out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _train(
-    config: TrainConfig, out: Path, resume: bool, progress: bool, device: torch.device, processes: Processes
+    config: TrainConfig,
+    out: Path,
+    resume: bool,
+    progress: bool,
+    device: torch.device,
+    processes: Processes,
+    whole: TrainConfig,
 ) -> Potential:
-    if not resume and (out / "checkpoint.pt").exists():
-        raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
+    """Train as ``config`` says; ``whole`` are the settings to write down."""
     data = prepare_data(config.data, out)
     potential = build_potential(config, data.train).to(device)
     frames = data.train
@@ -162,7 +188,7 @@ def _train(
     if resume:
         trainer.load_checkpoint()
     elif processes.leads:
-        trainer.save_config()
+        _save_config(whole, out)
         data.split.save(out / _SPLIT_FILE)
     if processes.leads:
         logger.info(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +27,7 @@ from ponita_ff.data import Frame, frame_sizes
 from ponita_ff.graph import Graph, batch_graphs
 from ponita_ff.orientations import random_rotations
 from ponita_ff.potential import Potential
-from ponita_ff.training.config import LossConfig, TrainConfig
+from ponita_ff.training.config import CHECKPOINT_FILE, LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_graph
 from ponita_ff.training.optimisers import FlatWeights, Optimiser
 from ponita_ff.training.parallel import Processes, deal
@@ -329,7 +328,7 @@ class Trainer:
     @property
     def checkpoint_path(self) -> Path:
         """The one checkpoint file of the run."""
-        return self.out / "checkpoint.pt"
+        return self.out / CHECKPOINT_FILE
 
     def save_checkpoint(self) -> None:
         """Write everything that the rest of the run depends on; the old file stays until the new one is whole.
@@ -379,11 +378,6 @@ class Trainer:
         self.optimiser.load_state_dict(content["optimiser"])
         self._best = content["best"]
         self.state = _State(**state)
-
-    def save_config(self) -> None:
-        """Write the settings, with every default filled in, beside the checkpoint."""
-        text = yaml.safe_dump(json.loads(self.config.model_dump_json()), sort_keys=False)
-        write_atomically(self.out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def validation_score(errors: Errors, loss: LossConfig) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ponita_ff.training.config import PRESETS, ConfigError, TrainConfig
+from ponita_ff.training.config import PRESETS, ConfigError, FinishConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,7 @@ def test_only_speed_and_length_may_differ_on_resume(settings: dict[str, Any]) ->
     config = TrainConfig.from_mapping(settings)
     longer, other = deepcopy(settings), deepcopy(settings)
     longer["optimiser"]["steps"] = 60
+    longer["data"]["test"] = longer["data"]["path"]
     other["optimiser"]["learning_rate"] = 0.02
     assert config.same_run(TrainConfig.from_mapping(longer))
     assert not config.same_run(TrainConfig.from_mapping(other))
@@ -122,12 +123,13 @@ def test_more_last_layers_than_layers(settings: dict[str, Any]) -> None:
 
 def test_presets_are_defaults(settings: dict[str, Any]) -> None:
     """What is given wins; the rest comes from the preset, and a saved configuration says all."""
-    assert TrainConfig.from_mapping(settings).potential.rotations == 1
-    config = TrainConfig.from_mapping({**settings, "preset": "accurate", "potential": {"zbl_cutoff": 1.0}})
-    assert (config.potential.rotations, config.potential.zbl_cutoff) == (4, 1.0)
+    assert TrainConfig.from_mapping(settings).finish is None
+    config = TrainConfig.from_mapping({**settings, "preset": "accurate"})
+    assert config.finish == FinishConfig(num_ori=32)
     assert config.model.channels == settings["model"]["channels"]
-    own = TrainConfig.from_mapping({**settings, "preset": "accurate", "potential": {"rotations": 2}})
-    assert own.potential.rotations == 2
+    own = TrainConfig.from_mapping({**settings, "preset": "accurate", "finish": {"share": 0.5}})
+    assert own.finish == FinishConfig(num_ori=32, share=0.5)
+    assert TrainConfig.from_mapping({**settings, "preset": "accurate", "finish": None}).finish is None
     assert TrainConfig.from_mapping(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match="preset"):
         TrainConfig.from_mapping({**settings, "preset": "best"})
@@ -137,3 +139,25 @@ def test_presets_are_defaults(settings: dict[str, Any]) -> None:
 def test_every_preset_is_valid(name: str, settings: dict[str, Any]) -> None:
     del settings["model"]
     TrainConfig.from_mapping({**settings, "preset": name})
+
+
+def test_a_finish_divides_time_and_steps(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["optimiser"] |= {"steps": 100, "time": "2m"}
+    assert [folder for _, folder in TrainConfig.from_mapping(settings).stages(tmp_path)] == [tmp_path]
+    settings |= {"finish": {"num_ori": 12, "share": 0.3, "learning_rate": 1e-4}, "potential": {"rotations": 2}}
+    (first, folder), (last, out) = TrainConfig.from_mapping(settings).stages(tmp_path)
+    assert (folder, out) == (tmp_path / "first", tmp_path)
+    assert (first.optimiser.steps, last.optimiser.steps) == (70, 30)
+    assert first.optimiser.seconds == pytest.approx(84.0)
+    assert last.optimiser.seconds == pytest.approx(36.0)
+    assert (first.model.num_ori, last.model.num_ori) == (settings["model"]["num_ori"], 12)
+    assert (first.optimiser.learning_rate, last.optimiser.learning_rate) == (0.01, 1e-4)
+    assert (first.potential.rotations, last.potential.rotations) == (1, 2)
+    assert (first.potential.start, last.potential.start) == (None, folder / "potential.safetensors")
+
+
+@pytest.mark.parametrize(("own", "finer"), [(6, 13), (0, 12)])
+def test_a_finish_needs_grids(own: int, finer: int, settings: dict[str, Any]) -> None:
+    settings["model"] |= {"num_ori": own, "l_max": 0}
+    with pytest.raises(ConfigError, match=rf"finish\.num_ori.*got {finer} and {own}"):
+        TrainConfig.from_mapping({**settings, "finish": {"num_ori": finer}})

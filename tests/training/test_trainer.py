@@ -82,6 +82,46 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert steps[0] == steps[1]
 
 
+def test_a_finish_goes_on_with_the_trained_potential(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["finish"] = {"num_ori": 12, "share": 0.4, "learning_rate": 1e-4, "warmup_steps": 2}
+    run(settings, tmp_path)
+    first, last = (read_header(folder / "potential.safetensors") for folder in (tmp_path / "first", tmp_path))
+    assert (first["network"]["num_ori"], last["network"]["num_ori"]) == (6, 12)
+    assert (first["metadata"]["training"]["steps"], last["metadata"]["training"]["steps"]) == (18, 12)
+    assert last["metadata"]["started_from"]["weights_sha256"] == first["weights_sha256"]
+    assert last["metadata"]["started_from"]["num_ori"] == 6
+    assert last["weights_sha256"] != first["weights_sha256"]
+    assert TrainConfig.from_yaml(tmp_path / "config.yaml").finish is not None
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(settings, tmp_path)
+
+
+def test_a_run_with_a_finish_stopped_in_either_part_goes_on(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["finish"] = {"num_ori": 12, "share": 0.5}
+    whole = run(settings, tmp_path / "whole")
+    original = Trainer._train_step
+    steps = 0
+
+    def stop_twice(self: Trainer, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps in (8, 24):  # seven steps of the first part, then two or more of the second
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", stop_twice)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "parts", resume=True)
+    assert (tmp_path / "parts" / "first" / "potential.safetensors").exists()
+    monkeypatch.undo()
+    assert run(settings, tmp_path / "parts", resume=True) == whole
+
+
 def test_killed_and_resumed_equals_uninterrupted(config_path: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment, three times, then resume to the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
