@@ -139,7 +139,8 @@ class LossConfig(Section):
 class OptimiserConfig(Section):
     """Linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights.
 
-    ``kind``: ``muon`` is Muon for the matrices of the layers and Adam for the rest, ``adam`` is Adam for all.
+    ``kind``: ``muon`` is Muon for the matrices of the layers, at ``muon_rate`` times the learning rate, and Adam for
+    the rest; ``adam`` is Adam for all.
 
     With a start, ``trains`` chooses what changes: ``all``; the ``readouts`` alone; the last ``last_layers`` layers
     (``layers``) and the readouts; or the readouts and a product of rank ``rank`` that is added to each matrix of the
@@ -148,7 +149,8 @@ class OptimiserConfig(Section):
     """
 
     kind: Literal["muon", "adam"] = "muon"
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    muon_rate: Annotated[float, Field(gt=0)] = 4.0
     batch_size: Annotated[int, Field(ge=1)] = 5
     steps: Annotated[int, Field(ge=1)] | None = None
     time: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[smhd]$")] | None = None
@@ -190,7 +192,7 @@ class FinishConfig(Section):
 
     num_ori: Annotated[int, Field(ge=1)] = 32
     share: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 2.5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
 
 

@@ -226,6 +226,7 @@ class Optimiser:
         kind: ``"muon"``: Muon for the matrices of the layers, Adam for the rest. ``"adam"``: Adam for all.
         weight_decay: Decoupled.
         speeds: By parameter's name, what its learning rate is multiplied by; 0 leaves it as it is. None: 1 for all.
+        muon_rate: Times the learning rate of all other weights: that of Muon's matrices.
         rank: Changes the matrices of the layers by products of this rank only, with Adam; None: as they come.
     """
 
@@ -236,10 +237,12 @@ class Optimiser:
         weight_decay: float,
         speeds: Mapping[str, float] | None = None,
         rank: int | None = None,
+        muon_rate: float = 1.0,
     ) -> None:
         #: Names of the parameters that lie in stacks.
         self.matrices = layer_matrices(module) if kind == "muon" or rank is not None else set()
         self.weights = FlatWeights(module, self.matrices)
+        self._muon_rate = muon_rate
         self._speeds = None if speeds is None else self.weights.spread(speeds)
         self._parts: list[_Part] = [
             torch.optim.AdamW([self.weights.rest], lr=0.0, weight_decay=weight_decay, fused=True)
@@ -258,7 +261,7 @@ class Optimiser:
             before = None if self._speeds is None else values.clone()
             for part in self._parts:
                 for group in part.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * self._muon_rate if isinstance(part, Muon) else rate
                 part.step()
             if before is not None and self._speeds is not None:
                 values.copy_(torch.lerp(before, values, self._speeds))

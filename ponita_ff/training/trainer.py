@@ -174,7 +174,9 @@ class Trainer:
         settings = config.optimiser
         self.average = copy.deepcopy(potential)
         rank = settings.rank if settings.trains == "low-rank" else None
-        self.optimiser = Optimiser(potential, settings.kind, settings.weight_decay, speeds(potential, config), rank)
+        self.optimiser = Optimiser(
+            potential, settings.kind, settings.weight_decay, speeds(potential, config), rank, settings.muon_rate
+        )
         self._averaged = FlatWeights(self.average, self.optimiser.matrices)
         self.state = _State()
         self.step_function = TrainingStep(potential, config.loss, config.backend)

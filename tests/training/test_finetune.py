@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {
         "data": {"path": str(folder / "frames.xyz"), "train": 16, "validation": 4},
         "model": {"cutoff": 4.0, "num_ori": 6, "channels": 8, "num_layers": 2, "l_max": 2},
-        "optimiser": {"steps": 300, "batch_size": 4, "learning_rate": 0.01},
+        "optimiser": {"steps": 300, "batch_size": 4, "learning_rate": 0.01, "muon_rate": 1.0},
     }
     train(TrainConfig.from_mapping(settings), folder / "run", progress=False)
     write(folder / "run" / "replay.xyz", [frame.to_atoms() for frame in make_frames(15, seed=3)], format="extxyz")
@@ -47,7 +47,12 @@ def water_path(water: list[Atoms], tmp_path: Path) -> Path:
 
 def run(base: Path, data: Path, out: Path, **overrides: Any) -> dict[str, Change]:
     """Fine-tune for a second."""
-    short = {"optimiser.steps": 150, "optimiser.learning_rate": 5e-3, "optimiser.batch_size": 4}
+    short = {
+        "optimiser.steps": 150,
+        "optimiser.learning_rate": 5e-3,
+        "optimiser.muon_rate": 1.0,
+        "optimiser.batch_size": 4,
+    }
     given = {name.replace("__", "."): value for name, value in overrides.items()}
     config = finetune_config(base, [data], overrides=short | given)
     return {change.name: change for change in finetune(config, out, progress=False)}

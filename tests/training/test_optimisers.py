@@ -136,6 +136,18 @@ def test_state_goes_on_where_it_stood(kind: Literal["muon", "adam"], network: Po
     assert torch.equal(first.weights.values, second.weights.values)
 
 
+def test_muon_rate_multiplies_the_rate_of_matrices_alone(network: Ponita) -> None:
+    twin = copy.deepcopy(network)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for module, rate in ((network, 3.0), (twin, 1.0)):
+        optimiser = Optimiser(module, "muon", 0.0, muon_rate=rate)
+        random_gradients(module, 0)
+        optimiser.step(0.01, 1e9)
+    for (name, one), other in zip(network.named_parameters(), twin.parameters(), strict=True):
+        factor = 3.0 if name in layer_matrices(network) else 1.0
+        torch.testing.assert_close(one - before[name], factor * (other - before[name]), rtol=1e-4, atol=1e-6)
+
+
 def test_speeds_multiply_what_a_step_changes(network: Ponita) -> None:
     """Frozen weights stay to the last bit; half the speed is half the change."""
     twin = copy.deepcopy(network)
