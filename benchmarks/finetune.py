@@ -4,11 +4,14 @@
     python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50
     python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50 --no-replay
     python benchmarks/finetune.py scratch --data FOLDER --work WORK --molecule ethanol --frames 50
+    python benchmarks/finetune.py other --data FOLDER --work WORK --train acac/train_300K.xyz --frames 50 \\
+        --test acac/test_MD_300K.xyz --test acac/train_600K.xyz
 
 FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes; WORK keeps the bases. ``tune``
 and ``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and
 are measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on
-their test frames. Results gather in ``results/finetune.json``; ``results/finetune.md`` is written from them.
+their test frames. ``other`` takes a shipped base to another molecule and level of theory, in files of eV and Å.
+Results gather in ``results/finetune.json``; ``results/finetune.md`` is written from them.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import click
 import torch
 from ase.data import chemical_symbols
 
-from ponita_ff.checkpoint import load_potential, read_header
-from ponita_ff.data import read_frames
+from ponita_ff.checkpoint import find_potential, load_potential, read_header
+from ponita_ff.data import Units, read_frames
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
@@ -51,6 +54,9 @@ PUBLISHED_50 = {
     "naphthalene": {"MACE": 9.2, "NequIP": 10.0},
     "uracil": {"MACE": 25.9, "NequIP": 40.1},
 }
+
+#: Of the files that ``other`` takes, which do not say theirs.
+UNITS = Units("eV", "Angstrom")
 
 #: Every tenth test frame of what the base knew: enough to tell what was forgotten.
 KNOWN_STEP = 10
@@ -85,7 +91,7 @@ def test_errors(potential: Potential, data: Path, molecule: str) -> dict[str, fl
     return {"force_mae": 1e3 * errors.forces_mae, "energy_mae": 1e3 * errors.energy_mae}
 
 
-def known_errors(potential: Potential, base: Potential, data: Path, molecule: str) -> dict[str, float]:
+def known_errors(potential: Potential, base: Potential, data: Path, molecule: str | None) -> dict[str, float]:
     """Force MAE in meV/Å on the molecules that the base was trained on, at the base's own level of theory."""
     found = {}
     for other in MOLECULES:
@@ -145,7 +151,7 @@ def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, se
     """Fine-tune the base that never saw a molecule on a few of its frames."""
     path = base_folder(work, molecule) / POTENTIAL_FILE
     others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
-    overrides = {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
+    overrides = parsed(settings)
     replay = [] if no_replay else others
     # Without replay a potential would else know the new molecule's elements alone, and nothing could be measured.
     overrides["potential.extra_species"] = [chemical_symbols[z] for z in read_header(path)["species"]]
@@ -171,6 +177,73 @@ def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, se
             **potential.metadata["training"],
         },
     )
+
+
+def parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Values by dotted name of options NAME=VALUE."""
+    return {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
+
+
+@main.command()
+@with_folders
+@click.option("--base", default="organic-rmd17", show_default=True, help="Name or file of the potential to start from.")
+@click.option("--train", "file", type=click.Path(path_type=Path, exists=True), required=True, help="Frames, eV and Å.")
+@click.option("--test", "tests", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
+@click.option("--frames", type=click.IntRange(min=4), required=True)
+@click.option("--no-replay", is_flag=True)
+@click.option("--scratch", type=click.IntRange(min=1), help="Train so many steps from random weights instead.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
+def other(
+    data: Path,
+    work: Path,
+    base: str,
+    file: Path,
+    tests: tuple[Path, ...],
+    frames: int,
+    no_replay: bool,
+    scratch: int | None,
+    settings: tuple[str, ...],
+) -> None:
+    """Fine-tune a base on frames of another molecule and level of theory, and test on several files."""
+    out, path = work / "other", find_potential(base)
+    shutil.rmtree(out, ignore_errors=True)
+    units = {"data.units": {"energy": UNITS.energy, "length": UNITS.length}}
+    elements = {"potential.extra_species": [chemical_symbols[z] for z in read_header(path)["species"]]}
+    if scratch is None:
+        config = finetune_config(
+            path, [file], replay=[] if no_replay else None, frames=frames, overrides=units | elements | parsed(settings)
+        )
+        finetune(config, out)
+    else:
+        validating = max(2, round(0.1 * frames))
+        config = TrainConfig.from_mapping(
+            {
+                "data": {
+                    "path": str(file),
+                    "train": frames - validating,
+                    "validation": validating,
+                    "units": units["data.units"],
+                },
+                "potential": {"zbl_cutoff": 1.0},
+                "optimiser": {"steps": scratch, "warmup_steps": 200, "validate_every": 1000},
+            }
+        )
+        train(config, out)
+    potential, before = load_potential(out / POTENTIAL_FILE), load_potential(path)
+    values: dict[str, Any] = {**potential.metadata["training"], "base": before.metadata["name"], "tests": {}}
+    for test in tests:
+        errors = evaluate(potential, read_frames(test, units=UNITS), backend="auto").errors
+        found = {"force_mae": 1e3 * errors.forces_mae, "energy_mae": 1e3 * errors.energy_mae, "frames": errors.frames}
+        values["tests"][f"{test.parent.name}/{test.name}"] = found
+    if scratch is None:
+        known = {
+            "before": known_errors(before, before, data, None),
+            "after": known_errors(potential, before, data, None),
+        }
+        values["known"] = known
+    how = f", from scratch in {scratch:,} steps" if scratch else ", no replay" if no_replay else ""
+    key = f"{file.parent.name}/{file.name}, {frames} frames{how}" + "".join(f", {s}" for s in settings)
+    add("other", key, values)
 
 
 @main.command()
@@ -227,9 +300,25 @@ def report(results: dict[str, Any]) -> str:
         cells += [f"{own[name]:.1f}" if own else "" for name in ("force_mae", "energy_mae")]
         cells += [f"{published[name]:.1f}" if published else "" for name in ("MACE", "NequIP")]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## What the base knew: mean force MAE on its nine molecules' test frames", ""]
+    if "other" in results:
+        lines += ["", "## Another molecule, another level of theory", ""]
+        lines += ["| trained on | from | tested on | force MAE | energy MAE |", "|" + " --- |" * 5]
+    for key, r in results.get("other", {}).items():
+        start = r["base"] if "known" in r else "random weights"
+        for name, found in r["tests"].items():
+            cells = [
+                key,
+                start,
+                f"{name} ({found['frames']:,})",
+                f"{found['force_mae']:.1f}",
+                f"{found['energy_mae']:.1f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## What the base knew: mean force MAE on its molecules' test frames", ""]
     lines += ["| fine-tuned on | before | after |", "| --- | --- | --- |"]
-    for key, r in results.get("tune", {}).items():
+    for key, r in {**results.get("tune", {}), **results.get("other", {})}.items():
+        if "known" not in r:
+            continue
         before, after = (sum(r["known"][when].values()) / len(r["known"][when]) for when in ("before", "after"))
         lines.append(f"| {key} | {before:.1f} | {after:.1f} |")
     return "\n".join(lines) + "\n"

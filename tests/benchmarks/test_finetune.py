@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 from click.testing import CliRunner
 
 from ponita_ff.checkpoint import read_header
@@ -75,3 +77,32 @@ def test_every_result_gets_to_the_page(benchmark: ModuleType, tmp_path: Path) ->
     assert f"| H2O | {results['base']['H2O']['steps']:,} |" in page
     assert f"| H2O, 10 frames, optimiser.steps=5 | {kept['force_mae']:.1f} | {kept['energy_mae']:.1f} |" in page
     assert f"| {kept['known']['before']['CH3OH']:.1f} | {kept['known']['after']['CH3OH']:.1f} |" in page
+
+
+def test_another_level_of_theory(benchmark: ModuleType, tmp_path: Path) -> None:
+    call(benchmark, tmp_path, "base", "--without", "H2O", "--minutes", "0.03")
+    base = tmp_path / "work" / "base-without-H2O" / "potential.safetensors"
+    generator, frames = np.random.default_rng(1), []
+    for _ in range(12):
+        atoms = molecule("CH3OH")
+        atoms.positions += 0.05 * generator.normal(size=atoms.positions.shape)
+        atoms.calc = EMT()
+        forces, energy = atoms.get_forces(), atoms.get_potential_energy() - 100.0
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        frames.append(atoms)
+    write(tmp_path / "train.xyz", frames[:8])
+    write(tmp_path / "test.xyz", frames[8:])
+    files = ("--base", str(base), "--train", str(tmp_path / "train.xyz"), "--test", str(tmp_path / "test.xyz"))
+    few = ("other", *files, "--frames", "8")
+    call(benchmark, tmp_path, *few, "--no-replay", "--set", "optimiser.steps=5")
+    call(benchmark, tmp_path, *few, "--scratch", "5")
+    results = json.loads((tmp_path / "finetune.json").read_text(encoding="utf-8"))["other"]
+    tuned, scratch = results.values()
+    (name,) = tuned["tests"]
+    assert name.endswith("/test.xyz")
+    assert tuned["tests"][name]["energy_mae"] < 1e4 < 1e3 * 100.0  # the energies' other zero has been found
+    assert set(tuned["known"]["after"]) == {"CH3OH", "H2O"}
+    assert "known" not in scratch
+    page = (tmp_path / "finetune.md").read_text(encoding="utf-8")
+    assert f"| {tuned['tests'][name]['force_mae']:.1f} | {tuned['tests'][name]['energy_mae']:.1f} |" in page
+    assert "| random weights |" in page
