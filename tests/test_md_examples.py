@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import math
 import re
 import subprocess
@@ -45,7 +46,7 @@ def run(
         return capsys.readouterr().out
 
     yield run_example
-    for name in ("common", "md", "nve", "nvt", "relax", "vibrations", "neb", "observables"):
+    for name in ("common", "md", "nve", "nvt", "relax", "vibrations", "neb", "observables", "new_molecule"):
         sys.modules.pop(name, None)
 
 
@@ -206,6 +207,27 @@ def test_observables_beside_reference_frames(run: Run) -> None:
     for name in "HCO":
         ours, theirs = numbers(output, f"frequency of {name}")
         assert ours == pytest.approx(theirs * math.sqrt(500 / temperature), abs=1.0)
+
+
+def test_new_molecule_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    options = ("--structure", "H2CO", "--method", "ase.calculators.emt:EMT", "--budget", "6", "--tests", "3")
+    output = run("new_molecule", *options, "--stop", "1e9")
+    assert numbers(output, "labels trained on")[0] == 6
+    assert numbers(output, "labels tested on")[0] == 3
+    (error,), (size,) = numbers(output, "force MAE on these"), numbers(output, "forces are")
+    assert 0 < error < 10 * size
+    factor = numbers(output, "calibration")[0]
+    kept = json.loads((tmp_path / "results" / "calibration.json").read_text(encoding="utf-8"))
+    assert factor == pytest.approx(kept["forces"], abs=0.006)
+    assert (tmp_path / "results" / "new_molecule.png").read_bytes().startswith(b"\x89PNG")
+    trained = sorted((tmp_path / "results" / "explored").glob("round-*/member-*/potential.safetensors"))
+    assert trained
+    made = [path.stat().st_mtime_ns for path in trained]
+    again = run("new_molecule", *options, "--stop", "1e-9")
+    assert [path.stat().st_mtime_ns for path in trained] == made
+    assert numbers(again, "force MAE on these")[0] == error
+    assert "The run was stopped" in again
+    assert "molecule  " not in again
 
 
 def test_spectrum_of_known_oscillations(observables: ModuleType) -> None:
