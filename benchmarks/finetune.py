@@ -28,9 +28,16 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import click
+import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
+from ase.optimize import BFGS
 
+from ponita_ff import PonitaCalculator
+from ponita_ff.audit.dynamics import run_nvt
+from ponita_ff.audit.settings import AuditSettings
+from ponita_ff.audit.subject import Subject
 from ponita_ff.checkpoint import find_potential, load_potential, read_header
 from ponita_ff.data import Units, read_frames
 from ponita_ff.potential import Potential
@@ -54,6 +61,9 @@ PUBLISHED_50 = {
     "naphthalene": {"MACE": 9.2, "NequIP": 10.0},
     "uracil": {"MACE": 25.9, "NequIP": 40.1},
 }
+
+#: K of the dynamics that must hold.
+TEMPERATURE = 500.0
 
 #: Of the files that ``other`` takes, which do not say theirs.
 UNITS = Units("eV", "Angstrom")
@@ -135,6 +145,20 @@ def base(data: Path, work: Path, molecule: str, minutes: float, resume: bool) ->
     add("base", molecule, {**potential.metadata["training"], **validation(potential)})
 
 
+def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
+    """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
+    atoms = Atoms(start.numbers, start.positions, calculator=PonitaCalculator(path, dtype="float64"))
+    BFGS(atoms, logfile=None).run(fmax=1e-3, steps=1000)
+    settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
+    run = run_nvt(Subject(PonitaCalculator(path), atoms, None, settings), TEMPERATURE)
+    return {
+        "temperature": TEMPERATURE,
+        "picoseconds": run.time[-1] if run.time else 0.0,
+        "broken_at_ps": run.broken_at if run.time else 0.0,
+        "largest_bond_change": float(np.max(run.bond_change)) if run.time else None,
+    }
+
+
 def validation(potential: Potential) -> dict[str, float]:
     """Errors that its run ended with, meV/Å and meV."""
     errors = potential.metadata["errors"]["validation"]
@@ -192,6 +216,7 @@ def parsed(settings: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--frames", type=click.IntRange(min=4), required=True)
 @click.option("--no-replay", is_flag=True)
 @click.option("--scratch", type=click.IntRange(min=1), help="Train so many steps from random weights instead.")
+@click.option("--nvt-ps", default=0.0, show_default=True, help="Then run dynamics at 500 K: do all bonds hold?")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
 def other(
     data: Path,
@@ -202,6 +227,7 @@ def other(
     frames: int,
     no_replay: bool,
     scratch: int | None,
+    nvt_ps: float,
     settings: tuple[str, ...],
 ) -> None:
     """Fine-tune a base on frames of another molecule and level of theory, and test on several files."""
@@ -241,6 +267,8 @@ def other(
             "after": known_errors(potential, before, data, None),
         }
         values["known"] = known
+    if nvt_ps:
+        values["nvt"] = dynamics(out / POTENTIAL_FILE, read_frames(tests[0], units=UNITS)[0].to_atoms(), nvt_ps)
     how = f", from scratch in {scratch:,} steps" if scratch else ", no replay" if no_replay else ""
     key = f"{file.parent.name}/{file.name}, {frames} frames{how}" + "".join(f", {s}" for s in settings)
     add("other", key, values)
@@ -314,6 +342,16 @@ def report(results: dict[str, Any]) -> str:
                 f"{found['energy_mae']:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    runs = {key: r["nvt"] for key, r in results.get("other", {}).items() if "nvt" in r}
+    if runs:
+        lines += ["", "Langevin dynamics from the relaxed molecule, 0.5 fs:", ""]
+    for key, run in runs.items():
+        held = (
+            f"all bonds held to within {run['largest_bond_change']:.2f} Å"
+            if run["broken_at_ps"] is None
+            else (f"a bond broke after {run['broken_at_ps']:.2f} ps")
+        )
+        lines.append(f"- {key}: {run['picoseconds']:.0f} ps at {run['temperature']:.0f} K, {held}.")
     lines += ["", "## What the base knew: mean force MAE on its molecules' test frames", ""]
     lines += ["| fine-tuned on | before | after |", "| --- | --- | --- |"]
     for key, r in {**results.get("tune", {}), **results.get("other", {})}.items():

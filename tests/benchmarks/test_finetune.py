@@ -94,7 +94,7 @@ def test_another_level_of_theory(benchmark: ModuleType, tmp_path: Path) -> None:
     write(tmp_path / "test.xyz", frames[8:])
     files = ("--base", str(base), "--train", str(tmp_path / "train.xyz"), "--test", str(tmp_path / "test.xyz"))
     few = ("other", *files, "--frames", "8")
-    call(benchmark, tmp_path, *few, "--no-replay", "--set", "optimiser.steps=5")
+    call(benchmark, tmp_path, *few, "--no-replay", "--set", "optimiser.steps=5", "--nvt-ps", "0.005")
     call(benchmark, tmp_path, *few, "--scratch", "5")
     results = json.loads((tmp_path / "finetune.json").read_text(encoding="utf-8"))["other"]
     tuned, scratch = results.values()
@@ -103,6 +103,7 @@ def test_another_level_of_theory(benchmark: ModuleType, tmp_path: Path) -> None:
     assert tuned["tests"][name]["energy_mae"] < 1e4 < 1e3 * 100.0  # the energies' other zero has been found
     assert set(tuned["known"]["after"]) == {"CH3OH", "H2O"}
     assert "known" not in scratch
+    assert tuned["nvt"]["picoseconds"] <= 0.005
     page = (tmp_path / "finetune.md").read_text(encoding="utf-8")
     assert f"| {tuned['tests'][name]['force_mae']:.1f} | {tuned['tests'][name]['energy_mae']:.1f} |" in page
     assert "| random weights |" in page

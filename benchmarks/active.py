@@ -1,0 +1,248 @@
+"""Labels where they are needed: reference frames, active learning against random frames, labelling in parallel.
+
+    python benchmarks/active.py frames --structure CH3SH --number 500 --out WORK/ch3sh.xyz
+    python benchmarks/active.py explore --structure CH3CONH2 --budget 60 --work WORK
+    python benchmarks/active.py labels --structure CH3CONH2 --method pbe/def2-svp --frames 40 --work WORK
+
+``frames`` runs dynamics with a method that labels (``--method``, as ``ponita-ff label`` takes it) and keeps labelled
+frames far apart in time. ``explore`` gives active learning and frames drawn at random from such dynamics the same
+number of labels and the same training, and tests both on frames of a third run. ``labels`` times one process against
+two. Results gather in ``results/active.json``; ``results/active.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import click
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.collections import g2
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from tqdm import tqdm
+
+from ponita_ff.audit.dynamics import thermal_momenta
+from ponita_ff.checkpoint import load_potential
+from ponita_ff.data import Frame, read_frames
+from ponita_ff.explore import ExploreSettings, explore
+from ponita_ff.files import write_atomically
+from ponita_ff.labels import find_method, label_frames
+from ponita_ff.potential import Potential
+from ponita_ff.training.config import POTENTIAL_FILE
+from ponita_ff.training.evaluate import evaluate
+from ponita_ff.training.finetune import finetune, finetune_config
+from ponita_ff.training.run import describe_hardware
+from ponita_ff.uncertainty import committee_spread
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+#: Of dynamics whose frames are kept: the thermostat forgets in 50 fs.
+RELAXATION_FS, EQUILIBRATION_PS, TIMESTEP_FS = 50.0, 1.0, 0.5
+
+
+def add(kind: str, key: str, values: dict[str, Any]) -> None:
+    """Put a result into the JSON file and write the page anew."""
+    path = RESULTS / "active.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results.setdefault(kind, {})[key] = values | {"hardware": describe_hardware(torch.device("cpu"))}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "active.md").write_text(report(results), encoding="utf-8")
+    print(f"{kind} {key}: {json.dumps(values)}", flush=True)
+
+
+def structure(name: str) -> Atoms:
+    """A molecule of ASE's collection, or the first structure of a file."""
+    found = g2[name] if name in g2.names else read(name, index=0)
+    assert isinstance(found, Atoms)
+    return Atoms(found.numbers, found.positions)
+
+
+def sample(start: Atoms, method: str, number: int, temperature: float, every_fs: float, seed: int) -> list[Atoms]:
+    """Labelled frames of Langevin dynamics with the method itself."""
+    atoms, generator = start.copy(), np.random.default_rng(seed)
+    atoms.calc = find_method(method).calculator()
+    thermal_momenta(atoms, temperature, generator)
+    dynamics = Langevin(
+        atoms,
+        TIMESTEP_FS * units.fs,
+        temperature_K=temperature,
+        friction=1.0 / (RELAXATION_FS * units.fs),
+        rng=generator,
+        fixcm=False,
+    )
+    dynamics.run(round(1000 * EQUILIBRATION_PS / TIMESTEP_FS))
+    frames = []
+    for _ in tqdm(range(number), desc="frames"):
+        dynamics.run(round(every_fs / TIMESTEP_FS))
+        labels = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+        frames.append(Atoms(atoms.numbers, atoms.positions, calculator=labels))
+        frames[-1].info |= {"labels": method, "energy_unit": "eV", "length_unit": "Angstrom"}
+    return frames
+
+
+def sampled(path: Path, *arguments: Any) -> Path:
+    """A file of such frames, made unless it is there."""
+    if not path.is_file():
+        frames = sample(*arguments)
+        write_atomically(path, lambda temporary: write(temporary, frames, format="extxyz"))
+    return path
+
+
+@click.group()
+def main() -> None:
+    """Reference frames, active learning, labelling; every result is added to the page."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def with_structure(command: Any) -> Any:
+    """Options that all commands have."""
+    command = click.option("--method", default="gfn2-xtb", show_default=True)(command)
+    return click.option("--structure", "name", required=True, help="Molecule of ase.build or a file.")(command)
+
+
+def with_dynamics(command: Any) -> Any:
+    """Options of the reference dynamics."""
+    command = click.option("--temperature", default=500.0, show_default=True, help="K.")(command)
+    return click.option("--every", default=50.0, show_default=True, help="fs between frames.")(command)
+
+
+@main.command()
+@with_structure
+@with_dynamics
+@click.option("--number", default=500, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def frames(name: str, method: str, temperature: float, every: float, number: int, seed: int, out: Path) -> None:
+    """Labelled frames of the method's own dynamics."""
+    sampled(out, structure(name), method, number, temperature, every, seed)
+
+
+def errors_of(members: list[Potential], tests: list[Frame]) -> dict[str, float]:
+    """Force MAE in meV/Å of the members, on average, and of the committee's mean."""
+    forces = committee_spread(members, [frame.to_atoms() for frame in tests])[1]
+    wrong = np.concatenate([np.abs(f - frame.forces).ravel() for f, frame in zip(forces, tests, strict=True)])
+    each = [evaluate(member, tests, backend="auto").errors.forces_mae for member in members]
+    return {"member": 1e3 * float(np.mean(each)), "committee": 1e3 * float(wrong.mean())}
+
+
+@main.command(name="explore")
+@with_structure
+@with_dynamics
+@click.option("--base", default="organic-rmd17", show_default=True)
+@click.option("--budget", default=60, show_default=True)
+@click.option("--members", default=2, show_default=True)
+@click.option("--tests", default=200, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="A stopped run goes on there.")
+@click.option("--set", "training", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning.")
+def compare(
+    name: str,
+    method: str,
+    temperature: float,
+    every: float,
+    base: str,
+    budget: int,
+    members: int,
+    tests: int,
+    work: Path,
+    training: tuple[str, ...],
+) -> None:
+    """Active learning against as many frames drawn at random from dynamics."""
+    start = structure(name)
+    overrides = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in training)}
+    dynamics = (temperature, every)
+    held_out = list(read_frames(sampled(work / "tests.xyz", start, method, tests, *dynamics, 1)))
+    began = time.perf_counter()
+    each = max(4, budget // 3)
+    settings = {"method": method, "budget": budget, "first": each, "per_round": each, "members": members}
+    settings |= {"temperature": temperature, "training": overrides}
+    found = explore([start], base, ExploreSettings.from_mapping(settings), work / "explored")
+    seconds = time.perf_counter() - began
+    drawn = sampled(work / "random.xyz", start, method, found.labels, *dynamics, 2)
+    others = []
+    for member in range(members):
+        out = work / f"random-{member}"
+        if not (out / POTENTIAL_FILE).is_file():
+            seeds = {"data.seed": member, "seed": member}
+            finetune(finetune_config(base, [drawn], overrides={**overrides, **seeds}), out)
+        others.append(load_potential(out / POTENTIAL_FILE))
+    add(
+        "explore",
+        f"{name}, {method}, {budget} labels",
+        {
+            "base": base,
+            "labels": found.labels,
+            "rounds": len(found.rounds),
+            "outcome": found.outcome,
+            "seconds": seconds,
+            "tests": len(held_out),
+            "temperature": temperature,
+            "explored": errors_of([load_potential(path) for path in found.members], held_out),
+            "random": errors_of(others, held_out),
+        },
+    )
+
+
+@main.command()
+@with_structure
+@click.option("--frames", "number", default=40, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+def labels(name: str, method: str, number: int, work: Path) -> None:
+    """Wall time of labelling with one process and with two."""
+    start, generator = structure(name), np.random.default_rng(0)
+    structures = [start.copy() for _ in range(number)]
+    for atoms in structures:
+        atoms.positions += 0.05 * generator.normal(size=atoms.positions.shape)
+    seconds = {}
+    for processes in (1, 2):
+        out = work / f"labels-{processes}.xyz"
+        for old in work.glob(f"labels-{processes}.*"):
+            old.unlink()
+        began = time.perf_counter()
+        told = label_frames(structures, method, out, processes=processes)
+        seconds[processes] = time.perf_counter() - began
+        if told.failures:
+            raise click.ClickException(f"{len(told.failures)} frames failed: {next(iter(told.failures.values()))}")
+    add("labels", f"{name}, {method}, {number} frames", {"one": seconds[1], "two": seconds[2]})
+
+
+def report(results: dict[str, Any]) -> str:
+    """The page."""
+    lines = [
+        "# Active learning and labels",
+        "",
+        "*Written by `python benchmarks/active.py`; all numbers come from `active.json`.*",
+        "",
+        "## As many labels, chosen and drawn at random",
+        "",
+        "A committee fine-tuned on frames that `ponita-ff explore` chose, and one fine-tuned in the same way on frames "
+        "at even distances of the method's own dynamics. Force MAE in meV/Å on frames of another such run.",
+        "",
+        "| molecule | from | labels | rounds | chosen: a member | committee | at random: a member | committee |",
+        "|" + " --- |" * 8,
+    ]
+    for key, r in results.get("explore", {}).items():
+        cells = [key, r["base"], str(r["labels"]), str(r["rounds"])]
+        cells += [f"{r[kind][whose]:.1f}" for kind in ("explored", "random") for whose in ("member", "committee")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Labelling with one process and with two", ""]
+    lines += ["| frames | one (s) | two (s) | ratio |", "| --- | --- | --- | --- |"]
+    for key, r in results.get("labels", {}).items():
+        lines.append(f"| {key} | {r['one']:.1f} | {r['two']:.1f} | {r['one'] / r['two']:.2f} |")
+    hardware = sorted({r["hardware"] for kind in results.values() for r in kind.values()})
+    return "\n".join([*lines, "", f"Measured on {'; '.join(hardware)}."]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
