@@ -43,6 +43,7 @@ from ponita_ff.audit.symmetry import under_rotations
 from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import read_frames
 from ponita_ff.orientations import random_rotations
+from ponita_ff.training.finetune import REPLAY_FILE
 from ponita_ff.training.run import describe_hardware
 
 logger = logging.getLogger(__name__)
@@ -229,6 +230,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
     BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=1000)
     write_structure(folder / STRUCTURE, Atoms(relaxed.numbers, relaxed.positions), format="xyz", comment=folder.name)
     frame = perturbed(relaxed)
+    card |= {"formula": relaxed.get_chemical_formula(), "replay": (folder / REPLAY_FILE).is_file()}
     if "forces" in parts:
         frame.calc = relaxed.calc
         difference = frame.get_forces() - calculate_numerical_forces(frame, eps=1e-4)
@@ -288,7 +290,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
     if "rotations" in card:
         lines += _render_rotations(card["rotations"])
-    lines += ["## Physics", ""]
+    lines += ["## Physics", "", f"Of {card.get('formula', 'the molecule')}, the structure in `{STRUCTURE}`:", ""]
     if "forces_against_central_differences_eV_per_A" in card:
         frequencies = card["frequencies_invcm"]
         lines += [
@@ -338,11 +340,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         "```",
         *_commands(name, metadata),
+        *_replay_command(name, card, molecules),
         f"python benchmarks/model_card.py potentials/{name}{_lengths(card)}",
         "```",
         "",
-        "The schedule is bound to the wall clock (`optimiser.time`): a faster machine or a longer `--time` takes more "
-        "steps. This run ended with its budget, not because more steps would not have helped.",
+        "A schedule bound to the wall clock (`optimiser.time`) takes more steps on a faster machine or with a longer "
+        "`--time`. This run ended with its budget, not because more steps would not have helped.",
         "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
@@ -415,6 +418,14 @@ def _commands(name: str, metadata: dict[str, Any]) -> list[str]:
         commands.append(" ".join(word for word in words if word))
         start = f"--set potential.start={out}/{FILE}"
     return commands
+
+
+def _replay_command(name: str, card: dict[str, Any], molecules: list[str]) -> list[str]:
+    """What makes the frames that keep fine-tuning from forgetting, of a base."""
+    if not card.get("replay"):
+        return []
+    structures = " ".join(f"potentials/{molecule}-rmd17/{STRUCTURE}" for molecule in molecules)
+    return [f"python benchmarks/replay_frames.py potentials/{name} {structures}"]
 
 
 def _lengths(card: dict[str, Any]) -> str:
