@@ -203,6 +203,18 @@ def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, se
     )
 
 
+def scratch_config(path: Path, frames: int, steps: int, units: dict[str, str] | None = None) -> TrainConfig:
+    """From random weights on a few frames of a file, a tenth of them to validate."""
+    validating = max(2, round(0.1 * frames))
+    return TrainConfig.from_mapping(
+        {
+            "data": {"path": str(path), "train": frames - validating, "validation": validating, "units": units},
+            "potential": {"zbl_cutoff": 1.0},
+            "optimiser": {"steps": steps, "warmup_steps": 200, "validate_every": 1000},
+        }
+    )
+
+
 def parsed(settings: tuple[str, ...]) -> dict[str, Any]:
     """Values by dotted name of options NAME=VALUE."""
     return {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
@@ -241,20 +253,7 @@ def other(
         )
         finetune(config, out)
     else:
-        validating = max(2, round(0.1 * frames))
-        config = TrainConfig.from_mapping(
-            {
-                "data": {
-                    "path": str(file),
-                    "train": frames - validating,
-                    "validation": validating,
-                    "units": units["data.units"],
-                },
-                "potential": {"zbl_cutoff": 1.0},
-                "optimiser": {"steps": scratch, "warmup_steps": 200, "validate_every": 1000},
-            }
-        )
-        train(config, out)
+        train(scratch_config(file, frames, scratch, units["data.units"]), out)
     potential, before = load_potential(out / POTENTIAL_FILE), load_potential(path)
     values: dict[str, Any] = {**potential.metadata["training"], "base": before.metadata["name"], "tests": {}}
     for test in tests:
@@ -282,17 +281,9 @@ def other(
 def scratch(data: Path, work: Path, molecule: str, frames: int, steps: int) -> None:
     """Train on the same few frames from random weights."""
     path = data_file(data, molecule, "train")
-    validating = max(2, round(0.1 * frames))
-    config = TrainConfig.from_mapping(
-        {
-            "data": {"path": str(path), "train": frames - validating, "validation": validating},
-            "potential": {"zbl_cutoff": 1.0},
-            "optimiser": {"steps": steps, "warmup_steps": 200, "validate_every": 1000},
-        }
-    )
     out = work / "scratch"
     shutil.rmtree(out, ignore_errors=True)
-    potential = train(config, out)
+    potential = train(scratch_config(path, frames, steps), out)
     add(
         "scratch",
         f"{molecule}, {frames} frames",

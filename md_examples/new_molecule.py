@@ -1,4 +1,4 @@
-"""A molecule that no potential knows, from its structure to dynamics that can be trusted, in minutes.
+"""A molecule that no potential knows, from its structure to dynamics that watch their own uncertainty.
 
     pip install '.[label]'
     python md_examples/new_molecule.py
@@ -128,7 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not candidates.is_file():
         committee = PonitaCalculator(members, device=args.device)
         write(candidates, sample(start, committee, args.tests, args), format="extxyz")
-    told = label_frames(candidates, args.method, labelled, processes=settings["processes"])
+    try:
+        told = label_frames(candidates, args.method, labelled, processes=settings["processes"])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"cannot label the frames to test on: {error}") from None
     if told.path is None:
         raise SystemExit(f"none of the frames to test on could be labelled: {next(iter(told.failures.values()))}")
     frames = list(read_frames(told.path))

@@ -107,7 +107,7 @@ def finetune_config(
 
 
 def _schedule(frames: int) -> dict[str, Any]:
-    """Length, rates and average for so many frames; measured by ``benchmarks/finetune.py``."""
+    """Length, rates and average for so many frames; ``benchmarks/finetune.py`` measures what they give."""
     steps = int(min(20_000, max(1_000, 100 * frames**0.75)))
     return {
         "steps": steps,

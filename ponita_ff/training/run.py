@@ -150,7 +150,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool =
         for stage, folder in stages[:-1]:
             if processes.leads:
                 _save_config(config, out)
-            if not (folder / POTENTIAL_FILE).exists():
+            if not (resume and (folder / POTENTIAL_FILE).exists()):
                 _train(stage, folder, (folder / CHECKPOINT_FILE).exists(), progress, device, processes, stage)
             processes.wait()
             resume = (out / CHECKPOINT_FILE).exists()
