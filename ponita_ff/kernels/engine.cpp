@@ -115,8 +115,8 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
 
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
-// Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (not if CONSTANT), and
-// gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
+// Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (not if CONSTANT),
+// and gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
 // be added up) and, returned, with respect to the distance.
 template <typename T, int D, bool CONSTANT>
 T receive(const Shape& shape, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
@@ -330,25 +330,22 @@ private:
         normalise(shape_, convolved, rows, normal, deviation_[index] + begin * shape_.num_ori);
 
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
-        T* slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden;
-        product(normal, rows, stride, static_cast<const T*>(layer.expand), stride, hidden,
+        T *const slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden, *const units = s.hidden;
+        product(Rows<T>{normal, stride}, rows, static_cast<const T*>(layer.expand), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(s.hidden + row * hidden + column, value + load(expand_bias + column));
+                    store(units + in_panels<T>(rows, row, column), value + load(expand_bias + column));
                 });
-        // Not in the product: its sums fill the registers. The slopes lie in the order in which `backward` reads them.
-        for (int64_t column = 0; column < hidden; column += 2 * W)
-            for (int64_t row = 0; row < rows; ++row, slopes += 2 * W)
-                for (int64_t k = 0; k < 2 * W; k += W) {
-                    T* unit = s.hidden + row * hidden + column + k;
-                    Vector<T> slope, activated;
-                    gelu(load(unit), activated, slope);
-                    store(unit, activated);
-                    store(slopes + k, slope);
-                }
+        // Not in the product: its sums fill the registers.
+        for (int64_t at = 0; at < rows * hidden; at += W) {
+            Vector<T> slope, activated;
+            gelu(load(units + at), activated, slope);
+            store(units + at, activated);
+            store(slopes + at, slope);
+        }
         if (index + 1 == shape_.num_layers) return read_out_last(index, begin, end, s);
         T* out = features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
-        product(s.hidden, rows, hidden, static_cast<const T*>(layer.contract), hidden, stride,
+        product(Panels<T>{units, rows}, rows, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t place = places_[row] + panel_start<T>(shape_, column);
                     const T* before = index ? features + begin * row_ + place
@@ -375,7 +372,7 @@ private:
         const T *readout = static_cast<const T*>(layer.readout), *bias = static_cast<const T*>(layer.contract_bias);
         const T weight = total_weight<T>(shape_);
         pool(shape_, s.hidden, hidden, atoms, s.pooled);
-        product(s.pooled, atoms, hidden, static_cast<const T*>(layer.contract), hidden, stride,
+        product(Rows<T>{s.pooled, hidden}, atoms, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t atom = begin + row;
                     value += weight * load(bias + column);
@@ -448,22 +445,24 @@ private:
                 store(carried + row * stride + c, load(carried + row * stride + c) + weight * load(readout + c));
         }
 
-        const T* slopes = gelu_slopes_[index] + begin * ori * hidden;
+        const T* const slopes = gelu_slopes_[index] + begin * ori * hidden;
+        T* const units = s.hidden;
         const auto activate = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-            const int64_t within = column % (2 * W), place = (column - within) * rows + row * 2 * W + within;
-            store(s.hidden + row * hidden + column, value * load(slopes + place));
+            const int64_t at = in_panels<T>(rows, row, column);
+            store(units + at, value * load(slopes + at));
         };
         if (index + 1 == shape_.num_layers) {
             const T* through = static_cast<const T*>(model_.readout_hidden);
-            for (int64_t row = 0; row < rows; ++row)
-                for (int64_t k = 0; k < hidden; k += W)
+            for (int64_t k = 0; k < hidden; k += W)
+                for (int64_t row = 0; row < rows; ++row)
                     activate(row, k, weights[row % ori] / T(shape_.num_layers) * load(through + k));
         } else {
-            product(carried, rows, stride, static_cast<const T*>(layer.contract_adjoint), stride, hidden, activate);
+            product(Rows<T>{carried, stride}, rows, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
+                    activate);
         }
         T* out = spatial_[index % 2] + begin * row_;
         T* gradient = shape_.has_fibre ? s.rows : out;
-        product(s.hidden, rows, hidden, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
+        product(Panels<T>{units, rows}, rows, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(gradient + row * stride + column, value);
                 });

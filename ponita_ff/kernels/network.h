@@ -37,18 +37,47 @@ inline bool fits(const Shape& shape) {
 
 // ------------------------------------------------------------------------------------------------ matrix products
 
+// Where a column of a row lies in panels of so many rows, (columns / 2 W, rows, 2 W).
+template <typename T>
+INLINE int64_t in_panels(int64_t rows, int64_t row, int64_t column) {
+    const int64_t within = column % (2 * Simd<T>::width);
+    return (column - within) * rows + row * 2 * Simd<T>::width + within;
+}
+
+// What is multiplied from the left: rows, `stride` apart, or panels of two vectors of `stride` rows.
+template <typename T>
+struct Rows {
+    static constexpr int64_t run = 0;  // how many of a row lie behind each other; 0: all
+    const T* first;
+    int64_t stride;
+    INLINE const T* at(int64_t row, int64_t) const { return first + row * stride; }
+    INLINE int64_t step() const { return stride; }
+};
+template <typename T>
+struct Panels {
+    static constexpr int64_t run = 2 * Simd<T>::width;
+    const T* first;
+    int64_t stride;
+    INLINE const T* at(int64_t row, int64_t k) const { return first + k * stride + row * run; }
+    INLINE int64_t step() const { return run; }
+};
+
 // out(r, :) = a(r, :) B for R rows and one panel of two vectors of B, packed (depth, 2 W).
-template <int R, typename T, typename Epilogue>
-INLINE void tile(const T* a, int64_t stride, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
+template <int R, typename T, typename Left, typename Epilogue>
+INLINE void tile(const Left& a, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
     constexpr int64_t W = Simd<T>::width;
     Vector<T> sums[R][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        const Vector<T> left = load(panel + 2 * W * k), right = load(panel + 2 * W * k + W);
+    const int64_t run = Left::run ? Left::run : depth, step = a.step();
+    for (int64_t start = 0; start < depth; start += run) {
+        const T* values = a.at(row, start);
+        for (int64_t k = 0; k < run; ++k, panel += 2 * W) {
+            const Vector<T> left = load(panel), right = load(panel + W);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            const Vector<T> value = all(a[(row + r) * stride + k]);
-            sums[r][0] += value * left;
-            sums[r][1] += value * right;
+            for (int r = 0; r < R; ++r) {
+                const Vector<T> value = all(values[r * step + k]);
+                sums[r][0] += value * left;
+                sums[r][1] += value * right;
+            }
         }
     }
 #pragma GCC unroll 12
@@ -59,8 +88,8 @@ INLINE void tile(const T* a, int64_t stride, const T* panel, int64_t depth, int6
 }
 
 // Calls epilogue(row, column, vector of sums) for all of a(rows, depth) B(depth, width), B packed in panels.
-template <typename T, typename Epilogue>
-void product(const T* a, int64_t rows, int64_t stride, const T* packed, int64_t depth, int64_t width, Epilogue&& use) {
+template <typename T, typename Left, typename Epilogue>
+void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_t width, Epilogue&& use) {
     constexpr int64_t panel_width = 2 * Simd<T>::width;
     for (int64_t start = 0; start < width; start += panel_width) {
         const T* panel = packed + start * depth;
@@ -68,9 +97,9 @@ void product(const T* a, int64_t rows, int64_t stride, const T* packed, int64_t 
             use(row, start + column, value);
         };
         int64_t row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, stride, panel, depth, row, shifted);
-        for (; row + 4 <= rows; row += 4) tile<4>(a, stride, panel, depth, row, shifted);
-        for (; row < rows; ++row) tile<1>(a, stride, panel, depth, row, shifted);
+        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, panel, depth, row, shifted);
+        for (; row + 4 <= rows; row += 4) tile<4>(a, panel, depth, row, shifted);
+        for (; row < rows; ++row) tile<1>(a, panel, depth, row, shifted);
     }
 }
 
@@ -123,8 +152,7 @@ auto for_degrees(int64_t degrees, Use&& use) {
 // Where channel c of the first orientation lies in an atom's features.
 template <typename T>
 INLINE int64_t panel_start(const Shape& shape, int64_t c) {
-    const int64_t within = c % (2 * Simd<T>::width);
-    return (c - within) * shape.num_ori + within;
+    return in_panels<T>(shape.num_ori, 0, c);
 }
 
 // out(o, :) += sum_l P_l(o) R_l(:) f(o, :). Degrees D at compile time, or at run time where D is 0; CONSTANT: f is the
@@ -225,16 +253,20 @@ void over_orientations(const Shape& shape, const T* kernel, const T* bias, int64
     }
 }
 
-// out(a, :) = sum_n weight(n) in(a, n, :) for rows of any width: what the quadrature makes of an atom.
+// out(a, :) = sum_n weight(n) in(a, n, :) of panels of `width` for some atoms: what the quadrature makes of an atom.
 template <typename T>
 void pool(const Shape& shape, const T* in, int64_t width, int64_t atoms, T* out) {
     constexpr int64_t W = Simd<T>::width;
     const T* weights = static_cast<const T*>(shape.weights);
-    for (int64_t atom = 0; atom < atoms; ++atom, in += shape.num_ori * width, out += width)
-        for (int64_t k = 0; k < width; k += W) {
-            Vector<T> total = all(T(0));
-            for (int64_t o = 0; o < shape.num_ori; ++o) total += weights[o] * load(in + o * width + k);
-            store(out + k, total);
+    for (int64_t panel = 0; panel < width; panel += 2 * W)
+        for (int64_t atom = 0; atom < atoms; ++atom) {
+            Vector<T> left = all(T(0)), right = all(T(0));
+            for (int64_t o = 0; o < shape.num_ori; ++o, in += 2 * W) {
+                left += weights[o] * load(in);
+                right += weights[o] * load(in + W);
+            }
+            store(out + atom * width + panel, left);
+            store(out + atom * width + panel + W, right);
         }
 }
 

@@ -242,7 +242,7 @@ public:
         dense_adjoint(layers_[1], first, count);
         for (const int64_t row : {first, pairs_ + first}) {
             pack_left(bar + row * wide, wide, row, count, 2 * pairs_, bar_left_);
-            product(bar + row * wide, count, wide, layers_[1].adjoint, wide, narrow,
+            product(Rows<T>{bar + row * wide, wide}, count, layers_[1].adjoint, wide, narrow,
                     [&](int64_t r, int64_t column, Vector<T> value) INLINE_LAMBDA {
                         store(layers_[0].bar + (row + r) * narrow + column, value);
                     });
@@ -305,7 +305,7 @@ private:
     void dense(const DenseLayer<T>& layer, const T* in, int64_t first, int64_t count) {
         const int64_t wide = layer.width;
         for (const int64_t row : {first, pairs_ + first})
-            product(in + row * layer.in_stride, count, layer.in_stride, layer.matrix, layer.in_stride, wide,
+            product(Rows<T>{in + row * layer.in_stride, layer.in_stride}, count, layer.matrix, layer.in_stride, wide,
                     [&](int64_t r, int64_t column, Vector<T> value) INLINE_LAMBDA {
                         if (row < pairs_) value += load(layer.bias + column);
                         store(layer.before + (row + r) * wide + column, value);

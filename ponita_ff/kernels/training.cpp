@@ -210,7 +210,7 @@ class Trainee {
         // Rows of channels but for features, f., s* and s bar, which come in panels.
         T *features, *spatial, *normal, *deviation, *carried_star, *normal_star, *spatial_star, *moment;
         T *features_dot, *spatial_dot, *normal_dot, *along_dot, *spatial_bar, *moment_dot;
-        // Rows of hidden units: W1 n + b1, gelu' of it, derivative by gelu of it, change.
+        // Hidden units in panels of all rows (`unit`): W1 n + b1, gelu' of it, derivative by gelu of it, change.
         T *before, *slope, *activated_star, *before_dot;
     };
     struct Scratch {
@@ -393,6 +393,15 @@ private:
     }
     static T* part(void* array, int64_t layer, int64_t size) { return static_cast<T*>(array) + layer * size; }
 
+    // Where a row's hidden unit lies in an array of panels of all rows, (hidden / 2 W, rows, 2 W).
+    INLINE int64_t unit(int64_t row, int64_t column) const { return in_panels<T>(rows_, row, column); }
+    // Calls use(row, column) for every vector of hidden units of some rows, in the order in which panels lie.
+    template <typename Use>
+    INLINE void over_units(int64_t rows, Use&& use) const {
+        for (int64_t panel = 0; panel < shape_.hidden; panel += 2 * W)
+            for (int64_t row = 0; row < rows; ++row) use(row, panel), use(row, panel + W);
+    }
+
     int64_t fibre_size() const { return shape_.num_ori * shape_.num_ori * shape_.stride; }
     // R_l of a pair in a layer, or its slope; later the gradients by them.
     T* radial(int64_t pair, int64_t layer, bool slope) const {
@@ -502,7 +511,7 @@ private:
         const int64_t first = radial_.begin(item), count = radial_.begin(item + 1) - first, width = radial_.width();
         for (const bool slope : {false, true}) {
             T* out = radial(first, layer, slope);
-            product(radial_.basis() + (slope * batch_.pairs + first) * width, count, width,
+            product(Rows<T>{radial_.basis() + (slope * batch_.pairs + first) * width, width}, count,
                     part(weights_.radial, layer, wide_ * width), width, wide_,
                     [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                         store(out + row * wide_ + column, value);
@@ -622,17 +631,18 @@ private:
         normalise(shape_, s.rows, rows, normal, layer.deviation + first);
 
         const T* expand_bias = part(weights_.expand_bias, index, hidden);
-        T *before = layer.before + first * hidden, *slopes = layer.slope + first * hidden;
-        product(normal, rows, stride, part(weights_.expand, index, matrix), stride, hidden,
+        T *const before = layer.before, *const slopes = layer.slope, *const units = s.hidden;
+        product(Rows<T>{normal, stride}, rows, part(weights_.expand, index, matrix), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(before + row * hidden + column, value + load(expand_bias + column));
+                    store(before + unit(first + row, column), value + load(expand_bias + column));
                 });
-        for (int64_t at = 0; at < rows * hidden; at += W) {  // not in the product: its sums fill the registers
+        over_units(rows, [&](int64_t row, int64_t column) INLINE_LAMBDA {  // the product's sums fill the registers
+            const int64_t at = unit(first + row, column);
             Vector<T> activated, slope;
             gelu(load(before + at), activated, slope);
             store(slopes + at, slope);
-            store(s.hidden + at, activated);
-        }
+            store(units + in_panels<T>(rows, row, column), activated);
+        });
         const T *contract_bias = part(weights_.contract_bias, index, stride),
                 *readout = part(weights_.readout, index, stride);
         contract(index, begin, end, layer.features, contract_bias, pooled_, layer.moment, s);
@@ -655,7 +665,7 @@ private:
         if (last(index)) {
             const T weight = total_weight<T>(shape_);
             pool(shape_, s.hidden, hidden, atoms, pooled += begin * hidden);
-            product(pooled, atoms, hidden, matrix, hidden, stride,
+            product(Rows<T>{pooled, hidden}, atoms, matrix, hidden, stride,
                     [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                         value += pool_panels(shape_, before + row * row_, column);
                         if (bias) value += weight * load(bias + column);
@@ -665,7 +675,8 @@ private:
         }
         const Layer& next = layers_[index + 1];
         T* out = (bias ? next.features : next.features_dot) + begin * row_;
-        product(s.hidden, atoms * shape_.num_ori, hidden, matrix, hidden, stride,
+        const int64_t rows = atoms * shape_.num_ori;
+        product(Panels<T>{s.hidden, rows}, rows, matrix, hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t place = places_[row] + panel_start<T>(shape_, column);
                     value += load(before + place);
@@ -683,13 +694,13 @@ private:
     void contract_adjoint(int64_t index, int64_t begin, int64_t end, const T* carried, const T* factors, Use&& use) {
         const int64_t stride = shape_.stride, hidden = shape_.hidden, rows = (end - begin) * shape_.num_ori;
         if (!last(index))
-            return product(carried, rows, stride, part(weights_.contract_adjoint, index, stride * hidden), stride,
-                           hidden, use);
+            return product(Rows<T>{carried, stride}, rows, part(weights_.contract_adjoint, index, stride * hidden),
+                           stride, hidden, use);
         const T* through = static_cast<const T*>(weights_.readout_hidden);
-        for (int64_t row = 0; row < rows; ++row) {
+        over_units(rows, [&](int64_t row, int64_t column) INLINE_LAMBDA {
             const T factor = readout_factor(begin + row / shape_.num_ori, row % shape_.num_ori, factors);
-            for (int64_t k = 0; k < hidden; k += W) use(row, k, factor * load(through + k));
-        }
+            use(row, column, factor * load(through + column));
+        });
     }
 
     // Derivative of the energy by what is read out of an orientation, `factors` an atom's or null for 1.
@@ -723,16 +734,16 @@ private:
         }
         read_out_adjoint(index, begin, end, nullptr, carried);
 
-        const T* slopes = layer.slope + first * hidden;
-        T* star = layer.activated_star + first * hidden;
+        const T* const slopes = layer.slope;
+        T *const star = layer.activated_star, *const units = s.hidden;
         contract_adjoint(index, begin, end, carried, nullptr,
                          [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                             const int64_t at = row * hidden + column;
+                             const int64_t at = unit(first + row, column);
                              store(star + at, value);
-                             store(s.hidden + at, value * load(slopes + at));
+                             store(units + in_panels<T>(rows, row, column), value * load(slopes + at));
                          });
         T* normal_star = layer.normal_star + begin * row_;
-        product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
+        product(Panels<T>{units, rows}, rows, part(weights_.expand_adjoint, index, matrix), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(normal_star + row * stride + column, value);
                     store(s.rows + row * stride + column, value);
@@ -788,13 +799,13 @@ private:
             along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride, stride) / T(shape_.channels);
         normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, normal);
 
-        const T* slopes = layer.slope + first * hidden;
-        T* before_dot = layer.before_dot + first * hidden;
-        product(normal, rows, stride, part(weights_.expand, index, stride * hidden), stride, hidden,
+        const T* const slopes = layer.slope;
+        T *const before_dot = layer.before_dot, *const units = s.hidden;
+        product(Rows<T>{normal, stride}, rows, part(weights_.expand, index, stride * hidden), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    const int64_t at = row * hidden + column;
+                    const int64_t at = unit(first + row, column);
                     store(before_dot + at, value);
-                    store(s.hidden + at, value * load(slopes + at));
+                    store(units + in_panels<T>(rows, row, column), value * load(slopes + at));
                 });
         contract(index, begin, end, layer.features_dot, nullptr, pooled_dot_, layer.moment_dot, s);
     }
@@ -821,29 +832,26 @@ private:
         }
         read_out_adjoint(index, begin, end, weights, carried);
 
-        const T *before = layer.before + first * hidden, *before_dot = layer.before_dot + first * hidden;
-        const T *star = layer.activated_star + first * hidden, *slopes = layer.slope + first * hidden;
+        const T *const before = layer.before, *const before_dot = layer.before_dot;
+        const T *const star = layer.activated_star, *const slopes = layer.slope;
+        T* const right[4] = {right_[0], right_[1], right_[2], right_[3]};
         contract_adjoint(index, begin, end, carried, weights,
                          [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                             store(s.hidden + row * hidden + column, value);
+                             store(right[0] + unit(first + row, column), value);
                          });
-        for (int64_t row = 0; row < rows; ++row)
-            for (int64_t column = 0; column < hidden; column += W) {  // not in the product: as in `forward`
-                const int64_t at = row * hidden + column;
-                const int64_t place = column / (2 * W) * 2 * W * rows_ + (first + row) * 2 * W + column % (2 * W);
-                const Vector<T> slope = load(slopes + at), dotted = load(before_dot + at), starred = load(star + at);
-                Vector<T> activated, curvature;
-                gelu_from_slope(load(before + at), slope, activated, curvature);
-                const Vector<T> bar = slope * load(s.hidden + at) + curvature * dotted * starred;
-                store(s.hidden + at, bar);
-                store(right_[0] + place, bar);
-                store(right_[1] + place, slope * starred);
-                store(right_[2] + place, activated);
-                store(right_[3] + place, slope * dotted);
-            }
+        over_units(rows, [&](int64_t row, int64_t column) INLINE_LAMBDA {  // not in the product: as in `forward`
+            const int64_t at = unit(first + row, column);
+            const Vector<T> slope = load(slopes + at), dotted = load(before_dot + at), starred = load(star + at);
+            Vector<T> activated, curvature;
+            gelu_from_slope(load(before + at), slope, activated, curvature);
+            store(right[0] + at, slope * load(right[0] + at) + curvature * dotted * starred);
+            store(right[1] + at, slope * starred);
+            store(right[2] + at, activated);
+            store(right[3] + at, slope * dotted);
+        });
         T *bar = convolved_bar_ + begin * row_, *convolved_star = convolved_star_ + begin * row_;
-        product(s.hidden, rows, hidden, part(weights_.expand_adjoint, index, matrix), hidden, stride,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+        product(Panels<T>{right[0] + first * 2 * W, rows_}, rows, part(weights_.expand_adjoint, index, matrix), hidden,
+                stride, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(bar + row * stride + column, value);
                 });
         const T* normal_star = layer.normal_star + begin * row_;
@@ -1047,7 +1055,8 @@ private:
             T* out = radial_.bar() + (slope * batch_.pairs + first) * width;
             std::fill(out, out + count * width, T(0));
             for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
-                product(radial(first, layer, slope), count, wide_, part(weights_.radial_adjoint, layer, wide_ * width),
+                product(Rows<T>{radial(first, layer, slope), wide_}, count,
+                        part(weights_.radial_adjoint, layer, wide_ * width),
                         wide_, width, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                             store(out + row * width + column, load(out + row * width + column) + value);
                         });
