@@ -25,12 +25,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import click
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
 from ase.io import read, write
 from ase.md.langevin import Langevin
+from pages import add_result
 from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import thermal_momenta
@@ -43,7 +43,6 @@ from ponita_ff.potential import Potential
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
-from ponita_ff.training.run import describe_hardware
 from ponita_ff.uncertainty import committee_spread
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -54,12 +53,7 @@ RELAXATION_FS, EQUILIBRATION_PS, TIMESTEP_FS = 50.0, 1.0, 0.5
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
     """Put a result into the JSON file and write the page anew."""
-    path = RESULTS / "active.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results.setdefault(kind, {})[key] = values | {"hardware": describe_hardware(torch.device("cpu"))}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "active.md").write_text(report(results), encoding="utf-8")
-    print(f"{kind} {key}: {json.dumps(values)}", flush=True)
+    add_result(RESULTS / "active", report, kind, key, values)
 
 
 def structure(name: str) -> Atoms:

@@ -29,10 +29,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 import click
 import numpy as np
-import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.optimize import BFGS
+from pages import add_result
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import run_nvt
@@ -45,7 +45,7 @@ from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.replay import at_level
-from ponita_ff.training.run import describe_hardware, train
+from ponita_ff.training.run import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -87,12 +87,7 @@ def base_folder(work: Path, molecule: str) -> Path:
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
     """Put a result into the JSON file and write the page anew."""
-    path = RESULTS / "finetune.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    results.setdefault(kind, {})[key] = values | {"hardware": describe_hardware(torch.device("cpu"))}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "finetune.md").write_text(report(results), encoding="utf-8")
-    print(f"{kind} {key}: {json.dumps(values)}", flush=True)
+    add_result(RESULTS / "finetune", report, kind, key, values)
 
 
 def test_errors(potential: Potential, data: Path, molecule: str) -> dict[str, float]:
