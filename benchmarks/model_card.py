@@ -52,7 +52,7 @@ FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
 PARTS = ("forces", "rotations", "nve", "nvt")
 
-#: Settings of the stages before the last one, whose are ``config.yaml``.
+#: Names of the settings of runs before the last one, whose are ``config.yaml``.
 STAGES = ("first", "second", "third")
 
 #: Grid and number of averaged rotations of each row of the rotation table; None is the file's own, which comes first.
@@ -218,6 +218,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
     card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
     if card.get("weights_sha256") != header["weights_sha256"]:
         card = {"weights_sha256": header["weights_sha256"]}
+    card["settings"] = [*(stage for stage in STAGES if (folder / f"{stage}.yaml").exists()), "config"]
     parts = only or PARTS
 
     def write(**figures: Any) -> None:
@@ -340,13 +341,13 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "```",
         "",
         "```",
-        *_commands(name, metadata),
+        *_commands(name, metadata, card["settings"]),
         *_replay_command(name, card, molecules),
         f"python benchmarks/model_card.py potentials/{name}{_lengths(card)}",
         "```",
         "",
         "A schedule bound to the wall clock (`optimiser.time`) takes more steps on a faster machine or with a longer "
-        "`--time`. This run ended with its budget, not because more steps would not have helped.",
+        "`--time`. This run ended with its budget.",
         "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
@@ -402,19 +403,18 @@ def _render_stages(name: str, metadata: dict[str, Any], network: dict[str, Any])
     return [f"| training | {', then '.join(told)} |"]
 
 
-def _commands(name: str, metadata: dict[str, Any]) -> list[str]:
-    """What trains it again: one command for each stage of its own."""
+def _commands(name: str, metadata: dict[str, Any], settings: list[str]) -> list[str]:
+    """What trains it again: one command for each of its settings' files, without suffix, the first one first."""
     data = metadata.get("data", {})
     files = f"--set data.path={data.get('file')} --set data.test={data.get('test_file')}"
     if ", " in data.get("file", ""):
         files = ""  # the settings list them
-    commands, start, labels = [], "", iter(STAGES)
+    commands, start = [], ""
     for stage in _stages(metadata):
         if stage.get("name") not in (None, name):
             start = f"--set potential.start=potentials/{stage['name']}/{FILE}"
-            continue
-        label = "config" if stage is metadata else next(labels)
-        out = "run" if stage is metadata else label
+    for label in settings:
+        out = "run" if label == settings[-1] else label
         words = ["ponita-ff train", f"potentials/{name}/{label}.yaml", files, start, f"--out {out}"]
         commands.append(" ".join(word for word in words if word))
         start = f"--set potential.start={out}/{FILE}"

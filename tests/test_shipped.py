@@ -49,7 +49,10 @@ def test_card_belongs_to_its_file(folder: Path) -> None:
 def test_settings_are_valid_and_make_this_network(folder: Path) -> None:
     config = TrainConfig.from_yaml(folder / "config.yaml")
     network = read_header(find_potential(folder.name))["network"]
-    for name, value in config.model.model_dump(exclude_none=True).items():
+    expected = config.model.model_dump(exclude_none=True)
+    if config.finish is not None:
+        expected["num_ori"] = config.finish.num_ori
+    for name, value in expected.items():
         assert network[name] == value
 
 

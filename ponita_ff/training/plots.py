@@ -21,16 +21,28 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_learning_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Validation errors of the averaged weights against steps, both axes logarithmic."""
+def plot_learning_curve(
+    history: Sequence[Mapping[str, float]], path: Path, first: Sequence[Mapping[str, float]] = ()
+) -> None:
+    """Validation errors of the averaged weights against steps, both axes logarithmic.
+
+    Args:
+        history: Rows of ``metrics.csv``.
+        path: Of the PNG file.
+        first: Rows of the part of the run that came before, on a coarser grid.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    steps = [row["step"] for row in history]
+    before = first[-1]["step"] if first else 0.0
+    if first:
+        axes.axvline(before, color="0.5", linestyle=":", label="finer grid from here")
+    steps = [*(row["step"] for row in first), *(before + row["step"] for row in history)]
+    rows = [*first, *history]
     for key, label, marker in (
         ("validation_forces_mae", "force MAE (meV/Å)", "o"),
         ("validation_energy_mae", "energy MAE (meV)", "s"),
     ):
-        axes.loglog(steps, [1e3 * row[key] for row in history], marker=marker, markersize=3, label=label)
+        axes.loglog(steps, [1e3 * row[key] for row in rows], marker=marker, markersize=3, label=label)
     axes.set_xlabel("training step")
     axes.set_ylabel("validation error")
     axes.grid(which="both", alpha=0.3)

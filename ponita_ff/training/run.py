@@ -36,7 +36,7 @@ from ponita_ff.training.evaluate import Evaluation, evaluate
 from ponita_ff.training.parallel import Processes, joined_processes
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.replay import at_level, mixed, split_replay
-from ponita_ff.training.trainer import Trainer
+from ponita_ff.training.trainer import Trainer, read_metrics
 
 __all__ = ["TrainingData", "describe_hardware", "is_started", "prepare_data", "train"]
 
@@ -202,12 +202,14 @@ def _train(
     average = trainer.run()
     average.average_rotations(config.potential.rotations)
     if processes.leads:
-        _report(average, trainer, data, out)
+        _report(average, trainer, data, out, read_metrics(out / FIRST_STAGE) if whole.finish else [])
     return average
 
 
-def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Path) -> None:
-    """Errors on every part, in the potential's file, a JSON file and plots."""
+def _report(
+    potential: Potential, trainer: Trainer, data: TrainingData, out: Path, first: list[dict[str, float]]
+) -> None:
+    """Errors on every part, in the potential's file, a JSON file and plots; ``first``: rows of the part before."""
     results = {"validation": evaluate(potential, data.validation, backend="auto")}
     if len(data.test):
         results["test"] = evaluate(potential, data.test, backend="auto")
@@ -221,7 +223,7 @@ def _report(potential: Potential, trainer: Trainer, data: TrainingData, out: Pat
     save_potential(potential, out / POTENTIAL_FILE)
     report = json.dumps(potential.metadata, indent=2)
     write_atomically(out / "report.json", lambda path: path.write_text(report + "\n", encoding="utf-8"))
-    plot_learning_curve(trainer.state.history, out / "learning_curve.png")
+    plot_learning_curve(trainer.state.history, out / "learning_curve.png", first)
     name, shown = list(results.items())[-1]
     plot_parity(shown, f"{name} frames", out / "parity.png")
     for name, result in results.items():

@@ -34,7 +34,7 @@ from ponita_ff.training.parallel import Processes, deal
 from ponita_ff.training.speeds import speeds
 from ponita_ff.training.step import LossTerms, TrainingStep
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "read_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _CACHED_FRAMES = 20_000
 
 _CHECKPOINT_VERSION = 3
+_METRICS_FILE = "metrics.csv"
 
 
 class _GraphDataset(Dataset[Graph]):
@@ -393,16 +394,19 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def read_metrics(out: Path) -> list[dict[str, float]]:
+    """Rows of the ``metrics.csv`` of a run's folder."""
+    with (out / _METRICS_FILE).open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 class _Log:
     """``metrics.csv`` and TensorBoard events; rows past the resumed step are dropped first."""
 
     def __init__(self, out: Path, step: int) -> None:
-        self.path = out / "metrics.csv"
-        kept: list[dict[str, str]] = []
-        if self.path.exists() and step > 0:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if float(row["step"]) <= step]
-        self.rows: list[dict[str, Any]] = list(kept)
+        self.path = out / _METRICS_FILE
+        kept = read_metrics(out) if step > 0 and self.path.exists() else []
+        self.rows = [row for row in kept if row["step"] <= step]
         self.step = step
 
     def __enter__(self) -> _Log:
