@@ -31,6 +31,9 @@ TABLE_ERROR = 1e-6
 #: Intervals of a table: never fewer, never more.
 _FEWEST, _MOST = 32, 4096
 
+#: That the engine goes through at a time.
+_MOST_HARMONICS = 9
+
 #: For differences, Å.
 _STEP = 1e-4
 
@@ -49,6 +52,9 @@ class _Model(ctypes.Structure):
         ("cutoff", ctypes.c_double),
         ("embedding", ctypes.c_void_p),
         ("readout_hidden", ctypes.c_void_p),
+        ("harmonics", ctypes.c_int64),
+        ("synthesis", ctypes.c_void_p),
+        ("analysis", ctypes.c_void_p),
         ("layers", ctypes.POINTER(_Layer)),
     )
 
@@ -234,10 +240,11 @@ class NativeNetwork:
         weights = torch.cat([convolution.radial.weight for convolution in convolutions])
         table = radial_table(network.radial_basis, weights, config.cutoff, error)
         table = table.unflatten(-1, (len(layers), config.l_max + 1, config.channels))
-        fibre_angular = legendre(grid @ grid.T, network.l_max).transpose(0, 1) * network.orientation_weights[:, None]
+        angular, quadrature = legendre(grid @ grid.T, network.l_max).transpose(0, 1), network.orientation_weights
+        synthesis = _harmonics(angular) if convolutions[0].fibre is not None else None
         self._layers = (_Layer * len(layers))(
             *(
-                self._layer(layer, readout, table[:, :, index], fibre_angular, widths, width)
+                self._layer(layer, readout, table[:, :, index], angular, quadrature, synthesis, widths, width)
                 for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
             )
         )
@@ -261,22 +268,38 @@ class NativeNetwork:
             cutoff=config.cutoff,
             embedding=self._keep(pad(network.embedding.weight, widths.stride)),
             readout_hidden=self._keep(pad(readouts[-1].weight.squeeze(0) @ layers[-1].contract.weight, widths.hidden)),
+            harmonics=0 if synthesis is None else synthesis.shape[1],
+            synthesis=None if synthesis is None else self._keep(synthesis),
+            analysis=None if synthesis is None else self._keep(quadrature[:, None] * synthesis),
             layers=self._layers,
         )
 
     def _layer(
-        self, layer: Any, readout: Any, table: Tensor, fibre_angular: Tensor, widths: Widths, width: int
+        self,
+        layer: Any,
+        readout: Any,
+        table: Tensor,
+        angular: Tensor,
+        quadrature: Tensor,
+        synthesis: Tensor | None,
+        widths: Widths,
+        width: int,
     ) -> _Layer:
         norm, expand, contract = layer.norm, layer.expand, layer.contract
         stride, hidden, _ = widths
         convolution: SeparableConvolution = layer.convolution
-        into = pad((expand.weight * norm.weight).T, hidden, stride)
-        out = pad(contract.weight.T, stride, hidden)
+        matrix = (expand.weight * norm.weight).T
         fibre = fibre_adjoint = None
-        if convolution.fibre is not None:
-            kernel = pad(torch.einsum("lmn,lc->nmc", fibre_angular, convolution.fibre), stride)
+        if convolution.fibre is not None and synthesis is not None:
+            degrees = torch.arange(len(angular))
+            fibre = self._keep(pad(convolution.fibre.repeat_interleave(2 * degrees + 1, dim=0), stride))
+            matrix = matrix - matrix.mean(dim=0)  # which takes the mean out of what it multiplies
+        elif convolution.fibre is not None:
+            kernel = pad(torch.einsum("lnm,m,lc->nmc", angular, quadrature, convolution.fibre), stride)
             kernel = kernel.unflatten(-1, (-1, width)).permute(2, 0, 1, 3)
             fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
+        into = pad(matrix, hidden, stride)
+        out = pad(contract.weight.T, stride, hidden)
         return _Layer(
             table=self._keep(pad(table, stride)),
             fibre=fibre,
@@ -292,6 +315,27 @@ class NativeNetwork:
             readout=self._keep(pad(readout.weight.squeeze(0), stride)),
             readout_bias=float(readout.bias.detach()),
         )
+
+
+def _harmonics(angular: Tensor) -> Tensor | None:
+    """Values of harmonics on a grid, of which the fibre convolution keeps no others, where going through them pays.
+
+    Args:
+        angular: P_l(n · n') of a grid's orientations, shape (D, O, O), float64.
+
+    Returns:
+        Shape (O, D²), 2 l + 1 columns for each l: the products of two rows, added up over these, are P_l(n · n'). None
+        where there are more than nine, or more than half as many as orientations.
+    """
+    degrees, num_ori, _ = angular.shape
+    if degrees**2 > _MOST_HARMONICS or 2 * degrees**2 > num_ori:
+        return None
+    columns = [torch.ones(num_ori, 1, dtype=angular.dtype)]
+    for degree in range(1, degrees):
+        values, vectors = torch.linalg.eigh(angular[degree])  # all but the last 2 l + 1 values are zero
+        kept = slice(num_ori - 2 * degree - 1, None)
+        columns.append(vectors[:, kept] * values[kept].clamp(min=0.0).sqrt())
+    return torch.cat(columns, dim=1)
 
 
 def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from ponita_ff.published import PublishedConfig, PublishedPonita
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 
 #: Every path through the kernels: channels that fill vectors and that do not, all degrees with code of their own and
-#: those without, one orientation, one layer.
+#: those without, one orientation, one layer; and through 1, 4 and 9 harmonics.
 SHAPES = [
     {"num_ori": 20, "channels": 32, "num_layers": 3, "l_max": 4},
     {"num_ori": 12, "channels": 13, "num_layers": 2, "l_max": 2, "widening": 3},
@@ -30,6 +30,8 @@ SHAPES = [
     {"num_ori": 12, "channels": 16, "num_layers": 2, "l_max": 5},
     {"num_ori": 12, "channels": 24, "num_layers": 2, "l_max": 6},
     {"num_ori": 32, "channels": 8, "num_layers": 2, "l_max": 8},
+    {"num_ori": 32, "channels": 13, "num_layers": 3, "l_max": 2, "widening": 3},
+    {"num_ori": 12, "channels": 16, "num_layers": 1, "l_max": 1},
     {"num_ori": 0, "channels": 20, "num_layers": 4},
 ]
 
@@ -38,6 +40,12 @@ SHAPES = [
 def network(make_potential: Callable[..., Potential]) -> Ponita:
     """12 orientations, 16 channels, 2 layers, cutoff 4 Å, float64."""
     return make_potential().network
+
+
+@pytest.fixture(params=[{}, {"num_ori": 20, "l_max": 2}], ids=["without harmonics", "through harmonics"])
+def either(request: pytest.FixtureRequest, make_potential: Callable[..., Potential]) -> Ponita:
+    """The same, and one whose fibre convolution goes through harmonics."""
+    return make_potential(**request.param).network
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def test_exact_where_the_tables_are_fine(shape: dict[str, int], make_potential: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[-1:], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[-3:], ids=str)
 def test_stated_errors(shape: dict[str, int], dtype: torch.dtype, make_potential: Callable, system: Atoms) -> None:
     """Energies to 1e-6 of what the atoms contribute, forces to 1e-5, against float64 without tables."""
     potential = make_potential(**shape)
@@ -108,10 +116,10 @@ def test_stated_errors(shape: dict[str, int], dtype: torch.dtype, make_potential
     assert float((found[2] - strain).abs().max()) < 1e-5 * max(1.0, float(strain.abs().max()))
 
 
-def test_batch_of_different_structures(network: Ponita, make_system: Callable) -> None:
+def test_batch_of_different_structures(either: Ponita, make_system: Callable) -> None:
     names = ["crystal", "one atom in a tiny cell", "molecule", "two atoms in a tiny cell"]
     graphs = [graph_of(make_system(name)) for name in names]
-    engine = NativeNetwork(network)
+    engine = NativeNetwork(either)
     whole = batch_graphs(graphs)
     energies, gradient, virial = engine(whole, species_of(whole))
     alone = [engine(graph, species_of(graph)) for graph in graphs]
@@ -120,25 +128,25 @@ def test_batch_of_different_structures(network: Ponita, make_system: Callable) -
     assert torch.equal(virial, torch.cat([value[2] for value in alone]))
 
 
-def test_lonely_atoms(network: Ponita) -> None:
+def test_lonely_atoms(either: Ponita) -> None:
     graph = graph_of(Atoms("HCO", positions=[[0, 0, 0], [9, 0, 0], [0, 9, 0]]))
-    energies, gradient, virial = NativeNetwork(network)(graph, species_of(graph))
-    assert energies == pytest.approx(by_torch(network, graph)[0], rel=1e-12)
+    energies, gradient, virial = NativeNetwork(either)(graph, species_of(graph))
+    assert energies == pytest.approx(by_torch(either, graph)[0], rel=1e-12)
     assert not gradient.any()
     assert not virial.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_same_bits_with_any_number_of_threads(
-    dtype: torch.dtype, network: Ponita, threads: Callable[[int], None]
+    dtype: torch.dtype, either: Ponita, threads: Callable[[int], None]
 ) -> None:
-    engine = NativeNetwork(network.to(dtype))
+    engine = NativeNetwork(either.to(dtype))
     graph = graph_of(box(150))
     results = []
     for number in (1, 2, 3, 7):
         threads(number)
         results.append(engine(graph, species_of(graph)))
-    reference = by_torch(network, graph)[1]
+    reference = by_torch(either, graph)[1]
     assert float((results[0][1] - reference).abs().max()) < 1e-5
     for result in results[1:]:
         assert all(torch.equal(value, first) for value, first in zip(result, results[0], strict=True))
@@ -167,9 +175,9 @@ def test_turned_copies(network: Ponita, make_system: Callable) -> None:
             assert float((expected - by_torch(network, graph)[index]).abs().max()) > 1e-3
 
 
-def test_gradient_is_that_of_the_energy(network: Ponita, make_system: Callable) -> None:
+def test_gradient_is_that_of_the_energy(either: Ponita, make_system: Callable) -> None:
     """Of the tabulated energy itself, whatever the tables' error: dynamics conserve it."""
-    engine = NativeNetwork(network, error=1e-3)
+    engine = NativeNetwork(either, error=1e-3)
     graph = graph_of(make_system("crystal"))
     species = species_of(graph)
     gradient = engine(graph, species)[1]

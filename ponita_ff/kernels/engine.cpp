@@ -2,7 +2,7 @@
 //
 // Forward, layer by layer, for atom i, orientation n, channel c (ponita_ff/convolution.py has the formulas):
 //     s_i = w f_i + sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j  spatial convolution, R_l from a table
-//     h_i = sum_n' K(n', n) s_i(n') + b                      fibre convolution, K fixed
+//     h_i = sum_n' K(n', n) s_i(n') + b                      fibre convolution, K fixed (fine grids: harmonics.h)
 //     f_i += W2 gelu(W1 norm(h_i) + b1) + b2                 two matrix products
 // Backward is the adjoint of each line. What makes it fast:
 //   - a block of a few atoms goes through a whole layer at once, so that all between two features stays in cache;
@@ -14,17 +14,17 @@
 // Features, and gradients of spatial sums, are kept as panels (network.h).
 
 #include "activation.h"
-#include "network.h"
+#include "harmonics.h"
 
 extern "C" {
 
 struct Layer {
     const void* table;             // (grid + 1, 3, degrees, stride): R_l, R_l' times the spacing h, R_l'' times h^2
-    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'
-    const void* fibre_adjoint;     // (stride / W, ori', ori, W)
+    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'; or (harmonics, stride)
+    const void* fibre_adjoint;     // (stride / W, ori', ori, W); or null
     const void* own;               // (stride): what an atom's own features are multiplied by in the sum
     const void* bias;              // (stride)
-    const void* expand;            // packed (stride -> hidden), with the norm's weight in it
+    const void* expand;            // packed (stride -> hidden), with the norm's weight in it, and centred for harmonics
     const void* expand_bias;       // (hidden), with the norm's bias in it
     const void* contract;          // packed (hidden -> stride)
     const void* contract_bias;     // (stride)
@@ -40,6 +40,9 @@ struct Model {
     double cutoff;
     const void* embedding;       // (species, stride)
     const void* readout_hidden;  // (hidden): the last layer's readout through W2
+    int64_t harmonics;           // how many the fibre convolution goes through (harmonics.h); 0: none
+    const void* synthesis;       // (ori, harmonics): Y_k(n)
+    const void* analysis;        // (ori, harmonics): times the quadrature's weights
     const Layer* layers;
 };
 
@@ -172,6 +175,7 @@ class Engine {
 
     struct Scratch {
         T *rows, *more_rows, *hidden, *pooled, *angular, *angular_slopes, *values, *slopes, *angles;
+        T *waves, *summed, *turning, *turned, *dots;  // with harmonics
     };
 
 public:
@@ -225,6 +229,7 @@ private:
             normal_[layer] = arena.take<T>(atoms * row_);
             deviation_[layer] = arena.take<T>(atoms * shape_.num_ori);
             gelu_slopes_[layer] = arena.take<T>(atoms * shape_.num_ori * shape_.hidden);
+            expanded_[layer] = arena.take<T>(atoms * model_.harmonics * shape_.hidden);
         }
         carried_ = arena.take<T>(atoms * row_);
         spatial_[0] = arena.take<T>(atoms * row_);
@@ -241,6 +246,11 @@ private:
             s.values = arena.take<T>(degrees * shape_.stride);
             s.slopes = arena.take<T>(degrees * shape_.stride);
             s.angles = arena.take<T>(shape_.num_ori * W);
+            const int64_t waves = blocks_.rows / shape_.num_ori * model_.harmonics;
+            s.waves = arena.take<T>(waves * shape_.stride);
+            s.summed = arena.take<T>(waves * shape_.hidden);
+            for (T** piece : {&s.turning, &s.turned}) *piece = arena.take<T>(shape_.num_ori * model_.harmonics);
+            s.dots = arena.take<T>(model_.harmonics ? shape_.num_ori * W : 0);
         }
         return arena.used(task_.workspace);
     }
@@ -320,21 +330,13 @@ private:
                     messages_.send_constant(shape_, s.angular, s.values, nullptr, out);
             }
         }
-        T* convolved = s.rows;
-        if (shape_.has_fibre)
-            over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias),
-                              end - begin, s.rows, convolved = s.more_rows, false);
+        if (model_.harmonics)
+            for_harmonics(model_.harmonics, [&](auto known) {
+                expand_harmonics<decltype(known)::value>(index, begin, end, s);
+            });
         else
-            add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
-        T* normal = normal_[index] + begin * row_;
-        normalise(shape_, convolved, rows, normal, deviation_[index] + begin * shape_.num_ori);
-
-        const T* expand_bias = static_cast<const T*>(layer.expand_bias);
+            expand(index, begin, end, s);
         T *const slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden, *const units = s.hidden;
-        product(Rows<T>{normal, stride}, rows, static_cast<const T*>(layer.expand), stride, hidden,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(units + in_panels<T>(rows, row, column), value + load(expand_bias + column));
-                });
         // Not in the product: its sums fill the registers.
         for (int64_t at = 0; at < rows * hidden; at += W) {
             Vector<T> slope, activated;
@@ -353,6 +355,124 @@ private:
                     store(out + place, value + load(contract_bias + column) + load(before));
                 });
         read_out(layer, begin, end, out);
+    }
+
+    // From a block's spatial sums in s.rows to its hidden units, in panels: fibre convolution, norm, W1.
+    void expand(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = shape_.stride, rows = (end - begin) * shape_.num_ori;
+        T* convolved = s.rows;
+        if (shape_.has_fibre)
+            over_orientations(shape_, static_cast<const T*>(layer.fibre), static_cast<const T*>(layer.bias),
+                              end - begin, s.rows, convolved = s.more_rows, false);
+        else
+            add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
+        T* normal = normal_[index] + begin * row_;
+        normalise(shape_, convolved, rows, normal, deviation_[index] + begin * shape_.num_ori);
+        const T* expand_bias = static_cast<const T*>(layer.expand_bias);
+        T* const units = s.hidden;
+        product(Rows<T>{normal, stride}, rows, static_cast<const T*>(layer.expand), stride, shape_.hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(units + in_panels<T>(rows, row, column), value + load(expand_bias + column));
+                });
+    }
+
+    // The same through K harmonics.
+    template <int K>
+    void expand_harmonics(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
+        const int64_t rows = atoms * ori, waves = atoms * K;
+        const T *factors = static_cast<const T*>(layer.fibre), *bias = static_cast<const T*>(layer.bias);
+        const T *synthesis = static_cast<const T*>(model_.synthesis), *analysis = static_cast<const T*>(model_.analysis);
+        for (int64_t atom = 0; atom < atoms; ++atom) {
+            T* own = s.waves + atom * K * stride;
+            analyse<K>(shape_, analysis, s.rows + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
+                store(own + k * stride + c, sum * load(factors + k * stride + c) + (k ? all(T(0)) : load(bias + c)));
+            });
+            synthesise<K>(shape_, synthesis, own, s.more_rows + atom * row_, false);
+        }
+        T *normal = normal_[index] + begin * row_, *deviation = deviation_[index] + begin * ori;
+        normalise(shape_, s.more_rows, rows, normal, deviation);
+
+        T *const expanded = expanded_[index] + begin * K * hidden, *const units = s.hidden;
+        product(Rows<T>{s.waves, stride}, waves, static_cast<const T*>(layer.expand), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(expanded + in_panels<T>(waves, row, column), value);
+                });
+        const T* expand_bias = static_cast<const T*>(layer.expand_bias);
+        for (int64_t atom = 0; atom < atoms; ++atom) {
+            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.turning, static_cast<T*>(nullptr));
+            for (int64_t start = 0; start < hidden; start += 2 * W) {
+                T* const out = units + start * rows + atom * ori * 2 * W;
+                product(Rows<T>{s.turning, K}, ori, expanded + start * waves + atom * K * 2 * W, K, 2 * W,
+                        [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                            store(out + row * 2 * W + column, value + load(expand_bias + start + column));
+                        });
+            }
+        }
+    }
+
+    // From the gradient by the hidden units, in s.hidden, to that by the spatial sums, in panels.
+    void expand_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = shape_.stride, ori = shape_.num_ori, rows = (end - begin) * ori;
+        T* gradient = shape_.has_fibre ? s.rows : out;
+        product(Panels<T>{s.hidden, rows}, rows, static_cast<const T*>(layer.expand_adjoint), shape_.hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    store(gradient + row * stride + column, value);
+                });
+        normalise_adjoint(shape_, normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
+        if (shape_.has_fibre)
+            over_orientations(shape_, static_cast<const T*>(layer.fibre_adjoint), static_cast<const T*>(nullptr),
+                              end - begin, gradient, out, true);
+    }
+
+    // The same through K harmonics. Units are x = y / d(n) + b1: d(n) has a gradient of its own, through sum x* y.
+    template <int K>
+    void expand_harmonics_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
+        const Layer& layer = model_.layers[index];
+        const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
+        const int64_t rows = atoms * ori, waves = atoms * K;
+        const T *synthesis = static_cast<const T*>(model_.synthesis), *analysis = static_cast<const T*>(model_.analysis);
+        const T *normal = normal_[index] + begin * row_, *deviation = deviation_[index] + begin * ori;
+        const T* const expanded = expanded_[index] + begin * K * hidden;
+        T *const dots = s.dots, *const summed = s.summed;
+        for (int64_t atom = 0; atom < atoms; ++atom) {
+            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.turning, s.turned);
+            std::fill(dots, dots + ori * W, T(0));
+            for (int64_t start = 0; start < hidden; start += 2 * W) {
+                const T* const gradient = s.hidden + start * rows + atom * ori * 2 * W;
+                T* const to = summed + start * waves + atom * K * 2 * W;
+                product(Rows<T>{s.turned, ori}, K, gradient, ori, 2 * W,
+                        [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                            store(to + row * 2 * W + column, value);
+                        });
+                product(Rows<T>{synthesis, K}, ori, expanded + start * waves + atom * K * 2 * W, K, 2 * W,
+                        [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                            T* dot = dots + row * W;
+                            store(dot, load(dot) + value * load(gradient + row * 2 * W + column));
+                        });
+            }
+            T* const through = dots;  // what every orientation's normal row counts with
+            for (int64_t o = 0; o < ori; ++o) {
+                const T inverse = deviation[atom * ori + o];
+                through[o] = sum<T>(load(dots + o * W)) * inverse * inverse / T(shape_.channels);
+            }
+            scale_rows(shape_, K, synthesis, through, s.turning, static_cast<T*>(nullptr));
+            T* const own = s.waves + atom * K * stride;
+            analyse<K>(shape_, s.turning, normal + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
+                store(own + k * stride + c, sum);
+            });
+        }
+        const T* factors = static_cast<const T*>(layer.fibre);
+        product(Panels<T>{summed, waves}, waves, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
+                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    T* const at = s.waves + row * stride + column;
+                    store(at, (value - load(at)) * load(factors + row % K * stride + column));
+                });
+        for (int64_t atom = 0; atom < atoms; ++atom)
+            synthesise<K>(shape_, analysis, s.waves + atom * K * stride, out + atom * row_, true);
     }
 
     void read_out(const Layer& layer, int64_t begin, int64_t end, const T* features) {
@@ -461,15 +581,10 @@ private:
                     activate);
         }
         T* out = spatial_[index % 2] + begin * row_;
-        T* gradient = shape_.has_fibre ? s.rows : out;
-        product(Panels<T>{units, rows}, rows, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(gradient + row * stride + column, value);
-                });
-        normalise_adjoint(shape_, normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
-        if (shape_.has_fibre)
-            over_orientations(shape_, static_cast<const T*>(layer.fibre_adjoint), static_cast<const T*>(nullptr),
-                              end - begin, gradient, out, true);
+        if (!model_.harmonics) return expand_adjoint(index, begin, end, out, s);
+        for_harmonics(model_.harmonics, [&](auto known) {
+            expand_harmonics_adjoint<decltype(known)::value>(index, begin, end, out, s);
+        });
     }
 
     void first_messages(int64_t begin, int64_t end, const Scratch& s) {
@@ -536,6 +651,7 @@ private:
     const T** embedded_;
     double *energies_, *virials_;
     T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_slopes_[MAX_LAYERS];
+    T* expanded_[MAX_LAYERS];  // W1 of the harmonics, panels of each block
     T *carried_, *spatial_[2];
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
     Scratch scratch_[MAX_THREADS];

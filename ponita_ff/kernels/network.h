@@ -99,6 +99,7 @@ void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_
         int64_t row = 0;
         for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, panel, depth, row, shifted);
         for (; row + 4 <= rows; row += 4) tile<4>(a, panel, depth, row, shifted);
+        for (; row + 3 <= rows; row += 3) tile<3>(a, panel, depth, row, shifted);
         for (; row < rows; ++row) tile<1>(a, panel, depth, row, shifted);
     }
 }
