@@ -119,8 +119,8 @@ void radial(const Model& model, const T* table, const Edge<T>& edge, const T* fa
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
 // Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (not if CONSTANT),
-// and gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still to
-// be added up) and, returned, with respect to the distance.
+// and gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still
+// to be added up) and, returned, with respect to the distance.
 template <typename T, int D, bool CONSTANT>
 T receive(const Shape& shape, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
           const T* features, const T* gradient, T* out, T* angles) {
@@ -384,7 +384,8 @@ private:
         const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
         const int64_t rows = atoms * ori, waves = atoms * K;
         const T *factors = static_cast<const T*>(layer.fibre), *bias = static_cast<const T*>(layer.bias);
-        const T *synthesis = static_cast<const T*>(model_.synthesis), *analysis = static_cast<const T*>(model_.analysis);
+        const T* const synthesis = static_cast<const T*>(model_.synthesis);
+        const T* const analysis = static_cast<const T*>(model_.analysis);
         for (int64_t atom = 0; atom < atoms; ++atom) {
             T* own = s.waves + atom * K * stride;
             analyse<K>(shape_, analysis, s.rows + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
@@ -434,7 +435,8 @@ private:
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
         const int64_t rows = atoms * ori, waves = atoms * K;
-        const T *synthesis = static_cast<const T*>(model_.synthesis), *analysis = static_cast<const T*>(model_.analysis);
+        const T* const synthesis = static_cast<const T*>(model_.synthesis);
+        const T* const analysis = static_cast<const T*>(model_.analysis);
         const T *normal = normal_[index] + begin * row_, *deviation = deviation_[index] + begin * ori;
         const T* const expanded = expanded_[index] + begin * K * hidden;
         T *const dots = s.dots, *const summed = s.summed;
