@@ -38,6 +38,13 @@ BASE: dict[str, Any] = {
     "optimiser.checkpoint_every": 1000000,
 }
 
+#: Instead of random weights: what has seen the same 950 frames, and those of nine other molecules.
+FROM_BASE: dict[str, Any] = {
+    "potential.start": str(ROOT.parent / "potentials" / "organic-rmd17" / "potential.safetensors"),
+    "potential.reference_energies": "keep",
+    "potential.zbl_cutoff": 1.0,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "batch size 2": {"optimiser.batch_size": 2},
@@ -84,6 +91,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mean square loss": {"loss.kind": "mse", "loss.forces": 100.0},
     "no rotation of the frames": {"rotate": False},
     "weight decay 0.01": {"optimiser.weight_decay": 0.01},
+    "weight decay 0.1": {"optimiser.weight_decay": 0.1},
+    "from organic-rmd17": {"model.num_bessel": 5, **FROM_BASE},
+    "from organic-rmd17, learning rate 5e-4": {
+        "model.num_bessel": 5,
+        "optimiser.learning_rate": 5e-4,
+        **FROM_BASE,
+    },
 }
 
 

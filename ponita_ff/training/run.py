@@ -181,8 +181,8 @@ def _train(
     data = prepare_data(config.data, out)
     potential = build_potential(config, data.train).to(device)
     frames = data.train
-    if config.potential.start is not None:
-        replay = at_level(data.replay, load_potential(config.potential.start), potential)
+    if whole.potential.start is not None:  # replayed frames are of its level of theory, in a second part too
+        replay = at_level(data.replay, load_potential(whole.potential.start), potential)
         frames = mixed(data.train, replay, config.data.replay_share)
     trainer = Trainer(potential, config, frames, data.validation, out, progress, processes)
     if resume:

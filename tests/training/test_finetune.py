@@ -16,6 +16,7 @@ from methanol import make_frames
 
 from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import InMemoryFrames, read_frames
+from ponita_ff.training import run as training_run
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import Change, finetune, finetune_config
@@ -137,6 +138,24 @@ def test_replay_at_another_level_of_theory(base: Path, water_path: Path, tmp_pat
     moved = at_level(water, origin, potential)
     shift = np.array([new.energy - old.energy for new, old in zip(moved, water, strict=True)])
     np.testing.assert_allclose(shift, 5000.0, atol=1.0)
+
+
+def test_a_finish_replays_at_the_new_level_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second part starts from a potential of the new level, but the replayed frames are still the base's."""
+    shifted = [dataclasses.replace(frame, energy=frame.energy + 5000.0) for frame in make_frames(8, seed=5)]
+    write(tmp_path / "shifted.xyz", [frame.to_atoms() for frame in shifted], format="extxyz")
+    seen: list[list[float]] = []
+
+    class Spy(training_run.Trainer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append([frame.energy for frame in args[2]])
+
+    monkeypatch.setattr(training_run, "Trainer", Spy)
+    run(base, tmp_path / "shifted.xyz", tmp_path / "run", optimiser__steps=4, finish={"num_ori": 12, "share": 0.5})
+    first, last = seen
+    assert last == pytest.approx(first, abs=0.1)
+    assert load_potential(tmp_path / "run" / "potential.safetensors").network.config.num_ori == 12
 
 
 def test_replay_of_what_the_base_never_knew(base: Path, water_path: Path, tmp_path: Path) -> None:
