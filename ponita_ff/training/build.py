@@ -102,7 +102,10 @@ def _started(config: TrainConfig, path: Path, species: list[int], sample: Sequen
     for z in new:
         like = chemical_symbols[_nearest_element(z, base.species)]
         logger.info("%s is new to %s and begins as %s", chemical_symbols[z], path.name, like)
-    origin = _shift_references(potential, config.potential, sample, new, path.name)
+    name, kept = base.metadata.get("name"), base.metadata.get("reference_energies_from")
+    origin = _shift_references(potential, config.potential, sample, new, name or path.name)
+    if config.potential.reference_energies == "keep" and not new and kept is not None:
+        origin = kept if name == config.name else f"{name or path.name}: {kept}"
     potential.metadata["reference_energies_from"] = origin
     logger.info("reference energies: %s", origin)
     return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)

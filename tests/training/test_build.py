@@ -99,6 +99,7 @@ def test_new_frames_shift_the_reference_energies(settings: dict[str, Any], frame
     assert "changed to fit 20 training frames" in potential.metadata["reference_energies_from"]
     kept = started(settings, other, base, extra_species=["N"])
     assert torch.equal(kept.reference_energies, origin.reference_energies)
+    assert kept.metadata["reference_energies_from"].endswith(origin.metadata["reference_energies_from"])
 
 
 def test_isolated_atoms_of_the_new_level(
