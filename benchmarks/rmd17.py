@@ -36,15 +36,16 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
-def training_hours(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Hours and hardware of every training that led to a potential, the first one first."""
+def training_hours(header: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Hours, grid and hardware of every training that led to a potential, the first one first."""
     stages: list[dict[str, Any]] = []
-    stage: dict[str, Any] | None = metadata
+    stage: dict[str, Any] | None = header["metadata"]
     while stage:
         training = stage.get("training")
         if training:
-            name = stage.get("file", "own")
-            stages.insert(0, {"stage": name, "hours": training["seconds"] / 3600, "hardware": training["hardware"]})
+            told = f"{stage.get('num_ori', header['network']['num_ori'])} orientations"
+            told = told if stage.get("name") in (None, name) else f"{stage['name']}, {told}"
+            stages.insert(0, {"stage": told, "hours": training["seconds"] / 3600, "hardware": training["hardware"]})
         stage = stage.get("started_from")
     return stages
 
@@ -61,13 +62,13 @@ def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]
 def row(molecule: str, folder: Path | None) -> dict[str, Any]:
     """What is known of one molecule."""
     path = find_potential(f"{molecule}-rmd17")
-    metadata = read_header(path)["metadata"]
-    errors = metadata["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
+    header = read_header(path)
+    errors = header["metadata"]["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
     return {
         "force_mae": 1e3 * errors["forces_mae"],
         "energy_mae": 1e3 * errors["energy_mae"],
         "frames": errors["frames"],
-        "training": training_hours(metadata),
+        "training": training_hours(header, f"{molecule}-rmd17"),
     }
 
 

@@ -44,11 +44,14 @@ def test_figures_are_those_of_the_files(rmd17: ModuleType, tmp_path: Path, monke
 
 
 def test_a_start_from_another_potential_counts(rmd17: ModuleType) -> None:
-    base = {"file": "base.safetensors", "training": {"seconds": 3600.0, "hardware": "a"}}
-    stages = rmd17.training_hours({"training": {"seconds": 1800.0, "hardware": "b"}, "started_from": base})
+    base = {"name": "base", "num_ori": 12, "training": {"seconds": 3600.0, "hardware": "a"}}
+    first = {"name": "own", "num_ori": 20, "training": {"seconds": 60.0, "hardware": "b"}, "started_from": base}
+    last = {"training": {"seconds": 1800.0, "hardware": "b"}, "started_from": first}
+    stages = rmd17.training_hours({"metadata": last, "network": {"num_ori": 32}}, "own")
     assert [(s["stage"], s["hours"], s["hardware"]) for s in stages] == [
-        ("base.safetensors", 1.0, "a"),
-        ("own", 0.5, "b"),
+        ("base, 12 orientations", 1.0, "a"),
+        ("20 orientations", pytest.approx(1 / 60), "b"),
+        ("32 orientations", 0.5, "b"),
     ]
 
 
