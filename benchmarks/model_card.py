@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, run_nvt, thermal_momenta
-from ponita_ff.audit.modes import frequencies
+from ponita_ff.audit.modes import frequencies, rigid_motions
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.subject import Subject, find_bonds
 from ponita_ff.audit.symmetry import under_rotations
@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
+#: Saddle points that are left downhill at most, and negative curvature over the largest one that is rounding.
+SADDLES, FLAT = 4, 1e-8
 PARTS = ("forces", "rotations", "nve", "nvt")
 
 #: Names of the settings of runs before the last one, whose are ``config.yaml``.
@@ -191,6 +193,21 @@ def starting_geometry(folder: Path, geometry: str | None) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions)
 
 
+def relax(atoms: Atoms) -> None:
+    """To a minimum, in place: from a saddle point, where a methyl group turns nearly freely, on along its mode."""
+    for _ in range(SADDLES):
+        BFGS(atoms, logfile=None).run(fmax=1e-3, steps=1000)
+        weights = np.repeat(atoms.get_masses(), 3) ** -0.5
+        rigid = rigid_motions(atoms)
+        vibrations = np.eye(len(rigid)) - rigid @ rigid.T
+        weighted = atoms.calc.get_hessian(atoms) * np.outer(weights, weights)
+        curvatures, modes = np.linalg.eigh(vibrations @ weighted @ vibrations)
+        if curvatures[0] > -FLAT * curvatures[-1]:
+            return
+        step = modes[:, 0] * weights
+        atoms.positions += 0.1 * (step / np.abs(step).max()).reshape(-1, 3)
+
+
 def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:
     """Total energy and temperature over time."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -228,7 +245,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
 
     relaxed = starting_geometry(folder, geometry)
     relaxed.calc = PonitaCalculator(path, device="cpu", dtype="float64")
-    BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=1000)
+    relax(relaxed)
     write_structure(folder / STRUCTURE, Atoms(relaxed.numbers, relaxed.positions), format="xyz", comment=folder.name)
     frame = perturbed(relaxed)
     card |= {"formula": relaxed.get_chemical_formula(), "replay": (folder / REPLAY_FILE).is_file()}
