@@ -206,6 +206,7 @@ def relax(atoms: Atoms) -> None:
             return
         step = modes[:, 0] * weights
         atoms.positions += 0.1 * (step / np.abs(step).max()).reshape(-1, 3)
+    raise click.ClickException(f"no minimum was found behind {SADDLES} saddle points: give another --geometry")
 
 
 def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:

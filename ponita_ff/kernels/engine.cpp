@@ -429,7 +429,7 @@ private:
                               end - begin, gradient, out, true);
     }
 
-    // The same through K harmonics. Units are x = y / d(n) + b1: d(n) has a gradient of its own, through sum x* y.
+    // The same through K harmonics. Units are x = y / d(n) + b1: 1 / d(n) has a gradient of its own, sum x* y.
     template <int K>
     void expand_harmonics_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
         const Layer& layer = model_.layers[index];

@@ -395,7 +395,9 @@ def _duration(seconds: float) -> str:
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:
-    """Rows of the ``metrics.csv`` of a run's folder."""
+    """Rows of the ``metrics.csv`` of a run's folder; none where there is no such file."""
+    if not (out / _METRICS_FILE).exists():
+        return []
     with (out / _METRICS_FILE).open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
@@ -405,8 +407,7 @@ class _Log:
 
     def __init__(self, out: Path, step: int) -> None:
         self.path = out / _METRICS_FILE
-        kept = read_metrics(out) if step > 0 and self.path.exists() else []
-        self.rows = [row for row in kept if row["step"] <= step]
+        self.rows = [row for row in read_metrics(out) if row["step"] <= step] if step > 0 else []
         self.step = step
 
     def __enter__(self) -> _Log:
