@@ -302,12 +302,12 @@ def training_groups(settings: Settings) -> list[list[Job]]:
 
 
 def batch_groups(settings: Settings) -> list[list[Job]]:
-    """Replicas of ethanol one by one and all at once."""
+    """Replicas of ethanol one by one and all at once; in eager mode, too, where calls cost more than work."""
     groups = [
-        [Job(task, form, "auto", "ethanol", settings.quick) for task in ("loop", "batch")]
-        for form in ("shipped", "default")
+        [Job(task, form, backend, "ethanol", settings.quick) for task in ("loop", "batch")]
+        for form, backend in (("shipped", "auto"), ("default", "auto"), ("shipped", "eager"))
     ]
-    return groups[: settings.pick((2, 1))]
+    return groups[: settings.pick((3, 1))]
 
 
 def box_jobs(atoms: int, settings: Settings) -> list[Job]:

@@ -59,8 +59,9 @@ def write_reports(results: dict[str, Any], folder: Path) -> None:
 def name_of(row: Row) -> str:
     """A contender as a reader knows it."""
     form = FORMS.get(row["form"], row["form"])
-    how = {"loop": "one by one", "batch": "potential.evaluate"}.get(row["task"], row["backend"])
-    return f"{form}, {how}" if how else form
+    ways = {"loop": "one by one", "batch": "potential.evaluate"}
+    backend = "" if row["task"] in ways and row["backend"] == "auto" else row["backend"]
+    return ", ".join(filter(None, (form, backend, ways.get(row["task"]))))
 
 
 def system_of(row: Row) -> str:

@@ -9,6 +9,7 @@
 //   - nothing as large as edges x orientations x channels exists: kernels live in registers;
 //   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
 //     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
+//   - a block's last layer goes back as soon as it has gone forward: what it keeps for that is still in cache;
 //   - one parallel region an evaluation, whose threads meet at 2 barriers a layer; to average over rotations, turned
 //     copies of all atoms go through it together (atom a of copy k is atom a + k atoms), and `collect` takes the mean.
 // Features, and gradients of spatial sums, are kept as panels (network.h).
@@ -174,6 +175,7 @@ class Engine {
     static constexpr int64_t W = Simd<T>::width;
 
     struct Scratch {
+        int64_t last;  // where the last layer's share of what is kept begins
         T *rows, *more_rows, *hidden, *pooled, *angular, *angular_slopes, *values, *slopes, *angles;
         T *waves, *summed, *turning, *turned, *dots;  // with harmonics
     };
@@ -188,7 +190,7 @@ public:
 
     // Called once, before all threads run.
     void prepare() {
-        team_.prepare(2 * shape_.num_layers + 3);
+        team_.prepare(2 * shape_.num_layers + 2);
         for (int64_t row = 0; row < blocks_.rows; ++row)
             places_[row] = row / shape_.num_ori * row_ + row % shape_.num_ori * 2 * W;
     }
@@ -200,7 +202,7 @@ public:
         in_blocks(stage++, [&](int64_t begin, int64_t end) { measure(begin, end); });
         for (int64_t layer = 0; layer < shape_.num_layers; ++layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, scratch); });
-        for (int64_t layer = shape_.num_layers - 1; layer >= 0; --layer)
+        for (int64_t layer = shape_.num_layers - 2; layer >= 0; --layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { backward(layer, begin, end, scratch); });
         in_blocks(stage++, [&](int64_t begin, int64_t end) { first_messages(begin, end, scratch); });
         in_blocks(stage++, [&](int64_t begin, int64_t end) { collect(begin, end); });
@@ -217,7 +219,8 @@ private:
     int64_t lay_out() {
         Arena arena(task_.workspace);
         const int64_t atoms = blocks_.atoms, layers = shape_.num_layers, degrees = shape_.degrees;
-        next_ = arena.take<std::atomic<int64_t>>(2 * layers + 3);
+        const int64_t block_atoms = blocks_.rows / shape_.num_ori;
+        next_ = arena.take<std::atomic<int64_t>>(2 * layers + 2);
         counts_ = arena.take<int64_t>(atoms);
         edges_ = arena.take<Edge<T>>(atoms * task_.slots);
         edge_gradients_ = arena.take<T>(atoms * task_.slots * 3);
@@ -226,10 +229,11 @@ private:
         virials_ = arena.take<double>(task_.atoms * 9);
         for (int64_t layer = 0; layer < layers; ++layer) {
             features_[layer] = arena.take<T>(layer ? atoms * row_ : 0);  // the first layer's are the embedding
-            normal_[layer] = arena.take<T>(atoms * row_);
-            deviation_[layer] = arena.take<T>(atoms * shape_.num_ori);
-            gelu_slopes_[layer] = arena.take<T>(atoms * shape_.num_ori * shape_.hidden);
-            expanded_[layer] = arena.take<T>(atoms * model_.harmonics * shape_.hidden);
+            const int64_t kept = layer + 1 < layers ? atoms : threads_ * block_atoms;
+            normal_[layer] = arena.take<T>(kept * row_);
+            deviation_[layer] = arena.take<T>(kept * shape_.num_ori);
+            gelu_slopes_[layer] = arena.take<T>(kept * shape_.num_ori * shape_.hidden);
+            expanded_[layer] = arena.take<T>(kept * model_.harmonics * shape_.hidden);
         }
         carried_ = arena.take<T>(atoms * row_);
         spatial_[0] = arena.take<T>(atoms * row_);
@@ -237,16 +241,17 @@ private:
         places_ = arena.take<int64_t>(blocks_.rows);
         for (int64_t thread = 0; thread < threads_; ++thread) {
             Scratch& s = scratch_[thread];
+            s.last = thread * block_atoms;
             s.rows = arena.take<T>(blocks_.rows * shape_.stride);
             s.more_rows = arena.take<T>(blocks_.rows * shape_.stride);
             s.hidden = arena.take<T>(blocks_.rows * shape_.hidden);
-            s.pooled = arena.take<T>(blocks_.rows / shape_.num_ori * shape_.hidden);
+            s.pooled = arena.take<T>(block_atoms * shape_.hidden);
             s.angular = arena.take<T>(degrees * shape_.ori_stride);
             s.angular_slopes = arena.take<T>(degrees * shape_.ori_stride);
             s.values = arena.take<T>(degrees * shape_.stride);
             s.slopes = arena.take<T>(degrees * shape_.stride);
             s.angles = arena.take<T>(shape_.num_ori * W);
-            const int64_t waves = blocks_.rows / shape_.num_ori * model_.harmonics;
+            const int64_t waves = block_atoms * model_.harmonics;
             s.waves = arena.take<T>(waves * shape_.stride);
             s.summed = arena.take<T>(waves * shape_.hidden);
             for (T** piece : {&s.turning, &s.turned}) *piece = arena.take<T>(shape_.num_ori * model_.harmonics);
@@ -303,6 +308,11 @@ private:
 
     const T* embedding(int64_t atom) const { return embedded_[atom]; }
 
+    // Where a layer keeps what its way back needs of a block.
+    int64_t kept(int64_t index, int64_t begin, const Scratch& s) const {
+        return index + 1 < shape_.num_layers ? begin : s.last;
+    }
+
     // What an atom sends to itself; the first layer's features are the same at every orientation.
     void send_own(int64_t index, int64_t atom, T* out, const Scratch& s) const {
         const T* own = static_cast<const T*>(model_.layers[index].own);
@@ -336,7 +346,8 @@ private:
             });
         else
             expand(index, begin, end, s);
-        T *const slopes = gelu_slopes_[index] + begin * shape_.num_ori * hidden, *const units = s.hidden;
+        T* const slopes = gelu_slopes_[index] + kept(index, begin, s) * shape_.num_ori * hidden;
+        T* const units = s.hidden;
         // Not in the product: its sums fill the registers.
         for (int64_t at = 0; at < rows * hidden; at += W) {
             Vector<T> slope, activated;
@@ -344,7 +355,10 @@ private:
             store(units + at, activated);
             store(slopes + at, slope);
         }
-        if (index + 1 == shape_.num_layers) return read_out_last(index, begin, end, s);
+        if (index + 1 == shape_.num_layers) {
+            read_out_last(index, begin, end, s);
+            return backward(index, begin, end, s);
+        }
         T* out = features_[index + 1] + begin * row_;
         const T* contract_bias = static_cast<const T*>(layer.contract_bias);
         product(Panels<T>{units, rows}, rows, static_cast<const T*>(layer.contract), hidden, stride,
@@ -367,8 +381,9 @@ private:
                               end - begin, s.rows, convolved = s.more_rows, false);
         else
             add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
-        T* normal = normal_[index] + begin * row_;
-        normalise(shape_, convolved, rows, normal, deviation_[index] + begin * shape_.num_ori);
+        const int64_t place = kept(index, begin, s);
+        T* normal = normal_[index] + place * row_;
+        normalise(shape_, convolved, rows, normal, deviation_[index] + place * shape_.num_ori);
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
         T* const units = s.hidden;
         product(Rows<T>{normal, stride}, rows, static_cast<const T*>(layer.expand), stride, shape_.hidden,
@@ -393,10 +408,11 @@ private:
             });
             synthesise<K>(shape_, synthesis, own, s.more_rows + atom * row_, false);
         }
-        T *normal = normal_[index] + begin * row_, *deviation = deviation_[index] + begin * ori;
+        const int64_t place = kept(index, begin, s);
+        T *normal = normal_[index] + place * row_, *deviation = deviation_[index] + place * ori;
         normalise(shape_, s.more_rows, rows, normal, deviation);
 
-        T *const expanded = expanded_[index] + begin * K * hidden, *const units = s.hidden;
+        T *const expanded = expanded_[index] + place * K * hidden, *const units = s.hidden;
         product(Rows<T>{s.waves, stride}, waves, static_cast<const T*>(layer.expand), stride, hidden,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(expanded + in_panels<T>(waves, row, column), value);
@@ -423,7 +439,8 @@ private:
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     store(gradient + row * stride + column, value);
                 });
-        normalise_adjoint(shape_, normal_[index] + begin * row_, deviation_[index] + begin * ori, rows, gradient);
+        const int64_t place = kept(index, begin, s);
+        normalise_adjoint(shape_, normal_[index] + place * row_, deviation_[index] + place * ori, rows, gradient);
         if (shape_.has_fibre)
             over_orientations(shape_, static_cast<const T*>(layer.fibre_adjoint), static_cast<const T*>(nullptr),
                               end - begin, gradient, out, true);
@@ -437,8 +454,9 @@ private:
         const int64_t rows = atoms * ori, waves = atoms * K;
         const T* const synthesis = static_cast<const T*>(model_.synthesis);
         const T* const analysis = static_cast<const T*>(model_.analysis);
-        const T *normal = normal_[index] + begin * row_, *deviation = deviation_[index] + begin * ori;
-        const T* const expanded = expanded_[index] + begin * K * hidden;
+        const int64_t place = kept(index, begin, s);
+        const T *normal = normal_[index] + place * row_, *deviation = deviation_[index] + place * ori;
+        const T* const expanded = expanded_[index] + place * K * hidden;
         T *const dots = s.dots, *const summed = s.summed;
         for (int64_t atom = 0; atom < atoms; ++atom) {
             scale_rows(shape_, K, synthesis, deviation + atom * ori, s.turning, s.turned);
@@ -541,11 +559,12 @@ private:
     // d/dvector of a function of r and c_n = u . n: df/dr u + sum_n df/dc_n (n - c_n u) / r.
     void add_edge_gradient(const Edge<T>& edge, const T* direction, T stretch, const Scratch& s, T* out) const {
         const T* grid = static_cast<const T*>(shape_.orientations);
-        T turn[3] = {0, 0, 0};
+        Vector<T> turns[3] = {};
         for (int64_t o = 0; o < shape_.num_ori; ++o) {
-            const T angle = sum<T>(load(s.angles + o * W));
-            for (int k = 0; k < 3; ++k) turn[k] += angle * grid[k * shape_.ori_stride + o];
+            const Vector<T> angle = load(s.angles + o * W);
+            for (int k = 0; k < 3; ++k) turns[k] += all(grid[k * shape_.ori_stride + o]) * angle;
         }
+        const T turn[3] = {sum<T>(turns[0]), sum<T>(turns[1]), sum<T>(turns[2])};
         const T along = turn[0] * direction[0] + turn[1] * direction[1] + turn[2] * direction[2];
         for (int k = 0; k < 3; ++k)
             out[k] += stretch * direction[k] + (turn[k] - along * direction[k]) * edge.inverse_distance;
@@ -567,7 +586,7 @@ private:
                 store(carried + row * stride + c, load(carried + row * stride + c) + weight * load(readout + c));
         }
 
-        const T* const slopes = gelu_slopes_[index] + begin * ori * hidden;
+        const T* const slopes = gelu_slopes_[index] + kept(index, begin, s) * ori * hidden;
         T* const units = s.hidden;
         const auto activate = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
             const int64_t at = in_panels<T>(rows, row, column);
@@ -575,9 +594,11 @@ private:
         };
         if (index + 1 == shape_.num_layers) {
             const T* through = static_cast<const T*>(model_.readout_hidden);
-            for (int64_t k = 0; k < hidden; k += W)
-                for (int64_t row = 0; row < rows; ++row)
-                    activate(row, k, weights[row % ori] / T(shape_.num_layers) * load(through + k));
+            for (int64_t k = 0; k < hidden; k += W) {
+                const Vector<T> unit = load(through + k) / T(shape_.num_layers);
+                for (int64_t row = 0; row < rows; row += ori)
+                    for (int64_t o = 0; o < ori; ++o) activate(row + o, k, weights[o] * unit);
+            }
         } else {
             product(Rows<T>{carried, stride}, rows, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
                     activate);

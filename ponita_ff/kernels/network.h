@@ -87,6 +87,13 @@ INLINE void tile(const Left& a, const T* panel, int64_t depth, int64_t row, Epil
     }
 }
 
+// The same for as many rows as turn out, at most R.
+template <int R, typename T, typename Left, typename Epilogue>
+INLINE void tile_of(int64_t rows, const Left& a, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
+    if (rows == R) return tile<R>(a, panel, depth, row, epilogue);
+    if constexpr (R > 1) tile_of<R - 1>(rows, a, panel, depth, row, epilogue);
+}
+
 // Calls epilogue(row, column, vector of sums) for all of a(rows, depth) B(depth, width), B packed in panels.
 template <typename T, typename Left, typename Epilogue>
 void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_t width, Epilogue&& use) {
@@ -96,11 +103,11 @@ void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_
         const auto shifted = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
             use(row, start + column, value);
         };
-        int64_t row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<TILE_ROWS>(a, panel, depth, row, shifted);
-        for (; row + 4 <= rows; row += 4) tile<4>(a, panel, depth, row, shifted);
-        for (; row + 3 <= rows; row += 3) tile<3>(a, panel, depth, row, shifted);
-        for (; row < rows; ++row) tile<1>(a, panel, depth, row, shifted);
+        // As few tiles as will do, as even as can be: a tile of few rows waits for its own sums.
+        for (int64_t number = (rows + TILE_ROWS - 1) / TILE_ROWS, k = 0; k < number; ++k) {
+            const int64_t row = rows * k / number;
+            tile_of<TILE_ROWS>(rows * (k + 1) / number - row, a, panel, depth, row, shifted);
+        }
     }
 }
 

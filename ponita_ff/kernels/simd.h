@@ -48,14 +48,23 @@ INLINE T sum(Vector<T> value) {
     return total;
 }
 
-#if defined(__AVX__) && !defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+
+INLINE float sum_of_eight(__m256 lanes) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
 
 template <>
 INLINE float sum<float>(Vector<float> value) {
-    const __m256 all_lanes = value;
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(all_lanes), _mm256_extractf128_ps(all_lanes, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#if defined(__AVX512F__)
+    const __m512 lanes = value;
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(lanes), 1));
+    return sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(lanes), upper));
+#else
+    return sum_of_eight(value);
+#endif
 }
 #endif
