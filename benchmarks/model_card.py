@@ -262,7 +262,10 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
         nve(path, relaxed, nve_ps, folder / "nve.png", lambda figures: write(nve=figures))
     if "nvt" in parts:
         card["nvt"] = nvt(path, relaxed, nvt_ps)
-    write(hardware=describe_hardware(torch.device("cpu")))
+    # With --only, the other parts stay as they were measured, perhaps elsewhere: so does the name of their machine.
+    before = card.get("hardware", "").split("; ") if only else []
+    machines = filter(None, [*before, describe_hardware(torch.device("cpu"))])
+    write(hardware="; ".join(dict.fromkeys(machines)))
     logger.info("wrote %s and %s", card_path, folder / "README.md")
 
 
