@@ -124,6 +124,17 @@ def by_system(section: dict[str, Any]) -> Iterator[tuple[list[Row], float | None
         yield [row for row in rows if row["task"] != "product"], product_rate(rows)
 
 
+def by_product(section: dict[str, Any]) -> Iterator[tuple[list[Row], float | None]]:
+    """Rows of every group, which ends with its matrix product, and that product's GFLOP/s."""
+    rows: list[Row] = []
+    for row in section["rows"]:
+        if row["task"] == "product":
+            yield rows, product_rate([row])
+            rows = []
+        else:
+            rows.append(row)
+
+
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
@@ -241,19 +252,20 @@ def render_memory(section: dict[str, Any]) -> list[str]:
 
 def render_batch(section: dict[str, Any]) -> list[str]:
     """Many structures."""
-    rows = [row for row in section["rows"] if row["task"] != "product"]
-    replicas = next((row["replicas"] for row in rows if "replicas" in row), 0)
+    replicas = next((row["replicas"] for row in section["rows"] if "replicas" in row), 0)
     lines = [f"Energies and forces of {replicas:,} distorted replicas of ethanol.", ""]
-    head = ["contender", "structures/s", "ms per structure", "times one by one"]
+    head = ["contender", "structures/s", "ms per structure", "times one by one", *RATES]
     cells = [
-        [name_of(row), *failed(row, 3)]
+        [name_of(row), *failed(row, 6)]
         if "failure" in row
         else [
             name_of(row),
             with_spread(row["seconds"], lambda s: 1 / s),
             digits(1e3 * row["seconds"]["median"]),
             ratio(row),
+            *rates(row, product),
         ]
+        for rows, product in by_product(section)
         for row in rows
     ]
     return lines + table(head, cells)

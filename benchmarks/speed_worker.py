@@ -263,7 +263,7 @@ def batch_task(job: Job) -> Task:
     def run() -> None:
         potential.evaluate(replicas, backend=job.backend)
 
-    return Task(run, len(replicas), {"atoms": len(replicas[0]), "replicas": len(replicas)})
+    return Task(run, len(replicas), _size_facts(calculator, replicas[0]) | {"replicas": len(replicas)})
 
 
 def loop_task(job: Job) -> Task:
@@ -276,7 +276,7 @@ def loop_task(job: Job) -> Task:
             calculator.get_property("forces", atoms)
             calculator.get_property("energy", atoms)
 
-    return Task(run, len(replicas), {"atoms": len(replicas[0]), "replicas": len(replicas)})
+    return Task(run, len(replicas), _size_facts(calculator, replicas[0]) | {"replicas": len(replicas)})
 
 
 def product_task(job: Job) -> Task:

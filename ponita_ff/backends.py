@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 #: Atoms, all rotations counted, up to which the engine does several rotations at once; more only cost memory.
 _TURNED_ATOMS = 500
 
+#: Atoms of a pass over many structures. The engine is as fast with few, and its first pass then faults in far less
+#: memory (some 200 KB an atom in the shipped potentials); torch needs many to hide what each of its calls costs.
+_ENGINE_PASS, _TORCH_PASS = 300, 2_000
+
 #: Ways to compute, the default first.
 BACKENDS = ("auto", "native", "compiled", "eager")
 
@@ -63,6 +67,8 @@ class Predictor:
         self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
         #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
         self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
+        #: How many atoms of many structures to give it at once.
+        self.pass_atoms = _ENGINE_PASS if self._engine else _TORCH_PASS
 
     def __call__(self, graph: Graph, stress: bool = False, forces: bool = True) -> tuple[Tensor, ...]:
         """Predict, detached from autograd.

@@ -287,7 +287,7 @@ class Potential(ExactModule):
         structures: Sequence[Atoms],
         forces: bool = True,
         stress: bool = False,
-        max_atoms: int = 2_000,
+        max_atoms: int | None = None,
         backend: str = "auto",
     ) -> Predictions:
         """Predict many structures, many in one pass: replicas, frames of a trajectory, candidates.
@@ -296,7 +296,8 @@ class Potential(ExactModule):
             structures: Molecules and crystals of any sizes, mixed as they come.
             forces: Whether forces are wanted.
             stress: Whether stress is wanted; every structure must then be periodic in all directions.
-            max_atoms: Atoms in one pass (a larger structure passes alone); bounds the memory.
+            max_atoms: Atoms in one pass (a larger structure passes alone); bounds the memory. None: what suits the
+                backend.
             backend: See :class:`ponita_ff.backends.Predictor`.
 
         Raises:
@@ -310,7 +311,8 @@ class Potential(ExactModule):
         energies = np.empty(len(structures))
         force: list[NDArray[np.float64]] = [np.empty(0)] * len(structures)
         tensors = np.empty((len(structures), 3, 3))
-        for indices, graph in graphs_of(structures, self.cutoff, max_atoms):
+        pass_atoms = predict.pass_atoms if max_atoms is None else max_atoms
+        for indices, graph in graphs_of(structures, self.cutoff, pass_atoms):
             _refuse_coincident(graph, indices)
             energy, _, *rest = (value.cpu().numpy() for value in predict(graph.to(self.device), stress, forces))
             energies[indices] = energy

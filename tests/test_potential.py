@@ -495,8 +495,10 @@ def mixed(make_system: Callable) -> list[Atoms]:
     return [*structures[:3], large, Atoms("O", positions=[[0.1, 0.2, 0.3]]), *structures[3:]]
 
 
-@pytest.mark.parametrize("max_atoms", [1, 20, 2000])
-def test_many_at_once_are_what_each_is_alone(max_atoms: int, make_potential: Make, make_system: Callable) -> None:
+@pytest.mark.parametrize("max_atoms", [1, 20, 2000, None])
+def test_many_at_once_are_what_each_is_alone(
+    max_atoms: int | None, make_potential: Make, make_system: Callable
+) -> None:
     potential, structures = make_potential(zbl_cutoff=1.5, scale=0.7), mixed(make_system)
     assert {len(atoms) for atoms in structures} == {1, 4, 5, 9, 36}
     found = potential.evaluate(structures, max_atoms=max_atoms)
@@ -537,6 +539,9 @@ def test_molecules_share_a_pass(tiny_potential: Potential, make_system: Callable
     )
     tiny_potential.evaluate([make_system("molecule") for _ in range(25)], max_atoms=90)
     assert sizes == [10, 10, 5]
+    sizes.clear()
+    tiny_potential.evaluate([make_system("molecule") for _ in range(230)])
+    assert sizes == [222, 8]  # 2,000 atoms at most
 
 
 def test_nothing_to_evaluate(tiny_potential: Potential) -> None:
