@@ -84,7 +84,7 @@ class _Task(ctypes.Structure):
 def radial_table(basis: Callable[[Tensor], Tensor], weights: Tensor, cutoff: float, error: float) -> Tensor:
     """Linear combinations of smooth functions of the distance at even spacing, for quintic Hermite interpolation.
 
-    The number of intervals is doubled until, between the points, the interpolated combinations are within ``error`` of
+    The number of intervals grows until, between the points, the interpolated combinations are within ``error`` of
     the largest value that any of them takes, and their derivatives of the largest derivative.
 
     Args:
@@ -107,7 +107,7 @@ def radial_table(basis: Callable[[Tensor], Tensor], weights: Tensor, cutoff: flo
         table[-1] = 0.0  # a difference across the cutoff would see the jump of the third derivative there
         if _interpolation_error(table, basis, weights, spacing) <= error:
             return table @ weights.T
-        intervals *= 2
+        intervals += intervals // 4  # no more than it takes: the smaller a table, the more of it stays in cache
     raise KernelError(f"the radial functions are too rough for tables of {_MOST} intervals")
 
 
