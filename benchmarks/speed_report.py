@@ -59,7 +59,7 @@ def write_reports(results: dict[str, Any], folder: Path) -> None:
 def name_of(row: Row) -> str:
     """A contender as a reader knows it."""
     form = FORMS.get(row["form"], row["form"])
-    ways = {"loop": "one by one", "batch": "potential.evaluate"}
+    ways = {"loop": "one by one", "batch": "all at once"}
     backend = "" if row["task"] in ways and row["backend"] == "auto" else row["backend"]
     return ", ".join(filter(None, (form, backend, ways.get(row["task"]))))
 

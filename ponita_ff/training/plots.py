@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ponita_ff.training.evaluate import Evaluation
 
@@ -19,6 +21,13 @@ def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10, … at a logarithmic axis: powers of ten would run into each other where it spans few."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plot_learning_curve(
@@ -43,6 +52,8 @@ def plot_learning_curve(
         ("validation_energy_mae", "energy MAE (meV)", "s"),
     ):
         axes.loglog(steps, [1e3 * row[key] for row in rows], marker=marker, markersize=3, label=label)
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_numbers(axis)
     axes.set_xlabel("training step")
     axes.set_ylabel("validation error")
     axes.grid(which="both", alpha=0.3)
