@@ -13,7 +13,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
-from ponita_ff.audit import AuditSettings, Measure, Outcome, audit
+from ponita_ff.audit import AuditSettings, Measure, Outcome, audit, dynamics
 from ponita_ff.audit.derivatives import central_difference
 from ponita_ff.audit.domain import Domain, environments
 from ponita_ff.audit.dynamics import NveRun, energy_drift, temperature_of, thermal_momenta
@@ -102,6 +102,19 @@ def test_a_non_conservative_force_drifts(made: ModuleType, water: Atoms, fast: A
     broken = measure(run("nve", made.NonConservative(made.Springs(water)), water, strict), "NVE drift at 0.5 fs")
     assert broken.verdict == "fail"
     assert abs(sound.value or 0) < 0.01 * abs(broken.value or 0)
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(0.1, "not done"), (-0.1, "not done"), (1.0, "fail"), (-1.0, "fail")])
+def test_no_run_fails_for_a_change_of_the_size_of_its_fluctuation(
+    change: float, verdict: str, made: ModuleType, water: Atoms, fast: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time = np.linspace(0.0, 1.0, 201)  # ps; meV/atom
+    record = NveRun(list(time), list(change * time + 0.1 * np.sin(200 * time)), [300.0] * 201)
+    monkeypatch.setattr(dynamics, "_thermal_nve", lambda *_: record)
+    strict = AuditSettings.make(fast.model_dump(), {"nve": {"limit": 10.0}})
+    found = measure(run("nve", made.Springs(water), water, strict), "NVE drift at 0.5 fs")
+    assert found.value == pytest.approx(1e3 * change, rel=0.2)
+    assert found.verdict == verdict
 
 
 def test_rounding_noise_raises_the_limit_but_has_its_own(made: ModuleType, water: Atoms, fast: AuditSettings) -> None:
