@@ -129,6 +129,7 @@ def _rotations(figure: Figure, outcomes: Outcomes, colours: Mapping[str, str]) -
     widest = max(float(np.abs(outcome.arrays["energies"]).max()) for outcome in outcomes.values())
     if widest < 1e-3:
         axes.set_xlim(-1e-3, 1e-3)
+    axes.locator_params(axis="x", nbins=5)  # a long name leaves little room, and more numbers would touch
     figure.set_size_inches(6.5, 1.1 + 0.6 * len(outcomes))
 
 
