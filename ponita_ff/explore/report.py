@@ -24,7 +24,7 @@ class Round:
         labels: Labels that it was trained on.
         validation_force_mae: eV/Å, mean over the members, each on its own validation frames.
         spread_median, spread_95: eV/Å, of the frames of its dynamics: standard deviation of the most uncertain atom's
-            force.
+            force, times the last calibration that a round before found.
         stopped: Walkers that were stopped, of ``walkers``.
         walkers: How many walked.
         chosen: Frames that were worth a label.

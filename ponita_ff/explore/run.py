@@ -63,8 +63,10 @@ def explore(
 
     Displaced structures are labelled first and a committee is fine-tuned on them; then each round runs dynamics with
     it, labels frames that differ from one another and in which its members disagree, and trains a new committee on all
-    labels so far, until they agree or the budget is spent. Called again with the same folder, it goes on where it
-    stopped: labels are journalled one by one, training has its checkpoints.
+    labels so far, until they agree or the budget is spent. A round's new labels, which its committee has never seen,
+    tell what its deviations are worth (:func:`ponita_ff.uncertainty.calibrate`); the next round's are multiplied by
+    that factor, and the first round never ends it. Called again with the same folder, it goes on where it stopped:
+    labels are journalled one by one, training has its checkpoints.
 
     Args:
         structures: Where to begin; molecules or crystals.
@@ -90,8 +92,11 @@ def explore(
         folder = out / f"round-{number}"
         frames = [frame for path in _label_files(out, number) for frame in read_frames(path)]
         members, error = _train(base, settings, out, number, progress)
-        walked = _walk(members, frames, settings, folder, number)
-        wanted = np.flatnonzero(np.array(walked.spread) >= settings.threshold)
+        factor = next((told.calibration for told in reversed(rounds) if told.calibration is not None), None)
+        walked = _walk(members, frames, settings, folder, number, factor or 1.0)
+        # Members that come from one base differ by far less than they are wrong: that they agree tells nothing before
+        # frames that none has seen have told what their deviations are worth.
+        wanted = np.flatnonzero((np.array(walked.spread) >= settings.threshold) | (factor is None))
         agreed = len(wanted) <= (1 - _AGREED) * len(walked.spread)
         left = settings.budget - _given(out, number)
         if not agreed and left > 0 and not (folder / _CANDIDATES).is_file():
@@ -177,19 +182,30 @@ def _train(
 
 
 def _walk(
-    members: Sequence[Path], labelled: Sequence[Frame], settings: ExploreSettings, folder: Path, number: int
+    members: Sequence[Path],
+    labelled: Sequence[Frame],
+    settings: ExploreSettings,
+    folder: Path,
+    number: int,
+    factor: float,
 ) -> Walk:
-    """The round's dynamics, from labelled frames drawn at random; kept, for a second look and a second start."""
+    """The round's dynamics, from labelled frames drawn at random; kept, for a second look and a second start.
+
+    Deviations of what comes back are times the factor, those of the file are not.
+    """
     frames_path, told_path = folder / "walked.xyz", folder / "walked.json"
     if not told_path.is_file():
         generator = np.random.default_rng((settings.seed, number))
         starts = [labelled[k].to_atoms() for k in generator.integers(len(labelled), size=settings.walkers)]
-        walked = walk(PonitaCalculator(list(members)), starts, settings, generator)
+        lost = settings.model_copy(update={"stop": settings.stop / factor})
+        walked = walk(PonitaCalculator(list(members)), starts, lost, generator)
         _write_frames(walked.frames, frames_path)
         numbers = json.dumps({"spread": walked.spread, "ended": walked.ended, "stopped": walked.stopped}) + "\n"
         write_atomically(told_path, lambda path: path.write_text(numbers, encoding="utf-8"))
     # Read in the first place, too: the file's rounding must make no difference.
-    return Walk(list(ase.io.iread(frames_path)), **json.loads(told_path.read_text(encoding="utf-8")))
+    told = json.loads(told_path.read_text(encoding="utf-8"))
+    told["spread"] = [factor * value for value in told["spread"]]
+    return Walk(list(ase.io.iread(frames_path)), **told)
 
 
 def _choose(walked: Walk, wanted: NDArray[np.int64], known: Sequence[Frame], number: int) -> list[Atoms]:

@@ -35,8 +35,9 @@ class ExploreSettings(Section):
         walkers: Runs a round, each from another labelled frame.
         every: fs between frames that are looked at.
         threshold: eV/Å. Frames in which the committee differs by less (standard deviation of the most uncertain atom's
-            force) are not worth a label; exploring ends when 95 % of a round's frames are below.
-        stop: eV/Å from which on a run ends: what comes after is nonsense.
+            force, calibrated by the labels of the round before) are not worth a label; exploring ends when 95 % of a
+            round's frames are below, but not in the first round, which nothing calibrates.
+        stop: eV/Å, calibrated as well, from which on a run ends: what comes after is nonsense.
         displacement: Å, root mean square, of the most displaced first structures.
         processes: That label beside each other.
         seed: Of everything random.

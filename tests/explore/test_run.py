@@ -92,6 +92,12 @@ def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tm
         walked = np.array([atoms.positions for atoms in read(folder / "walked.xyz", index=":")])
         for atoms in read(folder / "candidates.xyz", index=":"):
             assert np.abs(walked - atoms.positions).max(axis=(1, 2)).min() == 0.0
+    # Deviations count by what the round before has shown them to be worth.
+    for told, factor in zip(found.rounds, (1.0, found.rounds[0].calibration), strict=False):
+        walked_json = tmp_path / "out" / f"round-{told.number}" / "walked.json"
+        raw = json.loads(walked_json.read_text(encoding="utf-8"))["spread"]
+        assert factor is not None and told.spread_95 == pytest.approx(factor * np.quantile(raw, 0.95))
+    assert found.rounds[0].calibration != pytest.approx(1.0, rel=1e-3)
     # The committee differs, and knows what its base knew not.
     members = [load_potential(path) for path in found.members]
     water = read_frames(tmp_path / "out" / "round-0" / "labelled.xyz")
@@ -101,14 +107,16 @@ def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tm
 
 
 def test_a_committee_that_agrees_ends_it(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    found = run(base, {**values, "threshold": 49.0}, tmp_path / "out")
-    assert "differs by less than 49" in found.outcome
-    assert found.labels == 6
+    lenient = {**values, "threshold": 1e6, "stop": 1e7}
+    found = run(base, lenient, tmp_path / "out")
+    assert "differs by less than 1e+06" in found.outcome
+    # Its first agreement was not believed: nothing had told what it was worth.
+    assert [(r.labels, r.chosen) for r in found.rounds] == [(6, 3), (9, 0)]
     # More is wanted of it: the same folder goes on, and nothing is labelled again.
-    more = run(base, {**values, "budget": 9}, tmp_path / "out")
-    assert more.labels == 9
+    more = run(base, {**lenient, "threshold": 1e-4}, tmp_path / "out")
+    assert more.labels == 11
     assert set(calls(tmp_path / "calls").values()) == {1}
-    assert len(calls(tmp_path / "calls")) == 9
+    assert len(calls(tmp_path / "calls")) == 11
 
 
 def test_walkers_stop_before_nonsense(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
