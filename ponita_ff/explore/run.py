@@ -27,7 +27,7 @@ from ponita_ff.labels import label_frames
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.run import is_started
-from ponita_ff.uncertainty import calibrate, committee_spread
+from ponita_ff.uncertainty import committee_spread
 
 __all__ = ["Explored", "explore"]
 
@@ -64,8 +64,8 @@ def explore(
     Displaced structures are labelled first and a committee is fine-tuned on them; then each round runs dynamics with
     it, labels frames that differ from one another and in which its members disagree, and trains a new committee on all
     labels so far, until they agree or the budget is spent. A round's new labels, which its committee has never seen,
-    tell what its deviations are worth (:func:`ponita_ff.uncertainty.calibrate`); the next round's are multiplied by
-    that factor, and the first round never ends it. Called again with the same folder, it goes on where it stopped:
+    tell what its deviations are worth: the next round's are multiplied by the ratio of root mean squares of errors and
+    deviations, and the first round never ends it. Called again with the same folder, it goes on where it stopped:
     labels are journalled one by one, training has its checkpoints.
 
     Args:
@@ -219,9 +219,11 @@ def _told(number: int, labels: int, error: float, walked: Walk, new: Sequence[Fr
     wrong = factor = None
     if new:
         potentials = [load_potential(path) for path in members]
-        forces = committee_spread(potentials, [frame.to_atoms() for frame in new])[1]
-        errors = [np.abs(found - frame.forces).ravel() for found, frame in zip(forces, new, strict=True)]
-        wrong, factor = float(np.concatenate(errors).mean()), calibrate(potentials, new).forces
+        _, forces, _, deviations = committee_spread(potentials, [frame.to_atoms() for frame in new])
+        errors = np.concatenate([found - frame.forces for found, frame in zip(forces, new, strict=True)])
+        wrong, spread = float(np.abs(errors).mean()), np.linalg.norm(np.concatenate(deviations))
+        # Of root mean squares: of a few members some components agree by chance, and a mean of ratios is theirs alone.
+        factor = float(np.linalg.norm(errors) / spread) if spread > 0 else None
     return Round(
         number=number,
         labels=labels,
