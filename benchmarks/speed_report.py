@@ -10,11 +10,12 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 from peers import PEERS
+
+from ponita_ff.training.plots import plain_numbers
 
 __all__ = ["render", "write_reports"]
 
@@ -396,7 +397,7 @@ def _bars(
     values = [convert(row["seconds"][part]) for row in rows for part in ("p10", "median", "p90")]
     # Bars on a logarithmic axis have no natural start: leave the shortest some length, and the numbers some room.
     axes.set_xlim(0.4 * min(values), 2.5 * max(values))
-    _plain_numbers(axes.xaxis)
+    plain_numbers(axes.xaxis)
     axes.set_xlabel(unit)
 
 
@@ -405,13 +406,6 @@ def colour_of(row: Row) -> str:
     if row["form"] in PEERS:
         return PEER_COLOURS[list(PEERS).index(row["form"]) % len(PEER_COLOURS)]
     return COLOURS[row["form"], row["backend"]]
-
-
-def _plain_numbers(axis: Axis) -> None:
-    """1, 2, 5, 10, … instead of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_boxes(axes: Axes, rows: Sequence[Row]) -> None:
@@ -435,7 +429,7 @@ def _draw_boxes(axes: Axes, rows: Sequence[Row]) -> None:
     sizes = sorted({row["atoms"] for row in rows})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     axes.grid(alpha=0.25)
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.5, high * 1.5)

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ponita_ff.training.evaluate import Evaluation
 
-__all__ = ["plot_learning_curve", "plot_parity"]
+__all__ = ["plain_numbers", "plot_learning_curve", "plot_parity"]
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -23,7 +23,7 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """1, 2, 5, 10, … at a logarithmic axis: powers of ten would run into each other where it spans few."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
@@ -53,7 +53,7 @@ def plot_learning_curve(
     ):
         axes.loglog(steps, [1e3 * row[key] for row in rows], marker=marker, markersize=3, label=label)
     for axis in (axes.xaxis, axes.yaxis):
-        _plain_numbers(axis)
+        plain_numbers(axis)
     axes.set_xlabel("training step")
     axes.set_ylabel("validation error")
     axes.grid(which="both", alpha=0.3)
