@@ -19,7 +19,7 @@ from ponita_ff.potential import Potential
 if TYPE_CHECKING:
     from ponita_ff.data import Frame
 
-__all__ = ["Calibration", "UncertainForces", "UncertaintyMonitor", "calibrate", "committee_spread"]
+__all__ = ["Calibration", "UncertainForces", "UncertaintyMonitor", "calibrate", "committee_spread", "spread_factor"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ class UncertainForces(RuntimeError):
 class Calibration:
     """What a committee's standard deviations must be multiplied by to be the size of its errors, and how good that is.
 
-    A factor s is that of greatest likelihood under a normal distribution, s² = ⟨(error / std)²⟩ (Laves et al., "Well-
-    calibrated regression uncertainty", PMLR 121 (2020), equation 12), over the held-out frames.
+    The factors come from :func:`spread_factor`, over the held-out frames.
 
     Attributes:
         energy, forces: The factors.
@@ -130,16 +129,16 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
     energies, forces, energy_std, forces_std = committee_spread(members, [frame.to_atoms() for frame in frames])
     errors = np.concatenate([f - frame.forces for f, frame in zip(forces, frames, strict=True)])
     spread = np.concatenate(forces_std)
-    # All members agree on an atom that nothing is near to: it tells nothing.
-    told = spread.any(axis=1)
-    if not told.any() or not energy_std.all():
+    if not spread.any() or not energy_std.any():
         raise ValueError("members of the committee agree to the last bit: they are the same potential")
+    factor = spread_factor(errors, spread)
+    # All members agree on an atom that nothing is near to: its forces tell nothing.
+    told = spread.any(axis=1)
     errors, spread = errors[told], np.maximum(spread[told], 1e-12)
-    factor = _factor(errors, spread)
     within = np.abs(errors) / (factor * spread)
     ranks = [np.linalg.norm(values, axis=1).argsort().argsort() for values in (errors, spread)]
     return Calibration(
-        energy=_factor(energies - np.array([frame.energy for frame in frames]), energy_std),
+        energy=spread_factor(energies - np.array([frame.energy for frame in frames]), energy_std),
         forces=factor,
         frames=len(frames),
         forces_within=(float((within < 1).mean()), float((within < 2).mean())),
@@ -149,8 +148,19 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
     )
 
 
-def _factor(errors: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(np.square(errors / spread))))
+def spread_factor(errors: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
+    """What deviations must be multiplied by for their root mean square to be that of the errors.
+
+    Mean variance equal to mean squared error is the condition of Levi et al., "Evaluating and calibrating uncertainty
+    prediction in regression tasks" (arXiv:1905.11659), here over all values at once. Pernot (arXiv:2402.10043) prefers
+    the mean of squared ratios of error and deviation; but of two or three members some agree by chance, and the
+    expectation of that mean is infinite.
+
+    Args:
+        errors: Of the committee's mean; any shape.
+        spread: Standard deviations over the members, not all zero; the same shape.
+    """
+    return float(np.linalg.norm(errors) / np.linalg.norm(spread))
 
 
 class UncertaintyMonitor:

@@ -17,7 +17,14 @@ from ase.md.verlet import VelocityVerlet
 from ponita_ff import PonitaCalculator, save_potential
 from ponita_ff.data import Frame
 from ponita_ff.potential import Potential
-from ponita_ff.uncertainty import Calibration, UncertainForces, UncertaintyMonitor, calibrate, committee_spread
+from ponita_ff.uncertainty import (
+    Calibration,
+    UncertainForces,
+    UncertaintyMonitor,
+    calibrate,
+    committee_spread,
+    spread_factor,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +77,15 @@ def test_factors_are_found(members: list[Potential], frames: list[Frame]) -> Non
     np.testing.assert_allclose(found.forces_within, (0.683, 0.954), atol=0.04)
     assert 0.3 < found.forces_rank_correlation < 1.0
     assert found.frames == 80
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_few_members_that_agree_by_chance(number: int) -> None:
+    """Members that are wrong independently: σ²/M of their mean against the expectation σ²·(M-1)/M of their variance."""
+    wrong = np.random.default_rng(3).normal(size=(number, 3000, 3))
+    wrong[:, 0] = wrong[0, 0]
+    factor = spread_factor(wrong.mean(axis=0), wrong.std(axis=0))
+    assert factor == pytest.approx(1.0 / np.sqrt(number - 1), rel=0.05)
 
 
 def test_errors_that_have_nothing_to_do_with_the_spread(members: list[Potential], frames: list[Frame]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ponita_ff.files import write_atomically
+from ponita_ff.training.plots import plain_numbers
 
 __all__ = ["Round", "write_report"]
 
@@ -24,7 +25,7 @@ class Round:
         labels: Labels that it was trained on.
         validation_force_mae: eV/Å, mean over the members, each on its own validation frames.
         spread_median, spread_95: eV/Å, of the frames of its dynamics: standard deviation of the most uncertain atom's
-            force, times the last calibration that a round before found.
+            force, times the last calibration that a round before found, or, where none did, the round's own.
         stopped: Walkers that were stopped, of ``walkers``.
         walkers: How many walked.
         chosen: Frames that were worth a label.
@@ -63,6 +64,7 @@ def write_report(rounds: Sequence[Round], threshold: float, outcome: str, folder
         xlabel="labels", ylabel="deviation of the most uncertain force (eV/Å)", title="disagreement", yscale="log"
     )
     for axes in (left, right):
+        plain_numbers(axes.yaxis)
         axes.grid(which="both", alpha=0.3)
         axes.legend()
     FigureCanvasAgg(figure)

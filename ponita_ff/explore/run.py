@@ -27,7 +27,7 @@ from ponita_ff.labels import label_frames
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.run import is_started
-from ponita_ff.uncertainty import committee_spread
+from ponita_ff.uncertainty import committee_spread, spread_factor
 
 __all__ = ["Explored", "explore"]
 
@@ -103,7 +103,7 @@ def explore(
             _write_frames(_choose(walked, wanted, frames, min(settings.per_round, left)), folder / _CANDIDATES)
         chosen = (folder / _CANDIDATES).is_file()
         new = _label(settings, folder, progress) if chosen else []
-        rounds.append(_told(number, len(frames), error, walked, new, members))
+        rounds.append(_told(number, len(frames), error, walked, new, members, calibrated=factor is not None))
         logger.info(_line(rounds[-1]))
         outcome = ""
         if agreed and not chosen:
@@ -214,22 +214,34 @@ def _choose(walked: Walk, wanted: NDArray[np.int64], known: Sequence[Frame], num
     return [candidates[k] for k in farthest(candidates, [frame.to_atoms() for frame in known], number)]
 
 
-def _told(number: int, labels: int, error: float, walked: Walk, new: Sequence[Frame], members: Sequence[Path]) -> Round:
-    """What a round has shown; its new labels are the first that its committee has never seen."""
+def _told(
+    number: int,
+    labels: int,
+    error: float,
+    walked: Walk,
+    new: Sequence[Frame],
+    members: Sequence[Path],
+    calibrated: bool,
+) -> Round:
+    """What a round has shown; its new labels are the first that its committee has never seen.
+
+    Deviations that no round before has calibrated are told as these labels calibrate them.
+    """
     wrong = factor = None
     if new:
         potentials = [load_potential(path) for path in members]
         _, forces, _, deviations = committee_spread(potentials, [frame.to_atoms() for frame in new])
         errors = np.concatenate([found - frame.forces for found, frame in zip(forces, new, strict=True)])
-        wrong, spread = float(np.abs(errors).mean()), np.linalg.norm(np.concatenate(deviations))
-        # Of root mean squares: of a few members some components agree by chance, and a mean of ratios is theirs alone.
-        factor = float(np.linalg.norm(errors) / spread) if spread > 0 else None
+        spread = np.concatenate(deviations)
+        wrong = float(np.abs(errors).mean())
+        factor = spread_factor(errors, spread) if spread.any() else None
+    scale = 1.0 if calibrated or factor is None else factor
     return Round(
         number=number,
         labels=labels,
         validation_force_mae=error,
-        spread_median=float(np.median(walked.spread)),
-        spread_95=float(np.quantile(walked.spread, _AGREED)),
+        spread_median=scale * float(np.median(walked.spread)),
+        spread_95=scale * float(np.quantile(walked.spread, _AGREED)),
         stopped=walked.stopped,
         walkers=len(walked.ended),
         chosen=len(new),
