@@ -32,6 +32,9 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.optimize import BFGS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from pages import add_result
 
 from ponita_ff import PonitaCalculator
@@ -40,10 +43,12 @@ from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.subject import Subject
 from ponita_ff.checkpoint import find_potential, load_potential, read_header
 from ponita_ff.data import Units, read_frames
+from ponita_ff.files import write_atomically
 from ponita_ff.potential import Potential
 from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
+from ponita_ff.training.plots import plain_numbers
 from ponita_ff.training.replay import at_level
 from ponita_ff.training.run import train
 
@@ -61,6 +66,9 @@ PUBLISHED_50 = {
     "naphthalene": {"MACE": 9.2, "NequIP": 10.0},
     "uracil": {"MACE": 25.9, "NequIP": 40.1},
 }
+
+#: Numbers of frames that learning curves have.
+CURVE = (10, 50, 200, 950)
 
 #: K of the dynamics that must hold.
 TEMPERATURE = 500.0
@@ -80,14 +88,15 @@ def data_file(data: Path, molecule: str, part: str) -> Path:
     return path
 
 
-def base_folder(work: Path, molecule: str) -> Path:
-    """Of the base that was trained without a molecule."""
-    return work / f"base-without-{molecule}"
+def base_name(molecule: str, further: Path | None) -> str:
+    """Of the base that was trained without a molecule, and its folder."""
+    return f"base-without-{molecule}" + (f"-with-{further.stem}" if further else "")
 
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
     """Put a result into the JSON file and write the page anew."""
     add_result(RESULTS / "finetune", report, kind, key, values)
+    draw(json.loads((RESULTS / "finetune.json").read_text(encoding="utf-8")), RESULTS / "finetune.png")
 
 
 def test_errors(potential: Potential, data: Path, molecule: str) -> dict[str, float]:
@@ -120,24 +129,37 @@ def with_folders(command: Any) -> Any:
     return click.option("--data", type=click.Path(path_type=Path), required=True, help="rMD17 files.")(command)
 
 
+def with_further(command: Any) -> Any:
+    """A base's frames beside rMD17's."""
+    told = "Frames that the base has besides, as organic-rmd17 has methanol's; the file says its units."
+    return click.option("--further", type=click.Path(path_type=Path, exists=True), help=told)(command)
+
+
 @main.command()
 @with_folders
+@with_further
 @click.option("--without", "molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--resume", is_flag=True)
-def base(data: Path, work: Path, molecule: str, minutes: float, resume: bool) -> None:
+def base(data: Path, work: Path, further: Path | None, molecule: str, minutes: float, resume: bool) -> None:
     """Train a base on the nine other molecules."""
     files = [str(data_file(data, other, "train")) for other in MOLECULES if other != molecule]
+    name = base_name(molecule, further)
     config = TrainConfig.from_mapping(
         {
-            "name": f"base-without-{molecule}",
-            "data": {"path": files, "protocol": "rmd17"},
+            "name": name,
+            "data": {"path": files, "protocol": "rmd17", "further": [str(further)] if further else []},
             "potential": {"zbl_cutoff": 1.0},
             "optimiser": {"time": f"{minutes:g}m", "warmup_steps": 500, "ema_decay": 0.999, "validate_every": 5000},
         }
     )
-    potential = train(config, base_folder(work, molecule), resume=resume)
-    add("base", molecule, {**potential.metadata["training"], **validation(potential)})
+    potential = train(config, work / name, resume=resume)
+    add("base", molecule + besides(further), {**potential.metadata["training"], **validation(potential)})
+
+
+def besides(further: Path | None) -> str:
+    """What a result's name says of a base's further frames."""
+    return f", base with {further.stem}" if further else ""
 
 
 def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
@@ -162,14 +184,24 @@ def validation(potential: Potential) -> dict[str, float]:
 
 @main.command()
 @with_folders
+@with_further
 @click.option("--molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--frames", type=click.IntRange(min=4), required=True)
 @click.option("--no-replay", is_flag=True)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
-def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, settings: tuple[str, ...]) -> None:
+def tune(
+    data: Path,
+    work: Path,
+    further: Path | None,
+    molecule: str,
+    frames: int,
+    no_replay: bool,
+    settings: tuple[str, ...],
+) -> None:
     """Fine-tune the base that never saw a molecule on a few of its frames."""
-    path = base_folder(work, molecule) / POTENTIAL_FILE
+    path = work / base_name(molecule, further) / POTENTIAL_FILE
     others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
+    others += [further] if further else []
     overrides = parsed(settings)
     replay = [] if no_replay else others
     # Without replay a potential would else know the new molecule's elements alone, and nothing could be measured.
@@ -180,7 +212,8 @@ def tune(data: Path, work: Path, molecule: str, frames: int, no_replay: bool, se
     shutil.rmtree(out, ignore_errors=True)
     changes = finetune(config, out)
     before, potential = load_potential(path), load_potential(out / POTENTIAL_FILE)
-    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + "".join(f", {s}" for s in settings)
+    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + besides(further)
+    key += "".join(f", {s}" for s in settings)
     known = {
         "before": known_errors(before, before, data, molecule),
         "after": known_errors(potential, before, data, molecule),
@@ -286,49 +319,83 @@ def scratch(data: Path, work: Path, molecule: str, frames: int, steps: int) -> N
     )
 
 
-def report(results: dict[str, Any]) -> str:
-    """The page."""
-    lines = [
-        "# Fine-tuning",
-        "",
-        "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine "
-        "of rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test "
-        "frames. Force MAE in meV/Å, energies in meV.*",
-        "",
-        "| base without | steps | hours | validation force MAE |",
-        "| --- | --- | --- | --- |",
-    ]
-    for molecule, r in results.get("base", {}).items():
-        lines.append(f"| {molecule} | {r['steps']:,} | {r['seconds'] / 3600:.2f} | {r['force_mae']:.1f} |")
-    lines += [
-        "",
-        "| molecule, frames | fine-tuned | energy | from scratch | energy | MACE | NequIP |",
-        "|" + " --- |" * 7,
-    ]
-    scratch_runs = results.get("scratch", {})
-    for key, r in results.get("tune", {}).items():
-        molecule = key.split(",")[0]
-        own = scratch_runs.get(key, {})
-        published = PUBLISHED_50.get(molecule, {}) if key == f"{molecule}, 50 frames" else {}
-        cells = [key, f"{r['force_mae']:.1f}", f"{r['energy_mae']:.1f}"]
-        cells += [f"{own[name]:.1f}" if own else "" for name in ("force_mae", "energy_mae")]
-        cells += [f"{published[name]:.1f}" if published else "" for name in ("MACE", "NequIP")]
+def cell(run: dict[str, Any] | None, name: str = "force_mae") -> str:
+    """One number of a run, if there is one."""
+    return "" if run is None else f"{run[name]:.1f}"
+
+
+def left_out(results: dict[str, Any]) -> list[str]:
+    """Tables of molecules that their bases have not seen."""
+    tuned, scratch_runs = results.get("tune", {}), results.get("scratch", {})
+    plain = sorted(
+        {tuple(key.split(", ")[:2]) for key in (*tuned, *scratch_runs)},
+        key=lambda pair: (pair[0], int(pair[1].split()[0])),
+    )
+    lines = ["", "| molecule, frames | fine-tuned | energy | without replay | energy | from scratch | energy |"]
+    lines += ["|" + " --- |" * 7]
+    shown = set()
+    for molecule, frames in plain:
+        key = f"{molecule}, {frames}"
+        runs = [tuned.get(key), tuned.get(f"{key}, no replay"), scratch_runs.get(key)]
+        shown |= {key, f"{key}, no replay"}
+        if any(runs):
+            cells = [text for run in runs for text in (cell(run), cell(run, "energy_mae"))]
+            lines.append(f"| {' | '.join([key, *cells])} |")
+    published = [molecule for molecule in PUBLISHED_50 if f"{molecule}, 50 frames" in tuned]
+    if published:
+        lines += ["", "Published, from scratch on 50 frames (arXiv:2206.07697, table 2):", ""]
+        lines += ["| molecule, 50 frames | fine-tuned | MACE | NequIP | fine-tuned / MACE |", "|" + " --- |" * 5]
+    for molecule in published:
+        run, others = tuned[f"{molecule}, 50 frames"], PUBLISHED_50[molecule]
+        cells = [molecule, cell(run), *(f"{others[name]:.1f}" for name in ("MACE", "NequIP"))]
+        cells.append(f"{run['force_mae'] / others['MACE']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
-    if "other" in results:
-        lines += ["", "## Another molecule, another level of theory", ""]
-        lines += ["| trained on | from | tested on | force MAE | energy MAE |", "|" + " --- |" * 5]
-    for key, r in results.get("other", {}).items():
+    others = {key: run for key, run in tuned.items() if key not in shown}
+    if others:
+        lines += ["", "Other bases and settings:", ""]
+        lines += ["| molecule, frames, what differs | steps | fine-tuned | energy |", "|" + " --- |" * 4]
+    for key, run in others.items():
+        lines.append(f"| {key} | {run['steps']:,} | {cell(run)} | {cell(run, 'energy_mae')} |")
+    return lines
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Learning curves of molecules that their bases have not seen, beside what training from scratch gives."""
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (molecule, published) in enumerate(PUBLISHED_50.items()):
+        runs = {
+            kind: {n: run["force_mae"] for n in CURVE if (run := results.get(kind, {}).get(f"{molecule}, {n} frames"))}
+            for kind in ("tune", "scratch")
+        }
+        color = f"C{index}"
+        axes.plot(list(runs["tune"]), list(runs["tune"].values()), "o-", color=color, label=molecule)
+        axes.plot(list(runs["scratch"]), list(runs["scratch"].values()), "s", color=color, fillstyle="none")
+        axes.plot([50], [published["MACE"]], "x", color=color)
+    for marker, label in (("s", "from scratch, here"), ("x", "from scratch, MACE (published)")):
+        axes.plot([], [], marker, color="0.3", fillstyle="none", label=label)
+    axes.set(xlabel="frames", ylabel="force MAE (meV/Å)", xscale="log", yscale="log", xticks=CURVE, xlim=(8, 1200))
+    plain_numbers(axes.yaxis)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    axes.legend(title="fine-tuned on few frames")
+    FigureCanvasAgg(figure)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+
+
+def elsewhere(results: dict[str, Any]) -> list[str]:
+    """Table of other molecules and levels of theory, and the dynamics there."""
+    if "other" not in results:
+        return []
+    lines = ["", "## Another molecule, another level of theory", ""]
+    lines += ["| trained on | from | tested on | force MAE | energy MAE |", "|" + " --- |" * 5]
+    for key, r in results["other"].items():
         start = r["base"] if "known" in r else "random weights"
         for name, found in r["tests"].items():
-            cells = [
-                key,
-                start,
-                f"{name} ({found['frames']:,})",
-                f"{found['force_mae']:.1f}",
-                f"{found['energy_mae']:.1f}",
-            ]
+            cells = [key, start, f"{name} ({found['frames']:,})", cell(found), cell(found, "energy_mae")]
             lines.append(f"| {' | '.join(cells)} |")
-    runs = {key: r["nvt"] for key, r in results.get("other", {}).items() if "nvt" in r}
+    runs = {key: r["nvt"] for key, r in results["other"].items() if "nvt" in r}
     if runs:
         lines += ["", "Langevin dynamics from the relaxed molecule, 0.5 fs:", ""]
     for key, run in runs.items():
@@ -338,14 +405,39 @@ def report(results: dict[str, Any]) -> str:
             else (f"a bond broke after {run['broken_at_ps']:.2f} ps")
         )
         lines.append(f"- {key}: {run['picoseconds']:.0f} ps at {run['temperature']:.0f} K, {held}.")
-    lines += ["", "## What the base knew: mean force MAE on its molecules' test frames", ""]
-    lines += ["| fine-tuned on | before | after |", "| --- | --- | --- |"]
-    for key, r in {**results.get("tune", {}), **results.get("other", {})}.items():
-        if "known" not in r:
-            continue
-        before, after = (sum(r["known"][when].values()) / len(r["known"][when]) for when in ("before", "after"))
-        lines.append(f"| {key} | {before:.1f} | {after:.1f} |")
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def forgotten(results: dict[str, Any]) -> list[str]:
+    """Table of what the base knew, before and after."""
+    lines = ["", "## What the base knew: force MAE on its molecules' test frames, before → after", ""]
+    lines += [f"| fine-tuned on | mean | {' | '.join(MOLECULES)} |", "|" + " --- |" * (2 + len(MOLECULES))]
+    for key, run in {**results.get("tune", {}), **results.get("other", {})}.items():
+        if "known" in run:
+            before, after = run["known"]["before"], run["known"]["after"]
+            each = [f"{before[m]:.1f} → {after[m]:.1f}" if m in before else "" for m in MOLECULES]
+            mean = " → ".join(f"{np.mean(list(errors.values())):.1f}" for errors in (before, after))
+            lines.append(f"| {' | '.join([key, mean, *each])} |")
+    return lines
+
+
+def report(results: dict[str, Any]) -> str:
+    """The page."""
+    lines = [
+        "# Fine-tuning",
+        "",
+        "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine "
+        "of rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test "
+        "frames. Force MAE in meV/Å, energies in meV.*",
+        "",
+        "![Learning curves](finetune.png)",
+        "",
+        "| base without | steps | hours | validation force MAE |",
+        "| --- | --- | --- | --- |",
+    ]
+    for molecule, r in results.get("base", {}).items():
+        lines.append(f"| {molecule} | {r['steps']:,} | {r['seconds'] / 3600:.2f} | {r['force_mae']:.1f} |")
+    return "\n".join([*lines, *left_out(results), *elsewhere(results), *forgotten(results)]) + "\n"
 
 
 if __name__ == "__main__":

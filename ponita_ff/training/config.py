@@ -83,7 +83,7 @@ class DataConfig(Section):
     seed: int = 0
     further: list[Path] = Field(default=[])
     replay: list[Path] = Field(default=[])
-    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     units: UnitsConfig | None = None
     energy_key: str | None = None
     forces_key: str | None = None

@@ -108,10 +108,10 @@ def finetune_config(
 
 def _schedule(frames: int) -> dict[str, Any]:
     """Length, rates and average for so many frames; ``benchmarks/finetune.py`` measures what they give."""
-    steps = int(min(20_000, max(1_000, 100 * frames**0.75)))
+    steps = int(min(20_000, max(1_000, 200 * frames**0.75)))
     return {
         "steps": steps,
-        "learning_rate": 2.5e-4,
+        "learning_rate": 5e-4,
         "warmup_steps": steps // 20,
         "ema_decay": 0.99,
         "validate_every": steps // 10,

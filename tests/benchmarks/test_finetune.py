@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner
@@ -75,8 +77,35 @@ def test_every_result_gets_to_the_page(benchmark: ModuleType, tmp_path: Path) ->
     assert "H2O, 10 frames, no replay, optimiser.steps=5" in results["tune"]
     page = (tmp_path / "finetune.md").read_text(encoding="utf-8")
     assert f"| H2O | {results['base']['H2O']['steps']:,} |" in page
-    assert f"| H2O, 10 frames, optimiser.steps=5 | {kept['force_mae']:.1f} | {kept['energy_mae']:.1f} |" in page
-    assert f"| {kept['known']['before']['CH3OH']:.1f} | {kept['known']['after']['CH3OH']:.1f} |" in page
+    assert f"| H2O, 10 frames, optimiser.steps=5 | 5 | {kept['force_mae']:.1f} | {kept['energy_mae']:.1f} |" in page
+    plain = results["scratch"]["H2O, 10 frames"]
+    assert f"| H2O, 10 frames |  |  |  |  | {plain['force_mae']:.1f} | {plain['energy_mae']:.1f} |" in page
+    assert (tmp_path / "finetune.png").read_bytes().startswith(b"\x89PNG")
+    known = f"{kept['known']['before']['CH3OH']:.1f} → {kept['known']['after']['CH3OH']:.1f}"
+    assert f"| H2O, 10 frames, optimiser.steps=5 | {known} | {known} |  |" in page
+
+
+def test_a_base_with_further_frames(benchmark: ModuleType, tmp_path: Path) -> None:
+    """It is another base, and trains on them as well."""
+    write(tmp_path / "some.xyz", [argon() for _ in range(3)], format="extxyz")
+    further = ("--further", str(tmp_path / "some.xyz"))
+    call(benchmark, tmp_path, "base", "--without", "H2O", "--minutes", "0.03", *further)
+    base = tmp_path / "work" / "base-without-H2O-with-some" / "potential.safetensors"
+    assert read_header(base)["species"] == [1, 6, 8, 18]
+    few = ("--molecule", "H2O", "--frames", "10", "--set", "optimiser.steps=5")
+    call(benchmark, tmp_path, "tune", *few, *further)
+    results = json.loads((tmp_path / "finetune.json").read_text(encoding="utf-8"))
+    assert list(results["base"]) == ["H2O, base with some"]
+    assert list(results["tune"]) == ["H2O, 10 frames, base with some, optimiser.steps=5"]
+
+
+def argon() -> Atoms:
+    """A labelled pair."""
+    atoms = Atoms("Ar2", [[0.0, 0.0, 0.0], [0.0, 0.0, 3.8]], calculator=LennardJones(rc=20.0))
+    labels = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
+    return Atoms(
+        atoms.numbers, atoms.positions, calculator=labels, info={"energy_unit": "eV", "length_unit": "Angstrom"}
+    )
 
 
 def test_another_level_of_theory(benchmark: ModuleType, tmp_path: Path) -> None:
