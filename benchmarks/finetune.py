@@ -361,7 +361,7 @@ def left_out(results: dict[str, Any]) -> list[str]:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Learning curves of molecules that their bases have not seen, beside what training from scratch gives."""
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (molecule, published) in enumerate(PUBLISHED_50.items()):
         runs = {
@@ -379,7 +379,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.legend(title="fine-tuned on few frames")
+    figure.legend(title="fine-tuned on few frames", loc="outside right upper")
     FigureCanvasAgg(figure)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
