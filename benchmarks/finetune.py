@@ -430,8 +430,8 @@ def report(results: dict[str, Any]) -> str:
         "",
         "*Written by `python benchmarks/finetune.py`; all numbers come from `finetune.json`. Bases are trained on nine "
         "of rMD17's molecules (950 frames each) and fine-tuned on a few frames of the tenth; errors on its 1,000 test "
-        "frames. Force MAE in meV/Å, energies in meV. The settings were chosen by ethanol's test errors at 50 frames, so "
-        "that those flatter.*",
+        "frames. Force MAE in meV/Å, energies in meV. The settings were chosen by ethanol's test errors at 50 frames, "
+        "so that those flatter.*",
         "",
         "![Learning curves](finetune.png)",
         "",
