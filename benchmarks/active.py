@@ -34,12 +34,12 @@ from pages import add_result
 from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import thermal_momenta
-from ponita_ff.checkpoint import load_potential
 from ponita_ff.data import Frame, read_frames
 from ponita_ff.explore import ExploreSettings, explore
 from ponita_ff.files import write_atomically
 from ponita_ff.labels import find_method, label_frames
-from ponita_ff.potential import Potential
+from ponita_ff.potential.file import load_potential
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config

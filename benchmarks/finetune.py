@@ -43,10 +43,10 @@ from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import run_nvt
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.subject import Subject
-from ponita_ff.checkpoint import find_potential, load_potential, read_header
 from ponita_ff.data import Units, read_frames
 from ponita_ff.files import write_atomically
-from ponita_ff.potential import Potential
+from ponita_ff.potential.file import find_potential, load_potential, read_header
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config

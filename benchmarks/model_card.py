@@ -40,9 +40,9 @@ from ponita_ff.audit.modes import frequencies, rigid_motions
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.subject import Subject, find_bonds
 from ponita_ff.audit.symmetry import under_rotations
-from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import read_frames
-from ponita_ff.orientations import random_rotations
+from ponita_ff.network.orientations import random_rotations
+from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.training.finetune import REPLAY_FILE
 from ponita_ff.training.run import describe_hardware
 

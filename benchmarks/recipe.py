@@ -105,7 +105,7 @@ def rotation_error(potential: Any, frames: Any) -> dict[str, float]:
     """What turning a molecule changes: energies (meV) and turned forces (meV/Å), root mean square over frames."""
     import numpy as np
 
-    from ponita_ff.orientations import random_rotations
+    from ponita_ff.network.orientations import random_rotations
 
     rotations = random_rotations(TURNS * len(frames), (2026,)).reshape(len(frames), TURNS, 3, 3)
     structures = []

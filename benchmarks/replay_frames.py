@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import thermal_momenta
-from ponita_ff.checkpoint import read_header
 from ponita_ff.files import write_atomically
+from ponita_ff.potential.file import read_header
 from ponita_ff.training.finetune import REPLAY_FILE
 
 FILE = "potential.safetensors"

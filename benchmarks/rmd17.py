@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ponita_ff.checkpoint import find_potential, load_potential, read_header
 from ponita_ff.data import file_sha256, read_frames
+from ponita_ff.potential.file import find_potential, load_potential, read_header
 from ponita_ff.training.evaluate import evaluate
 
 HERE = Path(__file__).resolve().parent

@@ -10,9 +10,9 @@ from ase import Atoms
 from ase.build import molecule
 from numpy.typing import NDArray
 
-from ponita_ff.model import PonitaConfig
-from ponita_ff.neighbours import neighbour_list
-from ponita_ff.published import PublishedConfig
+from ponita_ff.network.config import PonitaConfig
+from ponita_ff.published.network import PublishedConfig
+from ponita_ff.structure.neighbours import neighbour_list
 
 __all__ = ["Flops", "aspirin", "count_flops", "directed_edges", "ethanol", "make_system", "water_box"]
 

@@ -34,9 +34,9 @@ from speed_systems import SEED, count_flops, directed_edges, make_system
 from torch import nn
 
 from ponita_ff import Ponita, PonitaCalculator, PonitaConfig, Potential
-from ponita_ff.graph import batch_graphs, build_graph
-from ponita_ff.orientations import orientation_grid
-from ponita_ff.published import PublishedConfig, PublishedPonita
+from ponita_ff.network.orientations import orientation_grid
+from ponita_ff.published.network import PublishedConfig, PublishedPonita
+from ponita_ff.structure.graph import batch_graphs, build_graph
 from ponita_ff.training.config import LossConfig, OptimiserConfig
 from ponita_ff.training.optimisers import Optimiser
 from ponita_ff.training.step import TrainingStep

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ponita_ff.calculator import PonitaCalculator
-    from ponita_ff.checkpoint import PotentialFileError, load_potential, save_potential
-    from ponita_ff.model import Ponita, PonitaConfig
-    from ponita_ff.potential import Potential, Prediction
+    from ponita_ff.network.config import PonitaConfig
+    from ponita_ff.network.ponita import Ponita
+    from ponita_ff.potential.file import PotentialFileError, load_potential, save_potential
+    from ponita_ff.potential.potential import Potential, Prediction
 
 __all__ = [
     "Ponita",
@@ -21,14 +22,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Ponita": "model",
+    "Ponita": "network.ponita",
     "PonitaCalculator": "calculator",
-    "PonitaConfig": "model",
-    "Potential": "potential",
-    "PotentialFileError": "checkpoint",
-    "Prediction": "potential",
-    "load_potential": "checkpoint",
-    "save_potential": "checkpoint",
+    "PonitaConfig": "network.config",
+    "Potential": "potential.potential",
+    "PotentialFileError": "potential.file",
+    "Prediction": "potential.potential",
+    "load_potential": "potential.file",
+    "save_potential": "potential.file",
 }
 
 if not TYPE_CHECKING:

@@ -16,11 +16,12 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ponita_ff.checkpoint import load_potential
-from ponita_ff.device_neighbours import TableCache
-from ponita_ff.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
-from ponita_ff.neighbours import SkinCache
-from ponita_ff.potential import Potential
+from ponita_ff.energy.derivatives import hessian
+from ponita_ff.potential.file import load_potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.device_neighbours import TableCache
+from ponita_ff.structure.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
+from ponita_ff.structure.neighbours import SkinCache
 from ponita_ff.uncertainty import Calibration
 
 __all__ = ["PonitaCalculator"]
@@ -48,7 +49,7 @@ class PonitaCalculator(Calculator):
         calibration: Of a committee, or the file of one (:func:`ponita_ff.uncertainty.calibrate`): its standard
             deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
-            ``"eager"``; see :class:`ponita_ff.backends.Predictor`.
+            ``"eager"``; see :class:`ponita_ff.backends.predictor.Predictor`.
         label: ASE's name for files of this calculator; unused.
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
@@ -306,16 +307,8 @@ class PonitaCalculator(Calculator):
             raise ValueError(f"indices must be atoms 0 to {len(atoms) - 1}, got {indices}")
         graph = self._update_graph(atoms).clone()
         _refuse_coincident(graph)
-        graph.positions = graph.positions.clone().requires_grad_(True)
-        with torch.enable_grad():
-            energies = [
-                member.interaction_energies(graph, graph.positions, graph.offsets).sum() for member in self.potentials
-            ]
-            energy = torch.stack(energies).mean()
-            gradient = torch.autograd.grad(energy, graph.positions, create_graph=True)[0][chosen].flatten()
-            rows = [torch.autograd.grad(g, graph.positions, retain_graph=True)[0][chosen].flatten() for g in gradient]
-        hessian: NDArray[np.float64] = torch.stack(rows).cpu().numpy()
-        return 0.5 * (hessian + hessian.T)
+        matrix: NDArray[np.float64] = hessian(self.potentials, graph, chosen.tolist()).cpu().numpy()
+        return matrix
 
 
 def _sequence(potentials: Any) -> Sequence[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["package_versions", "weights_hash", "write_atomically"]
+__all__ = ["package_versions", "weights_hash", "write_atomically", "write_json", "write_text"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,6 +47,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; see :func:`write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file for people to read, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from ponita_ff.files import weights_hash, write_atomically
-from ponita_ff.potential import Potential
+from ponita_ff.files import weights_hash, write_json
+from ponita_ff.potential.file import name_before_version_3
+from ponita_ff.potential.potential import Potential
 
 if TYPE_CHECKING:
     from ponita_ff.data import Frame
@@ -58,8 +59,7 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -82,16 +82,18 @@ class Calibration:
         Raises:
             ValueError: Where they differ.
         """
-        if sorted(self.members) != sorted(_hash(potential) for potential in potentials):
+        # Hashes are of names and weights, and calibrations of before version 3 of potential files know older names.
+        hashes = [[_hash(potential, name) for potential in potentials] for name in (str, name_before_version_3)]
+        if sorted(self.members) not in [sorted(each) for each in hashes]:
             raise ValueError(
                 "the calibration was measured with other potentials than this committee's: run 'ponita-ff calibrate' "
                 "with these"
             )
 
 
-def _hash(potential: Potential) -> str:
+def _hash(potential: Potential, named: Callable[[str], str] = str) -> str:
     """Of weights alone: a member computes the same whatever dtype and rotations a calculator gives it."""
-    return weights_hash({name: weight.detach().float() for name, weight in potential.named_parameters()})
+    return weights_hash({named(name): weight.detach().float() for name, weight in potential.named_parameters()})
 
 
 def committee_spread(

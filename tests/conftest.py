@@ -13,9 +13,10 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from ponita_ff.checkpoint import save_potential
-from ponita_ff.model import Ponita, PonitaConfig
-from ponita_ff.potential import Potential
+from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.ponita import Ponita
+from ponita_ff.potential.file import save_potential
+from ponita_ff.potential.potential import Potential
 
 #: Reference energies in eV, of the size that isolated atoms have in DFT.
 REFERENCES = {1: -13.6, 6: -1029.9, 8: -2041.8}

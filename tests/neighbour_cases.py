@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ponita_ff.neighbours import NeighbourList, neighbour_list
+from ponita_ff.structure.neighbours import NeighbourList, neighbour_list
 
 __all__ = ["BOX", "GOOD", "PBCS", "Floats", "cutoffs_at_a_distance", "random_cell"]
 

@@ -25,8 +25,8 @@ from ase.optimize import BFGS
 from ase.vibrations import Vibrations, VibrationsData
 
 from ponita_ff import PonitaCalculator, PotentialFileError
-from ponita_ff.graph import build_graph
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import build_graph
 
 Make = Callable[..., Potential]
 

@@ -12,21 +12,14 @@ import ponita_ff
 
 ROOT = Path(ponita_ff.__file__).parent
 
-#: From the leaves up. A name that is a package stands for all its modules, which may import each other.
+#: The way of the data, from the leaves up. A folder stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    (
-        *("compilation", "files", "invariants", "kernels", "lattice", "orientations", "python_path", "readout"),
-        *("settings", "units"),
-    ),
-    ("neighbours",),
-    ("graph",),
-    ("convolution", "device_neighbours", "packaging"),
-    ("model",),
-    ("native",),
+    ("files", "kernels", "python_path", "settings", "structure", "units"),
+    ("data", "network"),
+    ("energy", "published"),
     ("backends",),
     ("potential",),
-    ("published",),
-    ("checkpoint", "uncertainty"),
+    ("uncertainty",),
     ("calculator", "training"),
     ("audit", "labels"),
     ("explore",),
@@ -34,8 +27,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("__init__", "__main__"),
 )
 
-#: Beside the steps: what a module may import, and no more.
-EXACTLY = {"data": {"units"}}
+#: Where a step alone would allow too much: all that a module may import.
+ONLY = {"data": {"units"}}
 
 
 def module_name(path: Path) -> str:
@@ -54,12 +47,12 @@ def is_for_types_only(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def imports(path: Path, lazy: bool) -> set[str]:
-    """Modules of this package that a file imports when run, inside functions too if ``lazy``."""
+def imports(path: Path, types: bool = True) -> set[str]:
+    """Modules of this package that a file imports, inside functions too, and for types only if ``types``."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if is_for_types_only(node) or (not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+        if is_for_types_only(node) and not types:
             return
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: relative import in line {node.lineno}"
@@ -89,33 +82,26 @@ def step(module: str) -> int | None:
 
 
 def test_every_module_has_its_place() -> None:
-    placed = {name for names in STEPS for name in names} | set(EXACTLY)
-    assert {top(module) for module in MODULES} == placed
+    assert {top(module) for module in MODULES} == {name for names in STEPS for name in names}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
     own = step(module)
-    for other in imports(MODULES[module], lazy=True):
+    for other in imports(MODULES[module]):
         assert other in MODULES, f"{module} imports {other}, which does not exist"
-        if top(other) == top(module) != module:
-            continue  # within a package
         if top(other) == top(module):
-            assert MODULES[module].name == "__init__.py", f"{module} imports itself"
+            assert other != module, f"{module} imports itself"
             continue
-        if top(module) in EXACTLY:
-            assert top(other) in EXACTLY[top(module)], f"{module} must not import {other}"
-        elif top(other) in EXACTLY and step(other) is None:
-            continue
-        else:
-            below = step(other)
-            assert own is not None and below is not None and below < own, f"{module} must not import {other}"
+        below = step(other)
+        assert own is not None and below is not None and below < own, f"{module} must not import {other}"
+        assert top(other) in ONLY.get(top(module), {top(other)}), f"{module} must not import {other}"
 
 
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("data", {"model", "potential", "graph", "training"}),
+        ("data", {"network", "potential", "structure", "training"}),
         ("calculator", {"training", "data"}),
         ("training", {"calculator"}),
     ],
@@ -127,12 +113,12 @@ def test_never_even_indirectly(module: str, never: set[str]) -> None:
         name = queue.pop()
         if name not in reached:
             reached.add(name)
-            queue.extend(imports(MODULES[name], lazy=True))
+            queue.extend(imports(MODULES[name], types=False))
     assert not {top(name) for name in reached} & never
 
 
 def test_no_cycles() -> None:
-    graph = {module: imports(path, lazy=True) - {module} for module, path in MODULES.items()}
+    graph = {module: imports(path) - {module} for module, path in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -142,8 +128,8 @@ def test_no_cycles() -> None:
 def test_the_reader_of_imports_reads_them(tmp_path: Path) -> None:
     source = """
 from typing import TYPE_CHECKING
-import ponita_ff.graph
-from ponita_ff import model
+import ponita_ff.structure.graph
+from ponita_ff.network import ponita
 from ponita_ff.data.npz import NpzFrames
 import torch
 if TYPE_CHECKING:
@@ -153,8 +139,9 @@ def function():
 """
     path = tmp_path / "source.py"
     path.write_text(source, encoding="utf-8")
-    assert imports(path, lazy=False) == {"graph", "model", "data.npz"}
-    assert imports(path, lazy=True) == {"graph", "model", "data.npz", "training.run"}
+    run = {"structure.graph", "network.ponita", "data.npz", "training.run"}
+    assert imports(path, types=False) == run
+    assert imports(path) == run | {"cli"}
 
 
 def test_public_names_are_loaded_when_asked_for() -> None:
@@ -167,4 +154,4 @@ def test_public_names_are_loaded_when_asked_for() -> None:
 
 def test_only_potentials_and_what_trains_them_differentiate() -> None:
     users = {name for name, path in MODULES.items() if "autograd.grad" in path.read_text(encoding="utf-8")}
-    assert users <= {"potential", "calculator", "training.step", "training.native"}
+    assert users == {"energy.derivatives", "training.step", "backends.native.training"}

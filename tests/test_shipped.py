@@ -15,9 +15,9 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 from ponita_ff import PonitaCalculator, load_potential
-from ponita_ff.checkpoint import find_potential, read_header
 from ponita_ff.data import read_frames
-from ponita_ff.orientations import rotation_group
+from ponita_ff.network.orientations import rotation_group
+from ponita_ff.potential.file import find_potential, read_header
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
 

@@ -16,7 +16,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ponita_ff import PonitaCalculator, save_potential
 from ponita_ff.data import Frame
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
 from ponita_ff.uncertainty import (
     Calibration,
     UncertainForces,

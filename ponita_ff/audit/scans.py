@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ponita_ff.audit.result import Measure, NotDone, Outcome
 from ponita_ff.audit.settings import ScanSettings
 from ponita_ff.audit.subject import Array, Subject
-from ponita_ff.orientations import rotation_about
+from ponita_ff.network.orientations import rotation_about
 
 __all__ = ["Path", "Point", "short_range", "smoothness"]
 

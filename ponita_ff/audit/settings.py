@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
-from ponita_ff.settings import Section, wrong_fields
+from ponita_ff.settings import Section, SettingsError, merged, read_yaml, wrong_fields
 
 __all__ = [
     "QUICK",
@@ -32,7 +31,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class AuditError(ValueError):
+class AuditError(SettingsError):
     """A user's mistake; the message names the file, option or calculator and says what was expected."""
 
 
@@ -253,7 +252,7 @@ class AuditSettings(Section):
         """
         values: dict[str, Any] = {}
         for layer in layers:
-            values = _merge(values, layer)
+            values = merged(values, layer)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -277,31 +276,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        AuditError: For a missing file or one that holds anything else.
+        SettingsError: For a missing file or one that holds anything else.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AuditError(f"cannot read the settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AuditError(f"{path} is not a YAML file: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise AuditError(f"{path} must be a mapping of settings, e.g. 'nve: {{picoseconds: 50}}'")
-    return values
-
-
-def nested(name: str, value: Any) -> dict[str, Any]:
-    """``{"nve": {"limit": 1}}`` of ``"nve.limit", 1``."""
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return dict(value)
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+    return read_yaml(path, "nve: {picoseconds: 50}")

@@ -9,7 +9,7 @@ from ase import Atoms
 
 from ponita_ff.audit.result import Measure, Outcome
 from ponita_ff.audit.subject import Array, Subject
-from ponita_ff.orientations import random_rotations
+from ponita_ff.network.orientations import random_rotations
 
 __all__ = ["Turned", "rotation_spread", "turned", "under_rotations"]
 

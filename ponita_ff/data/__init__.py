@@ -21,14 +21,7 @@ from ponita_ff.data.frames import (
 from ponita_ff.data.hdf5 import Hdf5Frames, write_hdf5
 from ponita_ff.data.npz import NpzFrames
 from ponita_ff.data.reading import read_frames
-from ponita_ff.data.splits import (
-    Split,
-    joined_split,
-    random_split,
-    read_index_file,
-    rmd17_archive_split,
-    rmd17_split,
-)
+from ponita_ff.data.splits import Split, joined_split, random_split, read_index_file, rmd17_archive_split, rmd17_split
 from ponita_ff.units import Units
 
 __all__ = [

@@ -19,13 +19,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import iread
 
-from ponita_ff.data.frames import (
-    DataError,
-    Frame,
-    require_units,
-    scalar_energy,
-    stress_matrix,
-)
+from ponita_ff.data.frames import DataError, Frame, require_units, scalar_energy, stress_matrix
 from ponita_ff.units import EV_ANGSTROM, Units, canonical_energy_unit, canonical_length_unit
 
 __all__ = ["iter_extxyz", "marked_units", "read_isolated_atoms"]

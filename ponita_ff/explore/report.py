@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ponita_ff.files import write_atomically
+from ponita_ff.files import write_atomically, write_json
 from ponita_ff.training.plots import plain_numbers
 
 __all__ = ["Round", "write_report"]
@@ -48,8 +47,7 @@ class Round:
 def write_report(rounds: Sequence[Round], threshold: float, outcome: str, folder: Path) -> None:
     """``report.json`` and ``report.png``."""
     content = {"outcome": outcome, "threshold": threshold, "rounds": [asdict(one) for one in rounds]}
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(folder / "report.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "report.json", content)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     labels = [one.labels for one in rounds]

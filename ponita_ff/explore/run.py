@@ -16,14 +16,14 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from ponita_ff.calculator import PonitaCalculator
-from ponita_ff.checkpoint import load_potential
 from ponita_ff.data import Frame, read_frames
 from ponita_ff.explore.dynamics import Walk, displaced, walk
 from ponita_ff.explore.report import Round, write_report
 from ponita_ff.explore.select import farthest
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
-from ponita_ff.files import write_atomically
+from ponita_ff.files import write_atomically, write_json
 from ponita_ff.labels import label_frames
+from ponita_ff.potential.file import load_potential
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.run import is_started
@@ -124,8 +124,7 @@ def _remember(settings: ExploreSettings, out: Path) -> None:
             old, new = before.model_dump(), settings.model_dump()
             wrong = ", ".join(f"{name}: {old[name]!r}" for name in old if old[name] != new[name])
             raise ExploreError(f"{out} was begun with other settings; go on with {wrong}, or give another folder")
-    text = json.dumps(settings.model_dump(mode="json"), indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(path, settings.model_dump(mode="json"))
 
 
 def _label_files(out: Path, number: int) -> list[Path]:

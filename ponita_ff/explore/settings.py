@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ponita_ff.settings import Section, wrong_fields
+from ponita_ff.settings import Section, SettingsError, wrong_fields
 
 __all__ = ["ExploreError", "ExploreSettings"]
 
@@ -15,7 +15,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ExploreError(ValueError):
+class ExploreError(SettingsError):
     """A user's mistake; the message names the file, option or folder and says what was expected."""
 
 

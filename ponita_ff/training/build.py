@@ -13,12 +13,12 @@ from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 from torch import nn
 
-from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import DataError, Frame, read_isolated_atoms
-from ponita_ff.model import Ponita
-from ponita_ff.neighbours import neighbour_list
-from ponita_ff.potential import Potential
-from ponita_ff.readout import fit_reference_energies
+from ponita_ff.energy.references import fit_reference_energies
+from ponita_ff.network.ponita import Ponita
+from ponita_ff.potential.file import load_potential, read_header
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.neighbours import neighbour_list
 from ponita_ff.training.config import ConfigError, PotentialConfig, TrainConfig
 
 __all__ = ["build_potential"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from ponita_ff.model import PonitaConfig
-from ponita_ff.orientations import GRID_SIZES
-from ponita_ff.settings import Section, wrong_fields
+from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.orientations import GRID_SIZES
+from ponita_ff.settings import Section, SettingsError, merged, read_yaml, with_changes, wrong_fields
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -42,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(SettingsError):
     """A setting that cannot be used; the message names the file and every wrong field."""
 
 
@@ -200,15 +199,6 @@ def _unlisted(paths: list[Path], like: Path | list[Path]) -> Path | list[Path]:
     return paths if isinstance(like, list) else paths[0]
 
 
-def _under(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
-    """A preset's values with those given on top, section by section."""
-    merged = {**preset, **given}
-    for name, value in preset.items():
-        if isinstance(value, dict) and isinstance(given.get(name), dict):
-            merged[name] = {**value, **given[name]}
-    return merged
-
-
 class TrainConfig(Section):
     """A whole run.
 
@@ -234,7 +224,7 @@ class TrainConfig(Section):
     @classmethod
     def _with_preset(cls, values: Any) -> Any:
         name = values.get("preset", "fast") if isinstance(values, dict) else None
-        return _under(values, PRESETS[name]) if isinstance(name, str) and name in PRESETS else values
+        return merged(PRESETS[name], values) if isinstance(name, str) and name in PRESETS else values
 
     @classmethod
     def from_mapping(cls, values: Any, source: str = "settings") -> TrainConfig:
@@ -259,24 +249,9 @@ class TrainConfig(Section):
             overrides: Values by dotted field name that replace the file's, e.g. ``{"optimiser.time": "30m"}``.
 
         Raises:
-            ConfigError: For a missing or malformed file or a wrong field.
+            SettingsError: For a missing or malformed file or a wrong field.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not a YAML file: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must be a mapping of settings, with at least 'data: {{path: FILE}}'")
-        for name, value in (overrides or {}).items():
-            target = values
-            *parents, leaf = name.split(".")
-            for parent in parents:
-                target = target.setdefault(parent, {})
-                if not isinstance(target, dict):
-                    raise ConfigError(f"{path}: {parent} must be a mapping of settings, got {target!r}")
-            target[leaf] = value
+        values = with_changes(read_yaml(path, "data: {path: FILE}"), overrides or {}, str(path))
         config = cls.from_mapping(values, str(path))
         config._resolve_paths(path.parent, set(overrides or {}))
         return config

@@ -12,8 +12,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ponita_ff.data import Frame
-from ponita_ff.graph import Graph, batch_graphs, build_graph
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import Graph, batch_graphs, build_graph
 
 __all__ = ["Errors", "Evaluation", "FormulaErrors", "evaluate", "frame_graph"]
 
@@ -106,7 +106,7 @@ def evaluate(
         frames: At least one.
         batch_size: Frames per pass.
         progress: Called with the number of frames done so far.
-        backend: See :class:`ponita_ff.backends.Predictor`.
+        backend: See :class:`ponita_ff.backends.predictor.Predictor`.
 
     Raises:
         ValueError: For no frames, elements that the potential does not know, or a backend that does not exist.

@@ -6,16 +6,17 @@ errors before and after on the new frames and on what the start knew.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ponita_ff.checkpoint import find_potential, load_potential, read_header, save_potential, write_atomically
 from ponita_ff.data import Frame, read_frames
-from ponita_ff.potential import Potential
+from ponita_ff.files import write_json
+from ponita_ff.potential.file import find_potential, load_potential, read_header, save_potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.settings import with_changes
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import POTENTIAL_FILE, ConfigError, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate
@@ -97,13 +98,7 @@ def finetune_config(
     }
     if test:
         settings["data"]["test"] = [str(file) for file in test]
-    for name, value in (overrides or {}).items():
-        section, _, field = name.partition(".")
-        if field:
-            settings.setdefault(section, {})[field] = value
-        else:
-            settings[section] = value
-    return TrainConfig.from_mapping(settings, "these settings")
+    return TrainConfig.from_mapping(with_changes(settings, overrides or {}), "these settings")
 
 
 def _schedule(frames: int) -> dict[str, Any]:
@@ -152,8 +147,7 @@ def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: boo
     ]
     potential.metadata["finetuning"] = [asdict(change) for change in changes]
     save_potential(potential, out / POTENTIAL_FILE)
-    report = json.dumps(potential.metadata, indent=2)
-    write_atomically(out / "report.json", lambda path: path.write_text(report + "\n", encoding="utf-8"))
+    write_json(out / "report.json", potential.metadata)
     return changes
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ponita_ff.convolution import ConvNeXt
+from ponita_ff.network.block import ConvNeXt
 
 __all__ = ["FlatWeights", "LowRank", "Muon", "Optimiser", "layer_matrices", "orthogonalised"]
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ponita_ff.data import Frame, InMemoryFrames, JoinedFrames
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
 
 __all__ = ["at_level", "mixed", "split_replay"]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import yaml
 
-from ponita_ff.checkpoint import load_potential, save_potential, write_atomically
 from ponita_ff.data import (
     DataError,
     Frame,
@@ -29,7 +28,9 @@ from ponita_ff.data import (
     read_frames,
     rmd17_split,
 )
-from ponita_ff.potential import Potential
+from ponita_ff.files import write_json, write_text
+from ponita_ff.potential.file import load_potential, save_potential
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import CHECKPOINT_FILE, FIRST_STAGE, POTENTIAL_FILE, DataConfig, TrainConfig
 from ponita_ff.training.evaluate import Evaluation, evaluate
@@ -165,7 +166,7 @@ def is_started(out: Path) -> bool:
 def _save_config(config: TrainConfig, out: Path) -> None:
     """Write the settings, with every default filled in."""
     text = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-    write_atomically(out / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(out / "config.yaml", text)
 
 
 def _train(
@@ -221,8 +222,7 @@ def _report(
         "hardware": describe_hardware(potential.device),
     }
     save_potential(potential, out / POTENTIAL_FILE)
-    report = json.dumps(potential.metadata, indent=2)
-    write_atomically(out / "report.json", lambda path: path.write_text(report + "\n", encoding="utf-8"))
+    write_json(out / "report.json", potential.metadata)
     plot_learning_curve(trainer.state.history, out / "learning_curve.png", first)
     name, shown = list(results.items())[-1]
     plot_parity(shown, f"{name} frames", out / "parity.png")

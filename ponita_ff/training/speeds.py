@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ponita_ff.checkpoint import read_header
-from ponita_ff.potential import Potential
+from ponita_ff.potential.file import read_header
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.config import TrainConfig
 
 __all__ = ["speeds"]

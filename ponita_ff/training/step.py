@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ponita_ff.backends import BACKENDS
-from ponita_ff.compilation import Function, ShapeCompiler
-from ponita_ff.graph import INPUT_FIELDS, Graph
+from ponita_ff.backends.compiled import Function, ShapeCompiler
+from ponita_ff.backends.native.training import NativeDifferentiation
+from ponita_ff.backends.predictor import BACKENDS
+from ponita_ff.energy.assembly import reference_energies
+from ponita_ff.energy.derivatives import differentiate
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.potential import Potential
-from ponita_ff.readout import sum_over_structures
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import INPUT_FIELDS, Graph, sum_over_structures
 from ponita_ff.training.config import LossConfig
-from ponita_ff.training.native import NativeDifferentiation
 
 __all__ = ["LossTerms", "TrainingStep"]
 
@@ -55,7 +56,7 @@ def _loss(
     """
     of_structures, of_atoms = shares
     number = graph.cell.shape[0]
-    reference = potential.reference_energies[potential.species_index[graph.atomic_numbers]]
+    reference = reference_energies(potential, graph)
     label = graph.energy - sum_over_structures(reference, graph.batch, number)
     ones = torch.ones_like(reference)
     energy_error = sum_over_structures(energies.double(), graph.batch, number) - label
@@ -83,9 +84,14 @@ class _LossModule(nn.Module):
         super().__init__()
         self.potential, self.settings = potential, settings
 
-    def forward(self, graph: Graph, shares: Tensor, fused: bool) -> LossTerms:
-        energies, forces, stress = self.potential.differentiate(
-            graph, forces=True, stress=self.settings.stress > 0, create_graph=True, fused=fused
+    def forward(self, graph: Graph, shares: Tensor, for_compile: bool) -> LossTerms:
+        energies, forces, stress = differentiate(
+            self.potential,
+            graph,
+            forces=True,
+            stress=self.settings.stress > 0,
+            create_graph=True,
+            for_compile=for_compile,
         )
         assert forces is not None
         return _loss(self.potential, self.settings, graph, shares, energies, forces, stress)
@@ -118,9 +124,9 @@ class TrainingStep:
         self._named = {name: p for name, p in potential.named_parameters() if p.requires_grad}
         self._module = _LossModule(potential, settings)
         self._fields = (*_FIELDS, "stress") if settings.stress > 0 else _FIELDS
-        self._function: Function = partial(self._evaluate, fused=False)
+        self._function: Function = partial(self._evaluate, for_compile=False)
         if self.backend == "compiled":
-            self._function = ShapeCompiler(partial(self._evaluate, fused=True), self._function)
+            self._function = ShapeCompiler(partial(self._evaluate, for_compile=True), self._function)
 
     def __call__(self, graph: Graph, shares: tuple[float, float] = (1.0, 1.0)) -> LossTerms:
         """Loss terms of the batch, detached.
@@ -150,13 +156,13 @@ class TrainingStep:
         found.gradients(terms.loss, {name: p.grad for name, p in self._named.items() if p.grad is not None})
         return replace(terms, loss=terms.loss.detach())
 
-    def _evaluate(self, parameters: list[Tensor], tensors: list[Tensor], fused: bool) -> tuple[Tensor, ...]:
+    def _evaluate(self, parameters: list[Tensor], tensors: list[Tensor], for_compile: bool) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             leaves = [p.detach().requires_grad_(True) for p in parameters]
             weights = dict(zip((f"potential.{name}" for name in self._named), leaves, strict=True))
             *fields, shares = tensors
             graph = Graph(**dict(zip(self._fields, fields, strict=True)))
-            terms = functional_call(self._module, weights, (graph, shares, fused))
+            terms = functional_call(self._module, weights, (graph, shares, for_compile))
             # The last layer's constants may not matter to a loss without energies: no gradient then, not an error.
             gradients = torch.autograd.grad(terms.loss, leaves, materialize_grads=True)
         return terms.loss.detach(), terms.energy_mae, terms.forces_mae, *gradients

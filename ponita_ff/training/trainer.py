@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ponita_ff.checkpoint import write_atomically
 from ponita_ff.data import Frame, frame_sizes
-from ponita_ff.graph import Graph, batch_graphs
-from ponita_ff.orientations import random_rotations
-from ponita_ff.potential import Potential
+from ponita_ff.files import write_atomically
+from ponita_ff.network.orientations import random_rotations
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import Graph, batch_graphs
 from ponita_ff.training.config import CHECKPOINT_FILE, LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_graph
 from ponita_ff.training.optimisers import FlatWeights, Optimiser

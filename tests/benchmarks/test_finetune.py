@@ -18,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner
 
-from ponita_ff.checkpoint import read_header
+from ponita_ff.potential.file import read_header
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from ase.build import molecule
 from ase.io import write
 from click.testing import CliRunner
 
-from ponita_ff.checkpoint import load_potential, save_potential
 from ponita_ff.data import read_frames
-from ponita_ff.potential import Potential
+from ponita_ff.potential.file import load_potential, save_potential
+from ponita_ff.potential.potential import Potential
 
 
 def test_frames_are_labelled_by_the_base(

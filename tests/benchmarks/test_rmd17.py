@@ -13,8 +13,8 @@ import pytest
 from ase import units
 
 from ponita_ff import load_potential
-from ponita_ff.checkpoint import find_potential, read_header, save_potential
 from ponita_ff.data import file_sha256
+from ponita_ff.potential.file import find_potential, read_header, save_potential
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from ponita_ff.data.download import (
-    _FILES,
-    DownloadError,
-    RemoteFile,
-    available,
-    download,
-    download_file,
-    remote_file,
-)
+from ponita_ff.data.download import _FILES, DownloadError, RemoteFile, available, download, download_file, remote_file
 
 
 def archive(n_frames: int = 40, numbers: tuple[int, ...] = (8, 1, 1)) -> bytes:

@@ -15,13 +15,7 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from ponita_ff.data import (
-    DataError,
-    Units,
-    iter_extxyz,
-    read_frames,
-    read_isolated_atoms,
-)
+from ponita_ff.data import DataError, Units, iter_extxyz, read_frames, read_isolated_atoms
 
 
 def waters(n: int = 4) -> list[Atoms]:

@@ -19,9 +19,9 @@ from ase.io import read, write
 from explore_calculators import calls
 from methanol import make_frames
 
-from ponita_ff.checkpoint import load_potential
 from ponita_ff.data import read_frames
 from ponita_ff.explore import Explored, ExploreError, ExploreSettings, explore
+from ponita_ff.potential.file import load_potential
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.run import train

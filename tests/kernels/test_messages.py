@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ponita_ff.graph import build_graph
 from ponita_ff.kernels import messages
 from ponita_ff.kernels.build import KernelError, compiler
 from ponita_ff.kernels.messages import Edges, convolve
+from ponita_ff.structure.graph import build_graph
 
 #: Degrees, orientations, channels: with code of their own and without, whole vectors and not.
 SHAPES = [(1, 1, 13), (3, 6, 5), (5, 12, 16), (7, 3, 8), (9, 4, 3)]

@@ -12,10 +12,10 @@ import torch
 from ase import Atoms
 from ase.io import write
 
-from ponita_ff import checkpoint
-from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import InMemoryFrames
-from ponita_ff.potential import Potential
+from ponita_ff.potential import file as checkpoint
+from ponita_ff.potential.file import load_potential, read_header
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import frame_graph

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ponita_ff.settings import SettingsError
 from ponita_ff.training.config import PRESETS, ConfigError, FinishConfig, TrainConfig
 
 
@@ -70,12 +71,12 @@ def test_pnita_has_no_angles(settings: dict[str, Any]) -> None:
 def test_malformed_yaml_names_the_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+    with pytest.raises(SettingsError, match=r"broken\.yaml"):
         TrainConfig.from_yaml(path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
         TrainConfig.from_yaml(tmp_path / "nowhere.yaml")
 
 

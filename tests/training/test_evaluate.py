@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 
 from ponita_ff.data import Frame
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
 from ponita_ff.training.evaluate import evaluate
 
 

@@ -14,8 +14,8 @@ from ase import Atoms
 from ase.io import write
 from methanol import make_frames
 
-from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import InMemoryFrames, read_frames
+from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.training import run as training_run
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import evaluate

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ponita_ff.model import Ponita, PonitaConfig
+from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.ponita import Ponita
 from ponita_ff.training.optimisers import FlatWeights, Muon, Optimiser, layer_matrices, orthogonalised
 
 

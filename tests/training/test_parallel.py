@@ -15,8 +15,8 @@ import yaml
 from ase import Atoms
 from ase.io import read, write
 
-from ponita_ff.checkpoint import read_header
 from ponita_ff.data import InMemoryFrames
+from ponita_ff.potential.file import read_header
 from ponita_ff.training.parallel import Processes, deal
 from ponita_ff.training.trainer import _Batches
 

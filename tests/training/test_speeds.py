@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ponita_ff.checkpoint import save_potential
 from ponita_ff.data import InMemoryFrames
+from ponita_ff.potential.file import save_potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.speeds import speeds

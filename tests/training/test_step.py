@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ponita_ff.data import InMemoryFrames
-from ponita_ff.graph import Graph, batch_graphs
 from ponita_ff.kernels.build import KernelError, compiler
-from ponita_ff.potential import Potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import Graph, batch_graphs
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import frame_graph

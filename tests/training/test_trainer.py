@@ -21,10 +21,10 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 
-from ponita_ff import checkpoint
-from ponita_ff.checkpoint import load_potential, read_header
 from ponita_ff.data import DataError, InMemoryFrames
-from ponita_ff.orientations import random_rotations
+from ponita_ff.network.orientations import random_rotations
+from ponita_ff.potential import file as checkpoint
+from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
@@ -289,7 +289,7 @@ def test_rotations_are_uniform_rotations() -> None:
 
 
 def test_rotation_augmentation_keeps_distances_and_labels(settings: dict[str, Any], frames: InMemoryFrames) -> None:
-    from ponita_ff.graph import batch_graphs
+    from ponita_ff.structure.graph import batch_graphs
     from ponita_ff.training.trainer import _rotate
 
     graph = batch_graphs([frame_graph(frames[i], 4.0) for i in range(2)])

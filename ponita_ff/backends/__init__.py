@@ -1,0 +1,1 @@
+"""How a prediction is computed: eagerly, compiled by torch, ahead of time, or by the native kernels."""

@@ -1,0 +1,1 @@
+"""The network through the C++ kernels: predictions, and gradients with respect to weights for training."""

@@ -1,0 +1,153 @@
+"""How predictions are computed: as torch runs the potential, compiled by torch, or by the package's own kernels."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ponita_ff.backends.ahead_of_time import AheadOfTimeError, CompiledPrediction, compiled_path, load_compiled
+from ponita_ff.backends.compiled import ShapeCompiler
+from ponita_ff.backends.native.engine import NativeNetwork
+from ponita_ff.energy.assembly import Terms, assemble
+from ponita_ff.energy.derivatives import predict
+from ponita_ff.energy.model import EnergyModel
+from ponita_ff.kernels.build import KernelError
+from ponita_ff.structure.graph import INPUT_FIELDS, Graph
+
+__all__ = ["BACKENDS", "Predictor"]
+
+logger = logging.getLogger(__name__)
+
+#: Atoms, all rotations counted, up to which the engine does several rotations at once; more only cost memory.
+_ROTATED_ATOMS = 500
+
+#: Atoms of a pass over many structures. The engine is as fast with few, and its first pass then faults in far less
+#: memory (some 200 KB an atom in the shipped potentials); torch needs many to hide what each of its calls costs.
+_ENGINE_BATCH_ATOMS, _TORCH_BATCH_ATOMS = 300, 2_000
+
+#: Ways to compute, the default first.
+BACKENDS = ("auto", "native", "compiled", "eager")
+
+
+class Predictor:
+    """Energies, forces and stress of a potential by one of the backends.
+
+    - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions come from tables, whose error lies
+      under float32's rounding; forces are the gradient of just that energy. Goes on eagerly, with a warning, where
+      there is no C++ compiler.
+    - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff package``), where there
+      is one that fits; all else traced and compiled by torch, once for each of the first few sizes (up to a minute
+      each).
+    - ``"eager"``: as torch runs it.
+    - ``"auto"``: native for float32 on the CPU wherever it can be had, else eager.
+
+    A snapshot: make a new one after the potential has changed.
+
+    Args:
+        potential: Whose predictions are wanted; in eval mode.
+        file: The potential's file; code compiled ahead of time is looked for beside it. None for one made in memory.
+        backend: See above.
+
+    Raises:
+        ValueError: For a backend that does not exist.
+    """
+
+    def __init__(self, potential: EnergyModel, backend: str = "auto", file: Path | None = None) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        self._potential = potential
+        self._engine = _native(potential, backend) if backend in ("auto", "native") else None
+        #: To average over; None for one alone, which is the identity.
+        self._rotations = potential.rotations if len(potential.rotations) > 1 else None
+        self._package = _package(potential, file) if backend == "compiled" else None
+        self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
+        #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
+        self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
+        #: How many atoms of many structures to give it at once.
+        self.max_batch_atoms = _ENGINE_BATCH_ATOMS if self._engine else _TORCH_BATCH_ATOMS
+
+    def __call__(self, graph: Graph, stress: bool = False, forces: bool = True) -> tuple[Tensor, ...]:
+        """Predict, detached from autograd.
+
+        Args:
+            graph: One structure or a batch, on the potential's device; all its elements known.
+            stress: Whether stress is wanted; every structure then needs a cell with a volume.
+            forces: Whether forces are wanted.
+
+        Returns:
+            Total energies (B,), atomic energies (N,), then forces (N, 3) and stress (B, 3, 3) as asked for; all as
+            :class:`ponita_ff.potential.potential.Prediction` has them.
+        """
+        if self._engine is not None:
+            found = self._by_engine(self._engine, graph, stress)
+            return found if forces else (*found[:2], *found[3:])
+        if self.backend == "compiled":
+            tensors = [graph[name] for name in INPUT_FIELDS]
+            if self._package is not None and forces and len(graph["cell"]) == 1:
+                total, atomic, force, tensor = self._package(tensors)
+                return (total, atomic, force, tensor) if stress else (total, atomic, force)
+            return self._compiler(forces, stress)([], tensors)
+        return predict(self._potential, graph, forces, stress)
+
+    def _compiler(self, forces: bool, stress: bool) -> ShapeCompiler:
+        if (forces, stress) not in self._compiled:
+
+            def traced(_: list[Tensor], tensors: list[Tensor], for_compile: bool) -> tuple[Tensor, ...]:
+                graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
+                return predict(self._potential, graph, forces, stress, for_compile=for_compile)
+
+            # Whoever predicts takes the results off the device before the next call.
+            compiler = ShapeCompiler(partial(traced, for_compile=True), partial(traced, for_compile=False), replay=True)
+            self._compiled[forces, stress] = compiler
+        return self._compiled[forces, stress]
+
+    def _averaged(self, engine: NativeNetwork, graph: Graph, species: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean over the rotations: of a small system they go through the engine together, of a large one one by one."""
+        if self._rotations is None:
+            return engine(graph, species)
+        parts = self._rotations.split(max(1, _ROTATED_ATOMS // len(species)))
+        shares = [len(part) / len(self._rotations) for part in parts]
+        found = [engine(graph, species, part) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        energies, gradient, strain = (
+            torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum(0)
+            for values in zip(*found, strict=True)
+        )
+        return energies, gradient, strain
+
+    def _by_engine(self, engine: NativeNetwork, graph: Graph, stress: bool) -> tuple[Tensor, ...]:
+        model = self._potential
+        energies, gradient, strain = self._averaged(engine, graph, model.species_of(graph))
+        network = Terms(energies, gradient, strain if stress else None)
+        repulsion = None if model.zbl is None else Terms(*model.zbl.terms(graph))
+        return assemble(model, graph, network, repulsion, model.scale)
+
+
+def _native(potential: EnergyModel, backend: str) -> NativeNetwork | None:
+    """The engine; None, said in the log, where it is not to be had or, for "auto", not the better choice."""
+    if backend == "auto" and (potential.dtype != torch.float32 or potential.device.type != "cpu"):
+        return None
+    try:
+        return NativeNetwork(potential.network)
+    except KernelError as error:
+        logger.log(
+            logging.WARNING if backend == "native" else logging.INFO, "no native kernels, going on without: %s", error
+        )
+        return None
+
+
+def _package(potential: EnergyModel, file: Path | None) -> CompiledPrediction | None:
+    """The package beside the potential's file; None where there is none, or, said in the log, none that fits."""
+    path = None if file is None else compiled_path(file)
+    if path is None or potential.device.type != "cpu" or not path.is_file():
+        return None
+    try:
+        return load_compiled(potential, path)
+    except AheadOfTimeError as error:
+        logger.warning("going on without a package: %s", error)
+        return None

@@ -1,0 +1,27 @@
+"""The ConvNeXt block: convolution, then mixing of channels (arXiv:2310.02970, Section 4; arXiv:2201.03545)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ponita_ff.kernels.activation import gelu
+
+__all__ = ["ConvNeXt"]
+
+
+class ConvNeXt(nn.Module):
+    """Separable convolution, LayerNorm, Linear–GELU–Linear, residual."""
+
+    def __init__(self, convolution: nn.Module, channels: int, widening: int) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, widening * channels)
+        self.contract = nn.Linear(widening * channels, channels)
+
+    def forward(self, features: Tensor, *geometry: Any, for_compile: bool = False) -> Tensor:
+        """Features (N, O, C) to features (N, O, C); ``geometry`` as the convolution takes it."""
+        hidden = self.norm(self.convolution(features, *geometry, for_compile=for_compile))
+        return features + self.contract(gelu(self.expand(hidden)))

@@ -1,0 +1,65 @@
+"""Everything that fixes the network's shape."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ponita_ff.network.orientations import GRID_SIZES
+
+__all__ = ["DEFAULT_NEIGHBOURS", "PonitaConfig"]
+
+#: Neighbours that the first weights reckon with where nobody counted any.
+DEFAULT_NEIGHBOURS = 10.0
+
+
+class PonitaConfig(BaseModel):
+    """Everything that fixes the network's shape. Refuses unknown and out-of-range values by field name.
+
+    Attributes:
+        cutoff: Radius of the neighbourhood, Å.
+        num_ori: Orientations in the grid (one of ``GRID_SIZES``), or 0 for PNITA on R³.
+        channels: Feature channels at every atom and orientation.
+        num_layers: ConvNeXt blocks.
+        l_max: Highest Legendre degree of the kernels (0 is forced where ``num_ori`` is 0).
+        widening: Hidden width of a block over ``channels``.
+        num_bessel: Bessel functions of the distance.
+        radial_hidden: Width of the radial network's hidden layer.
+        radial_basis: Radial functions that the layers combine.
+        avg_num_neighbours: Sets the initial scale of the sum over neighbours; None: counted in the training set.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: Literal["force-field"] = "force-field"
+    cutoff: Annotated[float, Field(gt=0.5, le=100.0)] = 5.0
+    num_ori: int = 12
+    channels: Annotated[int, Field(ge=1)] = 64
+    num_layers: Annotated[int, Field(ge=1)] = 4
+    l_max: Annotated[int, Field(ge=0, le=12)] = 2
+    widening: Annotated[int, Field(ge=1)] = 4
+    num_bessel: Annotated[int, Field(ge=1)] = 8
+    radial_hidden: Annotated[int, Field(ge=1)] = 64
+    radial_basis: Annotated[int, Field(ge=1)] = 32
+    avg_num_neighbours: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("num_ori")
+    @classmethod
+    def _known_grid(cls, value: int) -> int:
+        if value not in (0, *GRID_SIZES):
+            raise ValueError(f"no orientation grid of {value}: choose one of {GRID_SIZES}, or 0 for PNITA")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _distances_only(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("num_ori") == 0:
+            return {"l_max": 0, **data}
+        return data
+
+    @model_validator(mode="after")
+    def _no_angles_without_orientations(self) -> Self:
+        if self.num_ori == 0 and self.l_max != 0:
+            raise ValueError("l_max must be 0 (or left out) where num_ori is 0: PNITA sees distances only")
+        return self

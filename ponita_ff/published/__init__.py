@@ -1,0 +1,1 @@
+"""The authors' network, number for number, and their files."""

@@ -1,0 +1,1 @@
+"""Atoms as a graph: lattices, neighbour lists on the host and on the device, batches."""

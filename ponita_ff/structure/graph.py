@@ -1,0 +1,308 @@
+"""The graph that everything passes on: a ``torch_geometric`` Data whose edges are a table, M slots per atom.
+
+Every directed edge j→i sits in a slot (i, m) of its receiver, so that the sum over neighbours is a plain sum over m,
+and, because the list is symmetric, so is the sum's adjoint: no scatter anywhere, the same bits in every run. An atom
+with fewer neighbours fills its last slots with itself 1,000 Å away, where every kernel is zero.
+
+Fields of a graph with N atoms, M slots, B structures:
+
+============== ============ ======= =================================================================
+name           shape        dtype   meaning
+============== ============ ======= =================================================================
+atomic_numbers (N,)         int64   atomic numbers Z, e.g. [6, 1, 1, 1, 1]
+positions      (N, 3)       float64 Cartesian coordinates, Å
+neighbours     (N, M)       int64   sender j of the edge in slot (i, m)
+reverse        (N, M)       int64   slot of the edge i→j in row j: edge (j, reverse) is this one turned round
+offsets        (N, M, 3)    float64 added to x_j − x_i: the whole cell translation, Å
+used           (N, M)       bool    False in the unused slots (a kernel without a cutoff must mask them)
+cell           (B, 3, 3)    float64 rows are the cell vectors, Å; zero for molecules
+energy         (B,)         float64 label where there is one, eV (total energy of each structure)
+forces         (N, 3)       float64 label where there is one, eV/Å
+stress         (B, 3, 3)    float64 label where there is one, eV/Å³, ASE's sign
+batch          (N,)         int64   structure of each atom
+============== ============ ======= =================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ponita_ff.structure.neighbours import NeighbourList, neighbour_list
+
+__all__ = [
+    "COINCIDENT",
+    "INPUT_FIELDS",
+    "Graph",
+    "batch_graphs",
+    "build_graph",
+    "edge_vectors",
+    "gather_neighbours",
+    "graphs_of",
+    "name_structure",
+    "shortest_edge",
+    "sum_over_structures",
+]
+
+#: Fields that a prediction reads, in the order in which traced functions take them.
+INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic_numbers", "batch", "cell")
+
+#: Length in Å of the vector in an unused slot: beyond any cutoff.
+UNUSED_DISTANCE = 1000.0
+
+#: Å under which two atoms count as being in one place: no bond is a tenth of this long.
+COINCIDENT = 0.05
+
+#: Molecules up to this size are batched with all their pairs, which needs no search for neighbours.
+_SMALL_MOLECULE = 32
+
+
+class Graph(Data):
+    """One structure, or several through :func:`batch_graphs`; the module's table documents its fields."""
+
+    @property
+    def num_nodes(self) -> int:
+        return int(self["atomic_numbers"].shape[0])
+
+
+def _edge_table(edges: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """Row and slot of each edge, and slot of its reverse, from a list sorted by receiver."""
+    degree = np.bincount(edges.receivers, minlength=edges.num_atoms)
+    first = np.concatenate(([0], np.cumsum(degree)[:-1]))
+    slot = np.arange(len(edges.receivers)) - first[edges.receivers]
+    return edges.receivers, slot, slot[edges.reverse], int(degree.max(initial=0))
+
+
+def build_graph(
+    atomic_numbers: NDArray[np.int64],
+    positions: NDArray[np.float64],
+    cutoff: float | None,
+    cell: NDArray[np.float64] | None = None,
+    pbc: NDArray[np.bool_] | bool = False,
+    edges: NeighbourList | None = None,
+) -> Graph:
+    """Graph of one structure.
+
+    Args:
+        atomic_numbers: Shape (N,).
+        positions: Shape (N, 3), Å.
+        cutoff: Å; None for all pairs of a molecule.
+        cell: Shape (3, 3), Å, rows are the cell vectors; None or zeros for a molecule.
+        pbc: One or three booleans.
+        edges: A list made for these positions with this cutoff or a longer one; made here when None.
+
+    Raises:
+        ValueError: For positions, cell or cutoff that no list can be made of.
+    """
+    if edges is None:
+        edges = neighbour_list(positions, cutoff, cell, pbc)
+    number = len(positions)
+    rows, slots, reverse_slots, width = _edge_table(edges)
+    # At least one slot, so that a single atom needs no special case anywhere.
+    width = max(width, 1)
+    neighbours = np.repeat(np.arange(number)[:, None], width, axis=1)
+    reverse = np.repeat(np.arange(width)[None, :], number, axis=0)
+    offsets = np.zeros((number, width, 3))
+    offsets[..., 0] = UNUSED_DISTANCE
+    used = np.zeros((number, width), dtype=bool)
+    neighbours[rows, slots] = edges.senders
+    reverse[rows, slots] = reverse_slots
+    used[rows, slots] = True
+    offsets[rows, slots] = 0.0 if cell is None else edges.shifts @ np.asarray(cell, dtype=np.float64)
+    return Graph(
+        atomic_numbers=torch.from_numpy(np.array(atomic_numbers, dtype=np.int64)),
+        positions=torch.from_numpy(np.array(positions, dtype=np.float64)),
+        neighbours=torch.from_numpy(neighbours),
+        reverse=torch.from_numpy(reverse),
+        offsets=torch.from_numpy(offsets),
+        used=torch.from_numpy(used),
+        cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else np.array(cell, dtype=np.float64)[None]),
+        batch=torch.zeros(number, dtype=torch.int64),
+    )
+
+
+def batch_graphs(graphs: Sequence[Graph]) -> Graph:
+    """Several structures as one graph; predictions are those of each alone.
+
+    As ``torch_geometric.data.Batch`` would, written out, because training makes a batch a step. Atoms of a graph with
+    fewer slots get unused ones.
+    """
+    width = max(graph.neighbours.shape[1] for graph in graphs)
+    number = sum(graph.num_nodes for graph in graphs)
+    fields: dict[str, Tensor] = {
+        "neighbours": torch.arange(number)[:, None].repeat(1, width),
+        "reverse": torch.arange(width).repeat(number, 1),
+        "offsets": torch.zeros(number, width, 3, dtype=torch.float64),
+        "used": torch.zeros(number, width, dtype=torch.bool),
+        "batch": torch.zeros(number, dtype=torch.int64),
+    }
+    fields["offsets"][..., 0] = UNUSED_DISTANCE
+    atoms = structures = 0
+    for graph in graphs:
+        end, slots = atoms + graph.num_nodes, graph.neighbours.shape[1]
+        fields["neighbours"][atoms:end, :slots] = graph.neighbours + atoms
+        for name in ("reverse", "offsets", "used"):
+            fields[name][atoms:end, :slots] = graph[name]
+        fields["batch"][atoms:end] = graph.batch + structures
+        atoms, structures = end, structures + len(graph.cell)
+    for name in graphs[0].keys():  # noqa: SIM118 - not a mapping
+        if name not in fields:
+            fields[name] = torch.cat([graph[name] for graph in graphs])
+    return Graph(**fields)
+
+
+def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
+    """Molecules of one size as one graph with an edge for every pair, however far apart."""
+    count, size = len(molecules), len(molecules[0])
+    slots = max(size - 1, 1)
+    own = np.arange(size)[:, None]
+    slot = np.arange(slots)[None, :]
+    # Slot m of atom i is atom m, or m + 1 from i on; seen from there, i sits in slot i or i − 1.
+    partner = np.where(slot < own, slot, slot + 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
+    back = np.where(partner > own, own, own - 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
+    starts = size * np.arange(count)[:, None, None]
+    offsets = np.zeros((count * size, slots, 3))
+    if size == 1:
+        offsets[..., 0] = UNUSED_DISTANCE
+    return Graph(
+        atomic_numbers=torch.from_numpy(np.concatenate([atoms.numbers for atoms in molecules]).astype(np.int64)),
+        positions=torch.from_numpy(np.concatenate([atoms.positions for atoms in molecules])),
+        neighbours=torch.from_numpy((starts + partner).reshape(-1, slots)),
+        reverse=torch.from_numpy(np.tile(back, (count, 1))),
+        offsets=torch.from_numpy(offsets),
+        used=torch.full((count * size, slots), size > 1),
+        cell=torch.zeros(count, 3, 3, dtype=torch.float64),
+        batch=torch.arange(count).repeat_interleave(size),
+    )
+
+
+@contextmanager
+def name_structure(index: int) -> Iterator[None]:
+    """Errors within begin with the number of a structure."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"structure {index}: {error}") from None
+
+
+def graphs_of(structures: Sequence[Atoms], cutoff: float | None, max_atoms: int) -> Iterator[tuple[list[int], Graph]]:
+    """Batches of structures, none larger than so many atoms unless it is a single structure.
+
+    Args:
+        structures: None of them empty.
+        cutoff: Å; None for all pairs of molecules.
+        max_atoms: Atoms in a batch.
+
+    Yields:
+        Numbers of the structures in a batch, in their order in it, and the batch.
+
+    Raises:
+        ValueError: For a structure that no list can be made of; the message begins with its number.
+    """
+    by_size: dict[int, list[int]] = {}
+    others: list[int] = []
+    for index, atoms in enumerate(structures):
+        small = len(atoms) <= _SMALL_MOLECULE and not atoms.pbc.any()
+        (by_size.setdefault(len(atoms), []) if small else others).append(index)
+    for indices in by_size.values():
+        for chunk in _chunks(indices, structures, max_atoms):
+            yield chunk, _stack_molecules([structures[index] for index in chunk])
+    for chunk in _chunks(others, structures, max_atoms):
+        yield chunk, batch_graphs([_graph_of(structures[index], index, cutoff) for index in chunk])
+
+
+def _chunks(indices: Sequence[int], structures: Sequence[Atoms], max_atoms: int) -> Iterator[list[int]]:
+    """The indices in groups of no more than so many atoms, or of one structure."""
+    chunk: list[int] = []
+    atoms = 0
+    for index in indices:
+        if chunk and atoms + len(structures[index]) > max_atoms:
+            yield chunk
+            chunk, atoms = [], 0
+        chunk.append(index)
+        atoms += len(structures[index])
+    if chunk:
+        yield chunk
+
+
+def _graph_of(atoms: Atoms, index: int, cutoff: float | None) -> Graph:
+    with name_structure(index):
+        cell = np.asarray(atoms.cell) if atoms.pbc.any() else None
+        return build_graph(atoms.numbers, atoms.positions, cutoff, cell, atoms.pbc)
+
+
+class _Gather(torch.autograd.Function):
+    """x_j for every slot (i, m). Its adjoint is again a gather, because each edge knows its reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbours, reverse)
+        return values[neighbours]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        neighbours, reverse = ctx.saved_tensors
+        return _GatherAdjoint.apply(gradient, neighbours, reverse), None, None
+
+
+class _GatherAdjoint(torch.autograd.Function):
+    """Σ_m of the reversed edges' values: what each atom sent, added up where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbours, reverse)
+        return values[neighbours, reverse].sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        neighbours, reverse = ctx.saved_tensors
+        return _Gather.apply(gradient, neighbours, reverse), None, None
+
+
+def gather_neighbours(values: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+    """Values of the sender of every edge, differentiable any number of times without a scatter.
+
+    Args:
+        values: Shape (N, ...).
+        neighbours: Shape (N, M).
+        reverse: Shape (N, M).
+
+    Returns:
+        Shape (N, M, ...).
+    """
+    return _Gather.apply(values, neighbours, reverse)
+
+
+def edge_vectors(positions: Tensor, offsets: Tensor, neighbours: Tensor, reverse: Tensor) -> Tensor:
+    """x_ij = x_j − x_i + offset, sender minus receiver, shape (N, M, 3), Å."""
+    return gather_neighbours(positions, neighbours, reverse) - positions.unsqueeze(1) + offsets
+
+
+def shortest_edge(graph: Graph) -> tuple[float, int, int]:
+    """Shortest distance in Å and its two atoms."""
+    squared = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse).square().sum(-1).flatten()
+    edge = int(squared.argmin())
+    atom = edge // graph.neighbours.shape[1]
+    return float(squared[edge].sqrt()), atom, int(graph.neighbours.flatten()[edge])
+
+
+def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
+    """Sum of per-atom values (N,) over the atoms of each structure, shape (number,).
+
+    A product with a membership matrix for the few structures of a training batch (adds in one order, so that runs
+    repeat bit for bit, and compiles), an ``index_add`` for many.
+    """
+    if number == 1:
+        return values.sum(0, keepdim=True)
+    if number <= 64:
+        member = batch == torch.arange(number, device=batch.device).unsqueeze(1)
+        return member.to(values.dtype) @ values
+    return values.new_zeros(number).index_add(0, batch, values)

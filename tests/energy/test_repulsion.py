@@ -1,0 +1,104 @@
+"""Short-range repulsion, sums over structures and reference energies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from torch import Tensor
+
+from ponita_ff.energy.references import fit_reference_energies, reference_vector
+from ponita_ff.energy.repulsion import ZBL
+from ponita_ff.structure.graph import build_graph, sum_over_structures
+
+CUTOFF = 1.6
+
+
+def zbl_pair(z1: int, z2: int, r: float, cutoff: float) -> float:
+    """Repulsion of two atoms in eV, from the book (Ziegler, Biersack, Littmark 1985)."""
+    a = 0.8854 * units.Bohr / (z1**0.23 + z2**0.23)
+    x = r / a
+    phi = 0.18175 * math.exp(-3.19980 * x) + 0.50986 * math.exp(-0.94229 * x)
+    phi += 0.28022 * math.exp(-0.40290 * x) + 0.02817 * math.exp(-0.20162 * x)
+    u = min(r / cutoff, 1.0)
+    return units.Hartree * units.Bohr * z1 * z2 / r * phi * (1 - 10 * u**3 + 15 * u**4 - 6 * u**5)
+
+
+def dimer_energy(r: Tensor) -> Tensor:
+    """Repulsion of C and O at a distance."""
+    zbl = ZBL([1, 6, 8], CUTOFF)
+    return zbl(torch.tensor([1, 2]), torch.tensor([[1], [0]]), r.expand(2, 1)).sum()
+
+
+@pytest.mark.parametrize("r", [0.1, 0.5, 0.9, 1.2, 1.59])
+def test_zbl_against_the_formula(r: float) -> None:
+    energy = dimer_energy(torch.tensor(r, dtype=torch.float64))
+    # The book's screening length is 0.8854 Bohr = 0.46853 Å; ours is rounded as codes usually do.
+    assert float(energy) == pytest.approx(zbl_pair(6, 8, r, CUTOFF), rel=1e-3)
+
+
+def test_zbl_is_a_sum_over_pairs_half_on_either_atom(make_potential: Callable) -> None:
+    potential = make_potential(scale=0.0, zbl_cutoff=CUTOFF, references={1: 0.0})
+    atoms = Atoms("CHO", positions=[[0, 0, 0], [0, 0, 1.0], [1.2, 0, 0.1]])
+    prediction = potential(build_graph(atoms.numbers, atoms.positions, 4.0))
+    d = atoms.get_all_distances()
+    pairs = {(0, 1): zbl_pair(6, 1, d[0, 1], CUTOFF), (0, 2): zbl_pair(6, 8, d[0, 2], CUTOFF)}
+    pairs[1, 2] = zbl_pair(1, 8, d[1, 2], CUTOFF)
+    expected = [sum(e for pair, e in pairs.items() if atom in pair) / 2 for atom in range(3)]
+    assert prediction.energies.numpy() == pytest.approx(expected, rel=1e-3)
+
+
+def test_zbl_is_zero_from_its_cutoff_on_with_two_continuous_derivatives() -> None:
+    def derivatives(r: float) -> list[float]:
+        point = torch.tensor(r, dtype=torch.float64, requires_grad=True)
+        values = [dimer_energy(point)]
+        for _ in range(3):
+            values.append(torch.autograd.grad(values[-1], point, create_graph=True)[0])
+        return [float(value.detach()) for value in values]
+
+    assert derivatives(CUTOFF + 1e-9) == [0.0, 0.0, 0.0, 0.0]
+    assert float(dimer_energy(torch.tensor(CUTOFF, dtype=torch.float64))) == 0.0
+    inside = derivatives(CUTOFF - 1e-6)
+    assert max(abs(value) for value in inside[:3]) < 1e-3
+    assert abs(inside[3]) > 1.0
+
+
+def test_zbl_is_repulsive_everywhere() -> None:
+    r = torch.linspace(0.05, CUTOFF - 0.01, 200, dtype=torch.float64, requires_grad=True)
+    energy = torch.stack([dimer_energy(x) for x in r])
+    (slope,) = torch.autograd.grad(energy.sum(), r)
+    assert (energy > 0).all()
+    assert (slope < 0).all()
+
+
+@pytest.mark.parametrize("number", [1, 3, 64, 65, 100])
+def test_sum_over_structures(number: int) -> None:
+    generator = np.random.default_rng(number)
+    batch = np.sort(np.concatenate((np.arange(number), generator.integers(0, number, 50))))
+    values = generator.normal(size=len(batch))
+    expected = np.bincount(batch, values, minlength=number)
+    result = sum_over_structures(torch.from_numpy(values), torch.from_numpy(batch), number)
+    assert result.numpy() == pytest.approx(expected, abs=1e-13)
+
+
+def test_fitted_references_are_found_where_the_data_tells_them() -> None:
+    true = {1: -13.6, 6: -1029.9, 8: -2041.8}
+    counts = np.random.default_rng(0).integers(1, 9, (20, 3)).astype(float)
+    fitted = fit_reference_energies([1, 6, 8], counts, counts @ np.array(list(true.values())))
+    assert fitted == pytest.approx(true, rel=1e-10)
+
+
+def test_fitted_references_of_a_single_molecule_give_its_own_energy() -> None:
+    counts = np.array([[6.0, 2.0, 1.0]] * 4)
+    fitted = fit_reference_energies([1, 6, 8], counts, np.array([-4200.1, -4200.2, -4199.9, -4199.8]))
+    assert 6 * fitted[1] + 2 * fitted[6] + fitted[8] == pytest.approx(-4200.0, rel=1e-12)
+
+
+def test_reference_vector_is_in_float64_and_in_the_order_of_species() -> None:
+    vector = reference_vector([1, 6, 8], {8: -2041.123456789012, 1: -13.6})
+    assert vector.dtype == torch.float64
+    assert vector.tolist() == [-13.6, 0.0, -2041.123456789012]

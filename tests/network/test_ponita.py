@@ -1,0 +1,143 @@
+"""The network alone: its settings, its grid, and what it sees of a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from pydantic import ValidationError
+from torch import Tensor
+
+from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.orientations import GRID_SIZES, even_rotations, orientation_grid
+from ponita_ff.network.ponita import Ponita
+from ponita_ff.potential.potential import Potential
+from ponita_ff.structure.graph import Graph, build_graph, edge_vectors
+
+
+def evaluate(potential: Potential, atoms: Atoms, rotation: Tensor | None = None, for_compile: bool = False) -> Tensor:
+    """The bare network's atomic energies."""
+    graph: Graph = build_graph(atoms.numbers, atoms.positions, 4.0, np.asarray(atoms.cell), atoms.pbc)
+    vectors = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse)
+    if rotation is not None:
+        vectors = vectors @ rotation.T
+    return potential.network(graph, potential.species_index[graph.atomic_numbers], vectors, for_compile=for_compile)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"num_ori": 13}, "num_ori"),
+        ({"num_ori": -1}, "num_ori"),
+        ({"cutoff": 0.0}, "cutoff"),
+        ({"cutoff": float("nan")}, "cutoff"),
+        ({"channels": 0}, "channels"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"l_max": 13}, "l_max"),
+        ({"num_ori": 0, "l_max": 3}, "l_max"),
+        ({"avg_num_neighbours": 0.0}, "avg_num_neighbours"),
+        ({"chanels": 64}, "chanels"),
+        ({"form": "published"}, "form"),
+    ],
+)
+def test_wrong_setting_is_named(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        PonitaConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"num_ori": 0}, {"num_ori": 32, "l_max": 2, "cutoff": 6.5}, {}])
+def test_settings_make_a_round_trip_with_all_their_fields(settings: dict[str, Any]) -> None:
+    """As a potential file holds them."""
+    config = PonitaConfig(**settings)
+    dumped = config.model_dump()
+    assert set(dumped) == set(PonitaConfig.model_fields)
+    assert PonitaConfig.model_validate(dumped) == config
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PonitaConfig().channels = 3
+
+
+def test_without_orientations_there_are_no_angles() -> None:
+    assert PonitaConfig(num_ori=0).l_max == 0
+
+
+@pytest.mark.parametrize("num_ori", GRID_SIZES)
+def test_runs_on_every_grid_and_depends_on_it(num_ori: int, make_potential: Callable, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    potential = make_potential(num_ori=num_ori, num_layers=1)
+    energies = evaluate(potential, atoms)
+    assert energies.shape == (9,)
+    assert torch.isfinite(energies).all()
+    potential.set_grid(20 if num_ori != 20 else 12)
+    assert float((evaluate(potential, atoms) - energies).abs().max()) > 1e-7
+
+
+def test_grid_of_a_network_is_the_named_one_in_float64(tiny_potential: Potential) -> None:
+    network = tiny_potential.network
+    assert np.array_equal(network.orientations.numpy(), orientation_grid(12).orientations)
+    network.set_grid(62)
+    assert np.array_equal(network.orientation_weights.numpy(), orientation_grid(62).weights)
+    assert network.float().orientations.dtype == torch.float64  # a rounded grid would lose its symmetry
+
+
+@pytest.mark.parametrize(("made_with", "asked"), [(12, 0), (0, 12), (12, 13)])
+def test_grid_that_does_not_fit_is_refused(made_with: int, asked: int, make_potential: Callable) -> None:
+    with pytest.raises(ValueError, match=f"num_ori={asked}"):
+        make_potential(num_ori=made_with).set_grid(asked)
+
+
+def test_orientations_tell_structures_apart_that_distances_do_not(make_potential: Callable) -> None:
+    """Two neighbours at 60° or at 180°, too far from each other to see each other: one layer, read at the centre."""
+    bent = Atoms("OHH", positions=[[0, 0, 0], [3, 0, 0], [3 * np.cos(2), 3 * np.sin(2), 0]])
+    straight = Atoms("OHH", positions=[[0, 0, 0], [3, 0, 0], [-3, 0, 0]])
+    for num_ori, sees in ((12, True), (0, False)):
+        potential = make_potential(num_ori=num_ori, num_layers=1)
+        difference = abs(float(evaluate(potential, bent)[0] - evaluate(potential, straight)[0]))
+        assert (difference > 1e-5) == sees
+
+
+def test_every_element_is_told_apart(tiny_potential: Potential, make_system: Callable) -> None:
+    atoms = make_system("molecule")
+    energies = []
+    for number in (1, 6, 8):
+        atoms.numbers[3] = number
+        energies.append(evaluate(tiny_potential, atoms))
+    assert float((energies[0] - energies[1]).abs().min()) > 1e-6
+    assert float((energies[1] - energies[2]).abs().min()) > 1e-6
+
+
+@pytest.mark.parametrize("num_ori", [0, 12])
+def test_written_for_a_compiler_it_gives_the_same(num_ori: int, make_potential: Callable, system: Atoms) -> None:
+    potential = make_potential(num_ori=num_ori)
+    assert torch.allclose(
+        evaluate(potential, system), evaluate(potential, system, for_compile=True), rtol=0, atol=1e-12
+    )
+
+
+def test_pnita_is_exactly_invariant_under_rotation(tiny_pnita: Potential, system: Atoms) -> None:
+    for rotation in even_rotations(5)[1:]:
+        difference = evaluate(tiny_pnita, system, rotation) - evaluate(tiny_pnita, system)
+        assert float(difference.abs().max()) < 1e-12
+
+
+def test_forward_does_not_change_its_input_or_the_network(tiny_potential: Potential, make_system: Callable) -> None:
+    atoms = make_system("crystal")
+    state = {name: value.clone() for name, value in tiny_potential.state_dict().items()}
+    first = evaluate(tiny_potential.train(), atoms)
+    assert torch.equal(evaluate(tiny_potential.eval(), atoms), first)
+    assert all(torch.equal(value, state[name]) for name, value in tiny_potential.state_dict().items())
+
+
+def test_same_seed_makes_the_same_network() -> None:
+    states = []
+    for _ in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            states.append(Ponita(PonitaConfig(channels=8, num_layers=1), 2).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
