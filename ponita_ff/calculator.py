@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +20,11 @@ from torch import Tensor
 from ponita_ff.energy.derivatives import hessian
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
-from ponita_ff.structure.device_neighbours import TableCache
-from ponita_ff.structure.graph import COINCIDENT, Graph, build_graph, edge_vectors, shortest_edge
-from ponita_ff.structure.neighbours import SkinCache
+from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
+from ponita_ff.structure.graph_cache import GraphCache
 from ponita_ff.uncertainty import Calibration
 
 __all__ = ["PonitaCalculator"]
-
-#: Atoms from which on a GPU makes its own neighbour lists: below, the CPU's lists are there sooner.
-_DEVICE_LIST = 500
-
-#: Part of the skin that an atom may move before a GPU is asked whether its list still holds: half, less rounding.
-_SURE = 0.49
 
 
 class PonitaCalculator(Calculator):
@@ -42,10 +36,10 @@ class PonitaCalculator(Calculator):
         device: ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: ``"float32"`` or ``"float64"``; None for the file's own. Float64 is for vibrations and tight relaxations.
         skin: Å added to the cutoff of the neighbour list, which is made again only after an atom has moved by half of
-            it. Changes speed, never results; 0 makes a list every time.
+            it. It changes the speed, not the results; 0 makes a list every time.
         num_ori: Another orientation grid than the file's; only for networks trained on it too (see the model card:
             energies and forces change on any other). None for the file's own.
-        rotations: Average over this many fixed rotations, at proportional cost; None for the file's own.
+        rotations: Average over this many fixed rotations, which takes as many times the time; None for the file's own.
         calibration: Of a committee, or the file of one (:func:`ponita_ff.uncertainty.calibrate`): its standard
             deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
@@ -101,25 +95,15 @@ class PonitaCalculator(Calculator):
         self.calibration = Calibration.load(calibration) if isinstance(calibration, str | Path) else calibration
         if self.calibration is not None:
             self.calibration.check_members(self.potentials)
-        # Edges beyond a member's own cutoff add nothing to it: one list serves all.
-        cutoffs = [member.cutoff for member in self.potentials]
-        self._cutoff = None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
-        self._device = self.potential.device
-        self._device_list = _DEVICE_LIST if self._device.type != "cpu" else math.inf
+        self._graphs = GraphCache(self._longest_cutoff(), skin, self.potential.device)
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
-        self._forget(skin)
 
-    def _forget(self, skin: float) -> None:
-        """Start with no neighbour list."""
-        self._cache = SkinCache(self._cutoff, skin)
-        self._device_cache = TableCache(self._cutoff, skin)
-        #: What the device's list was made for: positions, numbers, cell, pbc.
-        self._listed: tuple[Any, ...] | None = None
-        self._graph: Graph | None = None
-        #: Whether no two atoms can have come into one place since the list was made.
-        self._apart = False
+    def _longest_cutoff(self) -> float | None:
+        """Of all members: edges beyond a member's own cutoff add nothing to it, so that one list serves all."""
+        cutoffs = [member.cutoff for member in self.potentials]
+        return None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
@@ -131,7 +115,7 @@ class PonitaCalculator(Calculator):
 
     @property
     def backend(self) -> str:
-        """What computes in the end: ``"native"``, ``"compiled"`` or ``"eager"``."""
+        """The backend that is used: ``"native"``, ``"compiled"`` or ``"eager"``."""
         return self._predictors[0].backend
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -162,7 +146,7 @@ class PonitaCalculator(Calculator):
         return [name for name, (old, new) in pairs.items() if old.tobytes() != new.tobytes()]
 
     def warmup(self, atoms: Atoms, stress: bool = False) -> None:
-        """Do now what the first steps with a system of this size would do: compile, make lists, get memory.
+        """Compile, make neighbour lists and allocate memory now, as the first steps with a system of this size would.
 
         Leaves no results and no trace in the calculator's state.
 
@@ -174,13 +158,13 @@ class PonitaCalculator(Calculator):
             ValueError: For atoms that cannot be calculated.
         """
         if stress:
-            _refuse_open(atoms)
-        kept = (self._cache, self._device_cache, self._listed, self._graph, self._apart)
-        self._forget(self._cache.skin)
+            _refuse_not_periodic(atoms)
+        kept, self._graphs = self._graphs, copy.copy(self._graphs)
+        self._graphs.reset()
         try:
-            self._evaluate(self._update_graph(atoms), stress)
+            self._evaluate(self._graph_of(atoms), stress)
         finally:
-            self._cache, self._device_cache, self._listed, self._graph, self._apart = kept
+            self._graphs = kept
 
     def calculate(
         self,
@@ -196,14 +180,14 @@ class PonitaCalculator(Calculator):
             raise ValueError("give the atoms to calculate")
         # An NPT run or a cell relaxation asks for it every step: then one pass gives all.
         if "stress" in properties:
-            _refuse_open(current)
+            _refuse_not_periodic(current)
             self._want_stress = True
-        graph = self._update_graph(current)
+        graph = self._graph_of(current)
         self.results = self._evaluate(graph, self._want_stress and bool(current.pbc.all()))
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
         values = self._predict(graph, stress)
-        closest = [] if self._apart else [_squares(graph).min().unsqueeze(0)]
+        closest = [squared_distances(graph).min().unsqueeze(0)] if self._graphs.atoms_may_coincide else []
         arrays = _to_host([*closest, *values])
         if closest and arrays.pop(0) < COINCIDENT**2:
             _refuse_coincident(graph)
@@ -220,67 +204,18 @@ class PonitaCalculator(Calculator):
         return results
 
     def _predict(self, graph: Graph, stress: bool) -> list[Tensor]:
-        """What the members say, one after the other."""
+        """Predictions of all members, one after the other."""
         if len(self._predictors) == 1:
             return list(self._predictors[0](graph, stress))
         # Copies: on a GPU a compiled member's results may lie where the next one's will.
         return [value.clone() for predict in self._predictors for value in predict(graph, stress)]
 
-    def _update_graph(self, atoms: Atoms) -> Graph:
-        """The graph of these atoms; only its positions change while the neighbour list holds."""
-        number = len(atoms)
-        if number == 0:
-            raise ValueError("there are no atoms to calculate: the structure is empty")
-        # A copy that is the graph's own: ASE's integrators move atoms in place.
-        positions = torch.from_numpy(atoms.positions.copy()).to(self._device)
-        pbc = atoms.pbc
-        cell = np.asarray(atoms.cell) if pbc.any() else None
-        if self._graph is None or len(self._graph["positions"]) != number:
-            self._forget(self._cache.skin)
-        renew = self._renew_on_device if number >= self._device_list else self._renew_on_host
-        graph = renew(atoms, positions, cell, pbc)
-        if graph is not None:
-            self._graph = None  # if these atoms are refused, they must be again the next time
-            for member in self.potentials:
-                member.check_species(atoms.numbers)
-            # Two atoms may have come nearer to each other by the whole skin before the list is made again.
-            reach = COINCIDENT + self._cache.skin
-            self._apart = self._cutoff is not None and float(_squares(graph).min()) > reach**2
-            self._graph = graph
-        assert self._graph is not None
-        self._graph["positions"] = positions
-        return self._graph
+    def _graph_of(self, atoms: Atoms) -> Graph:
+        return self._graphs.update(atoms, self._check_species)
 
-    def _renew_on_host(self, atoms: Atoms, _: Tensor, cell: Any, pbc: NDArray[np.bool_]) -> Graph | None:
-        """A graph from a new neighbour list; None where the old one holds."""
-        edges, rebuilt = self._cache.update(atoms.positions, atoms.numbers, cell, pbc)
-        if not rebuilt:
-            return None
-        return build_graph(atoms.numbers, atoms.positions, self._cutoff, cell, pbc, edges).to(self._device)
-
-    def _renew_on_device(self, atoms: Atoms, positions: Tensor, cell: Any, pbc: NDArray[np.bool_]) -> Graph | None:
-        """The same, from a list made where the positions are."""
-        if self._surely_holds(atoms, cell, pbc):
-            return None
-        numbers = torch.from_numpy(atoms.numbers.astype(np.int64)).to(self._device)
-        table, rebuilt = self._device_cache.update(positions, numbers, cell, pbc)
-        if not rebuilt:
-            return None
-        self._listed = (atoms.positions.copy(), atoms.numbers.copy(), None if cell is None else cell.copy(), pbc.copy())
-        return Graph(
-            atomic_numbers=numbers,
-            positions=positions,
-            cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else cell[None].copy()).to(self._device),
-            batch=torch.zeros(len(atoms), dtype=torch.int64, device=self._device),
-            **table._asdict(),
-        )
-
-    def _surely_holds(self, atoms: Atoms, cell: Any, pbc: NDArray[np.bool_]) -> bool:
-        """Whether the device's list holds, seen from here: asking the device would mean waiting for its answer."""
-        if self._listed is None or not all(map(np.array_equal, self._listed[1:], (atoms.numbers, cell, pbc))):
-            return False
-        moved = atoms.positions - self._listed[0]
-        return bool(np.einsum("ij,ij->i", moved, moved).max() <= (_SURE * self._cache.skin) ** 2)
+    def _check_species(self, numbers: NDArray[np.integer[Any]]) -> None:
+        for member in self.potentials:
+            member.check_species(numbers)
 
     def get_hessian(self, atoms: Atoms | None = None, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Second derivatives of the (mean) energy with respect to positions, by differentiating the forces in torch.
@@ -305,7 +240,7 @@ class PonitaCalculator(Calculator):
         whole = chosen.size > 0 and chosen.dtype.kind in "iu"
         if not whole or chosen.min() < 0 or chosen.max() >= len(atoms):
             raise ValueError(f"indices must be atoms 0 to {len(atoms) - 1}, got {indices}")
-        graph = self._update_graph(atoms).clone()
+        graph = self._graph_of(atoms).clone()
         _refuse_coincident(graph)
         matrix: NDArray[np.float64] = hessian(self.potentials, graph, chosen.tolist()).cpu().numpy()
         return matrix
@@ -320,7 +255,7 @@ def _sequence(potentials: Any) -> Sequence[Any]:
     return potentials
 
 
-def _refuse_open(atoms: Atoms) -> None:
+def _refuse_not_periodic(atoms: Atoms) -> None:
     if not atoms.pbc.all():
         raise ValueError(f"stress needs a cell that is periodic in all directions, but pbc is {atoms.pbc}")
 
@@ -332,12 +267,6 @@ def _refuse_coincident(graph: Graph) -> None:
             f"atoms {first} and {second} are in one place ({distance:.2g} Å apart): remove one of them, or check "
             "the cell and the file that the structure came from"
         )
-
-
-def _squares(graph: Graph) -> Tensor:
-    """Squares of all distances, shape (N, M), Å²."""
-    vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
-    return vectors.square().sum(-1)
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:

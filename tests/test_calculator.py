@@ -412,7 +412,7 @@ def trajectory(
             if len(positions) == wrap_at:
                 atoms.wrap()
             positions.append(atoms.positions.copy())
-    return np.array(positions), atoms.calc._cache.rebuilds
+    return np.array(positions), atoms.calc._graphs.rebuilds
 
 
 @pytest.mark.parametrize(("name", "steps"), [("molecule", 1000), ("crystal", 300)])
@@ -552,7 +552,7 @@ def test_warmup_leaves_no_trace(used: bool, other: str, tiny_potential, make_sys
         atoms.get_forces()
         atoms.calc = None
     before = dict(trace(calculator))
-    results, rebuilds = dict(calculator.results), calculator._cache.rebuilds
+    results, rebuilds = dict(calculator.results), calculator._graphs.rebuilds
     moved = make_system(other)
     moved.rattle(0.5, seed=6)
     calculator.warmup(moved, stress=other == "crystal")
@@ -560,7 +560,7 @@ def test_warmup_leaves_no_trace(used: bool, other: str, tiny_potential, make_sys
     assert before.keys() == after.keys()
     assert all(after[name] is before[name] for name in before)
     assert calculator.results == results
-    assert calculator._cache.rebuilds == rebuilds
+    assert calculator._graphs.rebuilds == rebuilds
     calls = count_evaluations(calculator, monkeypatch)
     expected = PonitaCalculator(tiny_potential).get_forces(atoms)
     assert np.array_equal(calculator.get_forces(atoms), expected)
@@ -655,7 +655,7 @@ def test_atoms_that_come_into_one_place_are_caught_on_the_way(
 def device_calculator(potential: Potential) -> PonitaCalculator:
     """A calculator that makes lists as it would on a GPU, for nine atoms or more."""
     calculator = PonitaCalculator(potential)
-    calculator._device_list = 9
+    calculator._graphs.device_list_atoms = 9
     return calculator
 
 
@@ -681,8 +681,8 @@ def test_the_device_is_asked_about_its_list_only_when_atoms_moved(tiny_potential
     calculator, atoms = device_calculator(tiny_potential), make_system("molecule")
     asked: list[int] = []
     calculator.get_forces(atoms)
-    update = calculator._device_cache.update
-    monkeypatch.setattr(calculator._device_cache, "update", lambda *args: asked.append(1) or update(*args))
+    update = calculator._graphs._device_lists.update
+    monkeypatch.setattr(calculator._graphs._device_lists, "update", lambda *args: asked.append(1) or update(*args))
     atoms.positions[0, 0] += 0.24
     calculator.get_forces(atoms)
     assert not asked

@@ -45,10 +45,11 @@ _FORMAT = "ponita_ff package 2"
 #: As in compilation.py; and the number of threads is asked for when the code runs, not when it is made.
 _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False, "cpp.dynamic_threads": True}
 
-#: Atoms and slots of the example. Sizes that are equal in an example are taken to be equal always, hence no 1 and no 3.
-_ATOMS, _SLOTS = 23, 13
+#: Atoms of the example and neighbours of each. Sizes that are equal in the example are taken to be equal always: so
+#: none is 1 or 3.
+_ATOMS, _MAX_NEIGHBOURS = 23, 13
 
-#: Smallest numbers of atoms and slots that compiled code may be given: torch treats sizes 0 and 1 as special cases.
+#: Smallest numbers of atoms and neighbours that compiled code may be given: torch treats 0 and 1 as special cases.
 _FEWEST = 2
 
 
@@ -143,9 +144,9 @@ def _predictor(potential: EnergyModel, for_compile: bool) -> Callable[..., tuple
     return traced
 
 
-def _shapes(atoms: Any, slots: Any) -> list[tuple[Any, ...]]:
+def _shapes(atoms: Any, max_neighbours: Any) -> list[tuple[Any, ...]]:
     """Shapes of the tensors named by ``INPUT_FIELDS``, for one structure."""
-    table = (atoms, slots)
+    table = (atoms, max_neighbours)
     return [(atoms, 3), (*table, 3), table, table, table, (atoms,), (atoms,), (1, 3, 3)]
 
 
@@ -167,9 +168,9 @@ def _covered(tensors: list[Tensor]) -> bool:
 
 def _compile(potential: EnergyModel, path: Path) -> None:
     """Trace, export and compile into ``path``. Only shapes and dtypes of the example count, never its values."""
-    shapes = _shapes(_ATOMS, _SLOTS)
+    shapes = _shapes(_ATOMS, _MAX_NEIGHBOURS)
     example = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, _DTYPES, strict=True))
-    symbolic = _shapes(torch.export.Dim("atoms", min=_FEWEST), torch.export.Dim("slots", min=_FEWEST))
+    symbolic = _shapes(torch.export.Dim("atoms", min=_FEWEST), torch.export.Dim("max_neighbours", min=_FEWEST))
     dynamic = tuple({i: size for i, size in enumerate(shape) if not isinstance(size, int)} for shape in symbolic)
     traceable = _predictor(potential, for_compile=True)
     options = {**_OPTIONS, "aot_inductor.metadata": _facts(potential)}

@@ -18,6 +18,7 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -88,10 +89,9 @@ class OrientationGrid:
 
 
 def rotation_about(axis: Array, angle: float) -> Array:
-    """Rotation matrix (3, 3) about ``axis`` by ``angle`` in radians (Rodrigues' formula)."""
-    x, y, z = axis / np.linalg.norm(axis)
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
+    """Rotation matrix (3, 3) about ``axis`` by ``angle`` in radians."""
+    matrix: Array = Rotation.from_rotvec(angle * axis / np.linalg.norm(axis)).as_matrix()
+    return matrix
 
 
 @cache
@@ -107,25 +107,11 @@ def rotation_group(name: str) -> Array:
     Raises:
         ValueError: For another name.
     """
-    if name == "icosahedral":
-        generators = [
-            rotation_about(np.array([0.0, 1.0, _PHI]), 2 * math.pi / 5),
-            rotation_about(np.ones(3), 2 * math.pi / 3),
-        ]
-    elif name == "octahedral":
-        generators = [
-            rotation_about(np.array([0.0, 0.0, 1.0]), math.pi / 2),
-            rotation_about(np.ones(3), 2 * math.pi / 3),
-        ]
-    else:
+    names = {"icosahedral": "I", "octahedral": "O"}
+    if name not in names:
         raise ValueError(f"unknown rotation group {name!r}: expected 'icosahedral' or 'octahedral'")
-    elements = [np.eye(3)]
-    for element in elements:  # grows while it is read: closes the group under its generators
-        for generator in generators:
-            product = generator @ element
-            if not any(np.allclose(product, known, atol=1e-9) for known in elements):
-                elements.append(product)
-    return np.stack(elements)
+    elements: Array = Rotation.create_group(names[name]).as_matrix()
+    return elements[np.argsort(-np.trace(elements, axis1=1, axis2=2), kind="stable")]  # only the identity's trace is 3
 
 
 def _orbit(point: Array, group: str) -> Array:
@@ -250,10 +236,5 @@ def random_rotations(number: int, seed: tuple[int, ...]) -> Array:
 
 def _matrices(quaternions: Array) -> Array:
     """Rotation matrices, shape (n, 3, 3), of unit quaternions (x, y, z, w), shape (n, 4)."""
-    x, y, z, w = np.moveaxis(quaternions, 1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), 2, 0).copy()
+    matrices: Array = Rotation.from_quat(quaternions).as_matrix()
+    return matrices

@@ -49,7 +49,7 @@ MAX_BINS = 2**20
 
 
 class NeighbourTable(NamedTuple):
-    """Edges between N atoms in M slots per atom, as in :mod:`ponita_ff.structure.graph`, all on the positions' device.
+    """Edges between N atoms, M slots for each, as in :mod:`ponita_ff.structure.graph`, all on the positions' device.
 
     The edges of an atom are sorted by sender, then shift. An unused slot holds the atom itself, its own slot as
     reverse, and an offset of (1000, 0, 0) Å. There is at least one slot, so that lonely atoms need no special case.
@@ -482,14 +482,14 @@ def _fill(receivers: Tensor, senders: Tensor, reverse: Tensor, offsets: Tensor, 
     device = receivers.device
     atoms = torch.arange(num_atoms, device=device)
     bounds = torch.searchsorted(receivers, torch.arange(num_atoms + 1, device=device))
-    width = max(int((bounds[1:] - bounds[:-1]).amax()), 1) if num_atoms else 1
+    max_neighbours = max(int((bounds[1:] - bounds[:-1]).amax()), 1) if num_atoms else 1
     slots = torch.arange(len(receivers), device=device) - _take(bounds, receivers)
-    places = receivers * width + slots
+    places = receivers * max_neighbours + slots
     table = NeighbourTable(
-        neighbours=atoms[:, None].repeat(1, width),
-        reverse=torch.arange(width, device=device).repeat(num_atoms, 1),
-        offsets=torch.zeros(num_atoms, width, 3, dtype=torch.float64, device=device),
-        used=torch.zeros(num_atoms, width, dtype=torch.bool, device=device),
+        neighbours=atoms[:, None].repeat(1, max_neighbours),
+        reverse=torch.arange(max_neighbours, device=device).repeat(num_atoms, 1),
+        offsets=torch.zeros(num_atoms, max_neighbours, 3, dtype=torch.float64, device=device),
+        used=torch.zeros(num_atoms, max_neighbours, dtype=torch.bool, device=device),
     )
     table.offsets[..., 0] = UNUSED_DISTANCE
     table.neighbours.view(-1).index_copy_(0, places, senders)

@@ -1,10 +1,10 @@
-"""The graph that everything passes on: a ``torch_geometric`` Data whose edges are a table, M slots per atom.
+"""The graph of a structure: a ``torch_geometric`` Data whose edges are a table with M slots for each atom.
 
 Every directed edge j→i sits in a slot (i, m) of its receiver, so that the sum over neighbours is a plain sum over m,
 and, because the list is symmetric, so is the sum's adjoint: no scatter anywhere, the same bits in every run. An atom
 with fewer neighbours fills its last slots with itself 1,000 Å away, where every kernel is zero.
 
-Fields of a graph with N atoms, M slots, B structures:
+Fields of a graph with N atoms, B structures and at most M neighbours of an atom:
 
 ============== ============ ======= =================================================================
 name           shape        dtype   meaning
@@ -49,6 +49,7 @@ __all__ = [
     "graphs_of",
     "name_structure",
     "shortest_edge",
+    "squared_distances",
     "sum_over_structures",
 ]
 
@@ -105,14 +106,14 @@ def build_graph(
     if edges is None:
         edges = neighbour_list(positions, cutoff, cell, pbc)
     number = len(positions)
-    rows, slots, reverse_slots, width = _edge_table(edges)
+    rows, slots, reverse_slots, max_neighbours = _edge_table(edges)
     # At least one slot, so that a single atom needs no special case anywhere.
-    width = max(width, 1)
-    neighbours = np.repeat(np.arange(number)[:, None], width, axis=1)
-    reverse = np.repeat(np.arange(width)[None, :], number, axis=0)
-    offsets = np.zeros((number, width, 3))
+    max_neighbours = max(max_neighbours, 1)
+    neighbours = np.repeat(np.arange(number)[:, None], max_neighbours, axis=1)
+    reverse = np.repeat(np.arange(max_neighbours)[None, :], number, axis=0)
+    offsets = np.zeros((number, max_neighbours, 3))
     offsets[..., 0] = UNUSED_DISTANCE
-    used = np.zeros((number, width), dtype=bool)
+    used = np.zeros((number, max_neighbours), dtype=bool)
     neighbours[rows, slots] = edges.senders
     reverse[rows, slots] = reverse_slots
     used[rows, slots] = True
@@ -135,22 +136,22 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     As ``torch_geometric.data.Batch`` would, written out, because training makes a batch a step. Atoms of a graph with
     fewer slots get unused ones.
     """
-    width = max(graph.neighbours.shape[1] for graph in graphs)
+    max_neighbours = max(graph.neighbours.shape[1] for graph in graphs)
     number = sum(graph.num_nodes for graph in graphs)
     fields: dict[str, Tensor] = {
-        "neighbours": torch.arange(number)[:, None].repeat(1, width),
-        "reverse": torch.arange(width).repeat(number, 1),
-        "offsets": torch.zeros(number, width, 3, dtype=torch.float64),
-        "used": torch.zeros(number, width, dtype=torch.bool),
+        "neighbours": torch.arange(number)[:, None].repeat(1, max_neighbours),
+        "reverse": torch.arange(max_neighbours).repeat(number, 1),
+        "offsets": torch.zeros(number, max_neighbours, 3, dtype=torch.float64),
+        "used": torch.zeros(number, max_neighbours, dtype=torch.bool),
         "batch": torch.zeros(number, dtype=torch.int64),
     }
     fields["offsets"][..., 0] = UNUSED_DISTANCE
     atoms = structures = 0
     for graph in graphs:
-        end, slots = atoms + graph.num_nodes, graph.neighbours.shape[1]
-        fields["neighbours"][atoms:end, :slots] = graph.neighbours + atoms
+        end, max_neighbours = atoms + graph.num_nodes, graph.neighbours.shape[1]
+        fields["neighbours"][atoms:end, :max_neighbours] = graph.neighbours + atoms
         for name in ("reverse", "offsets", "used"):
-            fields[name][atoms:end, :slots] = graph[name]
+            fields[name][atoms:end, :max_neighbours] = graph[name]
         fields["batch"][atoms:end] = graph.batch + structures
         atoms, structures = end, structures + len(graph.cell)
     for name in graphs[0].keys():  # noqa: SIM118 - not a mapping
@@ -162,23 +163,23 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
 def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
     """Molecules of one size as one graph with an edge for every pair, however far apart."""
     count, size = len(molecules), len(molecules[0])
-    slots = max(size - 1, 1)
+    max_neighbours = max(size - 1, 1)
     own = np.arange(size)[:, None]
-    slot = np.arange(slots)[None, :]
+    slot = np.arange(max_neighbours)[None, :]
     # Slot m of atom i is atom m, or m + 1 from i on; seen from there, i sits in slot i or i − 1.
     partner = np.where(slot < own, slot, slot + 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
     back = np.where(partner > own, own, own - 1) if size > 1 else np.zeros((1, 1), dtype=np.int64)
     starts = size * np.arange(count)[:, None, None]
-    offsets = np.zeros((count * size, slots, 3))
+    offsets = np.zeros((count * size, max_neighbours, 3))
     if size == 1:
         offsets[..., 0] = UNUSED_DISTANCE
     return Graph(
         atomic_numbers=torch.from_numpy(np.concatenate([atoms.numbers for atoms in molecules]).astype(np.int64)),
         positions=torch.from_numpy(np.concatenate([atoms.positions for atoms in molecules])),
-        neighbours=torch.from_numpy((starts + partner).reshape(-1, slots)),
+        neighbours=torch.from_numpy((starts + partner).reshape(-1, max_neighbours)),
         reverse=torch.from_numpy(np.tile(back, (count, 1))),
         offsets=torch.from_numpy(offsets),
-        used=torch.full((count * size, slots), size > 1),
+        used=torch.full((count * size, max_neighbours), size > 1),
         cell=torch.zeros(count, 3, 3, dtype=torch.float64),
         batch=torch.arange(count).repeat_interleave(size),
     )
@@ -286,9 +287,15 @@ def edge_vectors(positions: Tensor, offsets: Tensor, neighbours: Tensor, reverse
     return gather_neighbours(positions, neighbours, reverse) - positions.unsqueeze(1) + offsets
 
 
+def squared_distances(graph: Graph) -> Tensor:
+    """Squares of the lengths of all edges, shape (N, M), Å²."""
+    vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
+    return vectors.square().sum(-1)
+
+
 def shortest_edge(graph: Graph) -> tuple[float, int, int]:
     """Shortest distance in Å and its two atoms."""
-    squared = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse).square().sum(-1).flatten()
+    squared = squared_distances(graph).flatten()
     edge = int(squared.argmin())
     atom = edge // graph.neighbours.shape[1]
     return float(squared[edge].sqrt()), atom, int(graph.neighbours.flatten()[edge])

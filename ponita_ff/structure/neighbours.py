@@ -3,8 +3,6 @@
 Lengths are in Å here, but any one unit of length works: nothing depends on it except the sanity
 limits of `ponita_ff.structure.lattice`.
 
-Conventions
------------
 The list is directed and full: each pair appears as i->j and as j->i. An edge goes from its sender
 j to its receiver i, and its displacement is sender minus receiver,
 
@@ -63,20 +61,14 @@ class NeighbourList:
     Edges are sorted by receiver, then sender, then shift (lexicographically). No atom neighbours
     itself at zero shift, but it does neighbour its own periodic images within the cutoff.
 
-    Attributes
-    ----------
-    receivers : ndarray of int64, shape (E,)
-        Index i of the central atom, ascending.
-    senders : ndarray of int64, shape (E,)
-        Index j of the neighbour.
-    shifts : ndarray of int64, shape (E, 3)
-        Whole cell translations of the sender. Zero along non-periodic directions.
-    reverse : ndarray of int64, shape (E,)
-        Index of the edge j->i with the opposite shift. ``reverse[reverse]`` is ``arange(E)``.
-    num_atoms : int
-        Number of atoms N.
-    cutoff : float
-        Cutoff in Å. Infinite if the list holds all pairs.
+    Attributes:
+        receivers: Index i of the central atom, ascending; int64, shape (E,).
+        senders: Index j of the neighbour; int64, shape (E,).
+        shifts: Whole cell translations of the sender, zero along non-periodic directions; int64, shape (E, 3).
+        reverse: Index of the edge j->i with the opposite shift; int64, shape (E,). ``reverse[reverse]`` is
+            ``arange(E)``.
+        num_atoms: Number of atoms N.
+        cutoff: Å; infinite if the list holds all pairs.
     """
 
     receivers: Ints
@@ -91,17 +83,15 @@ class NeighbourList:
 
         The vector of a reversed edge is the exact (bitwise) negative of the edge's own.
 
-        Parameters
-        ----------
-        positions : array_like, shape (N, 3)
-            Positions in Å.
-        cell : array_like, shape (3, 3), optional
-            Cell vectors as rows, in Å. Needed if any edge crosses a cell boundary.
+        Args:
+            positions: Shape (N, 3), Å.
+            cell: Cell vectors as rows, shape (3, 3), Å. Needed if any edge crosses a cell boundary.
 
-        Returns
-        -------
-        ndarray of float64, shape (E, 3)
-            ``positions[senders] - positions[receivers] + shifts @ cell`` in Å.
+        Returns:
+            ``positions[senders] - positions[receivers] + shifts @ cell``, shape (E, 3), Å.
+
+        Raises:
+            ValueError: For positions of another number of atoms, or a missing cell.
         """
         points = as_floats(positions, "positions")
         if points.shape != (self.num_atoms, 3):
@@ -126,27 +116,16 @@ def neighbour_list(
 ) -> NeighbourList:
     """All pairs of atoms closer than a cutoff.
 
-    Parameters
-    ----------
-    positions : array_like, shape (N, 3)
-        Positions in Å. They may lie anywhere, also far outside the cell.
-    cutoff : float or None
-        Cutoff in Å; pairs at exactly the cutoff are left out. None or infinity means all pairs
-        and is allowed only without periodic directions.
-    cell : array_like, shape (3, 3), optional
-        Cell vectors as rows, in Å, of either handedness. Vectors along non-periodic directions
-        are ignored and may be zero.
-    pbc : bool or three bools
-        Whether the system is periodic along each cell vector.
+    Args:
+        positions: Shape (N, 3), Å. They may lie anywhere, also far outside the cell.
+        cutoff: Å; pairs at exactly the cutoff are left out. None or infinity means all pairs and is allowed only
+            without periodic directions.
+        cell: Cell vectors as rows, shape (3, 3), Å, of either handedness. Vectors along non-periodic directions are
+            ignored and may be zero.
+        pbc: Whether the system is periodic along each cell vector; one or three booleans.
 
-    Returns
-    -------
-    NeighbourList
-
-    Raises
-    ------
-    ValueError
-        If an argument has the wrong shape or value; the message says which and what to do.
+    Raises:
+        ValueError: If an argument has the wrong shape or value; the message says which and what to do.
     """
     radius = check_cutoff(cutoff)
     points = check_positions(positions)
@@ -162,17 +141,15 @@ class SkinCache:
     taken between positions as given: wrapping atoms back into the cell makes them jump, which
     triggers a rebuild, as it must, since the shifts of their edges change.
 
-    Parameters
-    ----------
-    cutoff : float or None
-        Cutoff in Å, as in `neighbour_list`.
-    skin : float
-        Extra reach in Å, finite and not negative. Zero rebuilds the list at every call.
+    Args:
+        cutoff: Å, as in :func:`neighbour_list`.
+        skin: Extra reach in Å, finite and not negative. Zero rebuilds the list at every call.
 
-    Attributes
-    ----------
-    rebuilds : int
-        Number of times a list was built, the first one included.
+    Attributes:
+        rebuilds: Number of times a list was built, the first one included.
+
+    Raises:
+        ValueError: For a cutoff or a skin that cannot be used.
     """
 
     def __init__(self, cutoff: float | None, skin: float = 0.5) -> None:
@@ -203,21 +180,17 @@ class SkinCache:
         It is rebuilt at the first call, if the number of atoms, an atomic number, the cell or
         pbc changed at all, or if an atom moved by more than half the skin since the last build.
 
-        Parameters
-        ----------
-        positions : array_like, shape (N, 3)
-            Positions in Å. A copy is kept, so that the caller may change the array in place.
-        numbers : array_like, shape (N,)
-            Atomic numbers.
-        cell, pbc
-            As in `neighbour_list`.
+        Args:
+            positions: Shape (N, 3), Å. A copy is kept, so that the caller may change the array in place.
+            numbers: Atomic numbers, shape (N,).
+            cell: As in :func:`neighbour_list`.
+            pbc: As in :func:`neighbour_list`.
 
-        Returns
-        -------
-        neighbours : NeighbourList
-            All pairs that were closer than ``cutoff + skin`` when it was built.
-        rebuilt : bool
-            Whether this call built it.
+        Returns:
+            All pairs that were closer than ``cutoff + skin`` when the list was built, and whether this call built it.
+
+        Raises:
+            ValueError: As :func:`neighbour_list`.
         """
         if self._list is not None and self._unchanged(positions, numbers, cell, pbc):
             return self._list, False
@@ -234,15 +207,14 @@ class SkinCache:
     ) -> NeighbourList:
         """Exact list within the cutoff, the same as `neighbour_list` gives, from the cached one.
 
-        Parameters
-        ----------
-        positions, numbers, cell, pbc
-            As in `update`.
+        Args:
+            positions: As in :meth:`update`.
+            numbers: As in :meth:`update`.
+            cell: As in :func:`neighbour_list`.
+            pbc: As in :func:`neighbour_list`.
 
-        Returns
-        -------
-        NeighbourList
-            The same edges in the same order as from `neighbour_list`.
+        Returns:
+            The same edges in the same order as from :func:`neighbour_list`.
         """
         points, matrix, _ = self._refresh(positions, numbers, cell, pbc)
         assert self._list is not None
@@ -360,15 +332,10 @@ def _no_pairs() -> tuple[Ints, Ints, Ints]:
 def _candidates(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> tuple[Ints, Ints, Ints, Ints]:
     """Each pair within the cutoff once, along with some pairs slightly further apart.
 
-    Returns
-    -------
-    first, second : ndarray of int64, shape (P,)
-        Atoms of the pairs.
-    shifts : ndarray of int64, shape (P, 3)
-        Cell translations of the second atom, for the positions as given.
-    relative : ndarray of int64, shape (P, 3)
-        Translations between the wrapped atoms: small numbers that sort the images of a pair in
-        the same order as ``shifts``.
+    Returns:
+        Atoms of the pairs, first (P,) and second (P,); cell translations of the second atom for the positions as given,
+        shape (P, 3); and translations between the wrapped atoms, shape (P, 3), which are small numbers that sort the
+        images of a pair in the same order. All int64.
     """
     box, fractional, folds = _search_box(positions, cutoff, cell, pbc)
     wraps = pbc | (folds > 1)
@@ -407,15 +374,9 @@ def _search_box(positions: Floats, cutoff: float, cell: Floats, pbc: Bools) -> t
     1 micrometre apart take 15 s and 4 GB at 5 Å. Too large a box is therefore folded: it
     is divided by a whole number and made periodic, and the spurious pairs are dropped afterwards.
 
-    Returns
-    -------
-    box : ndarray, shape (3, 3)
-        Folded box vectors in Å: cell vectors, or orthonormal ones scaled to the extent of the
-        atoms along open directions.
-    fractional : ndarray, shape (N, 3)
-        Atoms in units of the box vectors.
-    folds : ndarray of int64, shape (3,)
-        Whole numbers that divided the box vectors.
+    Returns:
+        Folded box vectors (3, 3), Å: cell vectors, or orthonormal ones scaled to the extent of the atoms along open
+        directions; the atoms (N, 3) in units of the box vectors; and the whole numbers (3,) that divided the vectors.
     """
     box = complete_cell(cell, pbc)
     inverse = np.linalg.inv(box)
