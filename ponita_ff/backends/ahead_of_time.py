@@ -1,12 +1,13 @@
 """Ahead-of-time compiled prediction: energy, forces and stress of one potential as machine code in a ``.pt2`` file.
 
-``ponita-ff package`` makes a package once, in a minute or two, with a C++ compiler; loading it takes a second or two
-and needs none. One package serves every number of atoms and of neighbours. It belongs to the potential, the version of
-torch and the processor that it was made with, says so in its own metadata, and is refused anywhere else. What the
-native backend can run (the force-field form in float32), it runs faster than a package.
+``ponita-ff compile`` makes the file once, in a minute or two, with a C++ compiler; loading it takes a second or two and
+needs no compiler. One file serves every number of atoms and of neighbours. It belongs to the potential, the version of
+torch and the processor that it was made with; its metadata says so, and it is refused anywhere else. For what the
+native backend can run (the force-field form in float32), the native backend is faster.
 
-A ``.pt2`` file holds machine code, which runs with all your rights. Metadata can be forged, so whoever makes a package
-also notes its hash in the cache folder, and none without such a note is loaded: share the potential's file instead.
+A ``.pt2`` file holds machine code, which runs with all the rights of its user. Metadata can be forged, so the hash of
+every file that is made is also written into the cache folder, and a file without such a record is not loaded. Share the
+potential's file instead.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ _FEWEST = 2
 
 
 class AheadOfTimeError(ValueError):
-    """A package that cannot be made, is not whole, or was made for something else or by somebody else."""
+    """Compiled code that cannot be made, is damaged, or was made for something else or by somebody else."""
 
 
 def compiled_path(potential: Path) -> Path:
-    """Where the package of a potential's file lies: beside it."""
+    """Path of the code compiled for a potential's file: beside it."""
     return potential.with_suffix(".pt2")
 
 
@@ -72,13 +73,13 @@ def compile_ahead_of_time(potential: EnergyModel, path: Path | str) -> None:
     Raises:
         ValueError: For a potential that is not on the CPU, or another ending.
         AheadOfTimeError: Where compiling fails, for want of a C++ compiler for example; no file is written.
-        OSError: When the file, or the note of its hash, cannot be written; a file that was there is intact.
+        OSError: When the file, or the record of its hash, cannot be written; a file that was there is intact.
     """
     path = Path(path)
     if potential.device.type != "cpu":
-        raise ValueError(f"packages are made for the CPU, but the potential is on {potential.device}: move it first")
+        raise ValueError(f"code is compiled for the CPU, but the potential is on {potential.device}: move it first")
     if path.suffix != ".pt2":
-        raise ValueError(f"the path of a package must end in .pt2, got {path}")
+        raise ValueError(f"the path of compiled code must end in .pt2, got {path}")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "package.pt2"
         try:
@@ -86,20 +87,20 @@ def compile_ahead_of_time(potential: EnergyModel, path: Path | str) -> None:
         except Exception as error:  # whatever a compiler tool-chain throws
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise AheadOfTimeError(f"could not compile the potential: {reason}") from error
-        note = _note(made)
-        note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        note.touch()
+        record = _record(made)
+        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record.touch()
         write_atomically(path, lambda temporary: shutil.copyfile(made, temporary))
 
 
 def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPrediction:
-    """The prediction of a potential from its package, after checking that the package fits and was made here.
+    """The prediction of a potential from its compiled code, after checking that it fits and was made here.
 
-    What the compiled code was not made for (several structures, a single atom or slot) runs uncompiled.
+    What the code was not compiled for (several structures, a single atom or neighbour) runs eagerly.
 
     Args:
-        potential: What the package was made from; it must not change afterwards.
-        path: The package.
+        potential: What it was compiled from; it must not change afterwards.
+        path: The file.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -108,8 +109,8 @@ def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPredictio
     """
     path = Path(path)
     _check_facts(_read_facts(path), _facts(potential), path)
-    if not _note(path).is_file():
-        raise AheadOfTimeError(f"{path} was not made by you here, and machine code of others is not run: {_ANEW}")
+    if not _record(path).is_file():
+        raise AheadOfTimeError(f"{path} was not compiled by this user on this machine, and is not run: {_ANEW}")
     try:
         compiled = torch._inductor.aoti_load_package(str(path))
     except RuntimeError as error:
@@ -125,12 +126,12 @@ def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPredictio
     return run
 
 
-_ANEW = "make it anew with 'ponita-ff package'"
+_ANEW = "make it again with 'ponita-ff compile'"
 
 
-def _note(package: Path) -> Path:
-    """A file that is there if this user made a package with this content."""
-    with package.open("rb") as file:
+def _record(compiled: Path) -> Path:
+    """A file that exists if this user compiled code with this content."""
+    with compiled.open("rb") as file:
         return cache_folder() / "packages" / hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -190,7 +191,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _facts(potential: EnergyModel) -> dict[str, str]:
-    """What a package is bound to."""
+    """What compiled code is bound to."""
     settings = {
         "network": potential.network.config.model_dump(),
         "species": potential.species,
@@ -223,9 +224,9 @@ def _processor() -> str:
 
 
 def _read_facts(path: Path) -> dict[str, str]:
-    """Facts from a package's metadata, with the file's checksums checked; none of its code is loaded."""
+    """Facts from the metadata, with the file's checksums checked; none of its code is loaded."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no package {path}")
+        raise FileNotFoundError(f"there is no compiled code {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -234,12 +235,12 @@ def _read_facts(path: Path) -> dict[str, str]:
     except (zipfile.BadZipFile, StopIteration, OSError, ValueError, RuntimeError, NotImplementedError):
         facts = None
     if not isinstance(facts, dict):
-        raise AheadOfTimeError(f"{path} is not a whole package: {_ANEW}")
+        raise AheadOfTimeError(f"{path} is damaged or not compiled code of ponita_ff: {_ANEW}")
     return facts
 
 
 def _check_facts(there: dict[str, str], here: dict[str, str], path: Path) -> None:
-    """Refuse a package that was made for something else."""
+    """Refuse code that was compiled for something else."""
     different = [
         f"{key} {there.get(key)!r} instead of {value!r}" for key, value in here.items() if there.get(key) != value
     ]

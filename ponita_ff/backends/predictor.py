@@ -1,4 +1,4 @@
-"""How predictions are computed: as torch runs the potential, compiled by torch, or by the package's own kernels."""
+"""Predictions of a potential by one of the backends: eager torch, compiled by torch, or the native kernels."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["BACKENDS", "Predictor"]
 
 logger = logging.getLogger(__name__)
 
-#: Atoms, all rotations counted, up to which the engine does several rotations at once; more only cost memory.
+#: Atoms times rotations up to which the engine takes several rotations at once; more would only cost memory.
 _ROTATED_ATOMS = 500
 
-#: Atoms of a pass over many structures. The engine is as fast with few, and its first pass then faults in far less
-#: memory (some 200 KB an atom in the shipped potentials); torch needs many to hide what each of its calls costs.
+#: Atoms in one batch of many structures. The engine is as fast with few, and its first call then allocates far less
+#: memory; torch needs many, because each of its operations has a fixed cost.
 _ENGINE_BATCH_ATOMS, _TORCH_BATCH_ATOMS = 300, 2_000
 
 #: Ways to compute, the default first.
@@ -36,16 +36,15 @@ BACKENDS = ("auto", "native", "compiled", "eager")
 class Predictor:
     """Energies, forces and stress of a potential by one of the backends.
 
-    - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions come from tables, whose error lies
-      under float32's rounding; forces are the gradient of just that energy. Goes on eagerly, with a warning, where
-      there is no C++ compiler.
-    - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff package``), where there
-      is one that fits; all else traced and compiled by torch, once for each of the first few sizes (up to a minute
-      each).
-    - ``"eager"``: as torch runs it.
-    - ``"auto"``: native for float32 on the CPU wherever it can be had, else eager.
+    - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions are interpolated in tables with an
+      error below float32's rounding; forces are the exact gradient of the interpolated energy. Where the kernels are
+      not available, predictions are made eagerly, with a warning.
+    - ``"compiled"``: a single structure by the code that ``ponita-ff compile`` left beside the potential's file, where
+      it fits; anything else is compiled by torch, once for each of the first few sizes (up to a minute each).
+    - ``"eager"``: plain torch.
+    - ``"auto"``: native for float32 on the CPU where the kernels are available, else eager.
 
-    A snapshot: make a new one after the potential has changed.
+    It is a snapshot: make a new one after the potential has changed.
 
     Args:
         potential: Whose predictions are wanted; in eval mode.
@@ -61,13 +60,13 @@ class Predictor:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential = potential
         self._engine = _native(potential, backend) if backend in ("auto", "native") else None
-        #: To average over; None for one alone, which is the identity.
+        #: None where there is only one, the identity.
         self._rotations = potential.rotations if len(potential.rotations) > 1 else None
-        self._package = _package(potential, file) if backend == "compiled" else None
+        self._ahead_of_time = _ahead_of_time(potential, file) if backend == "compiled" else None
         self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
-        #: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
+        #: The backend that is used: ``"native"``, ``"compiled"`` or ``"eager"``.
         self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
-        #: How many atoms of many structures to give it at once.
+        #: Atoms in one batch of many structures.
         self.max_batch_atoms = _ENGINE_BATCH_ATOMS if self._engine else _TORCH_BATCH_ATOMS
 
     def __call__(self, graph: Graph, stress: bool = False, forces: bool = True) -> tuple[Tensor, ...]:
@@ -87,8 +86,8 @@ class Predictor:
             return found if forces else (*found[:2], *found[3:])
         if self.backend == "compiled":
             tensors = [graph[name] for name in INPUT_FIELDS]
-            if self._package is not None and forces and len(graph["cell"]) == 1:
-                total, atomic, force, tensor = self._package(tensors)
+            if self._ahead_of_time is not None and forces and len(graph["cell"]) == 1:
+                total, atomic, force, tensor = self._ahead_of_time(tensors)
                 return (total, atomic, force, tensor) if stress else (total, atomic, force)
             return self._compiler(forces, stress)([], tensors)
         return predict(self._potential, graph, forces, stress)
@@ -100,13 +99,13 @@ class Predictor:
                 graph = Graph(**dict(zip(INPUT_FIELDS, tensors, strict=True)))
                 return predict(self._potential, graph, forces, stress, for_compile=for_compile)
 
-            # Whoever predicts takes the results off the device before the next call.
+            # Callers copy the results before the next call, so that a GPU may write into the same memory.
             compiler = ShapeCompiler(partial(traced, for_compile=True), partial(traced, for_compile=False), replay=True)
             self._compiled[forces, stress] = compiler
         return self._compiled[forces, stress]
 
     def _averaged(self, engine: NativeNetwork, graph: Graph, species: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean over the rotations: of a small system they go through the engine together, of a large one one by one."""
+        """Mean over the rotations, several at once for small systems."""
         if self._rotations is None:
             return engine(graph, species)
         parts = self._rotations.split(max(1, _ROTATED_ATOMS // len(species)))
@@ -129,25 +128,23 @@ class Predictor:
 
 
 def _native(potential: EnergyModel, backend: str) -> NativeNetwork | None:
-    """The engine; None, said in the log, where it is not to be had or, for "auto", not the better choice."""
+    """The engine; None, and a line in the log, where it is not available, or not the better choice for "auto"."""
     if backend == "auto" and (potential.dtype != torch.float32 or potential.device.type != "cpu"):
         return None
     try:
         return NativeNetwork(potential.network)
     except KernelError as error:
-        logger.log(
-            logging.WARNING if backend == "native" else logging.INFO, "no native kernels, going on without: %s", error
-        )
+        logger.log(logging.WARNING if backend == "native" else logging.INFO, "native kernels are not used: %s", error)
         return None
 
 
-def _package(potential: EnergyModel, file: Path | None) -> CompiledPrediction | None:
-    """The package beside the potential's file; None where there is none, or, said in the log, none that fits."""
+def _ahead_of_time(potential: EnergyModel, file: Path | None) -> CompiledPrediction | None:
+    """The compiled code beside the potential's file; None where there is none or, with a warning, none that fits."""
     path = None if file is None else compiled_path(file)
     if path is None or potential.device.type != "cpu" or not path.is_file():
         return None
     try:
         return load_compiled(potential, path)
     except AheadOfTimeError as error:
-        logger.warning("going on without a package: %s", error)
+        logger.warning("the code compiled ahead of time is not used: %s", error)
         return None

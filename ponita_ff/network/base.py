@@ -30,7 +30,7 @@ class Float64Buffers(nn.Module):
 
 
 class Network(Float64Buffers):
-    """What a potential needs of a network; both forms of PONITA are one.
+    """What a potential needs of a network; every form of PONITA is one.
 
     Attributes:
         config: A validated description from which the network can be made again; its ``form`` names the class.

@@ -12,7 +12,13 @@ __all__ = ["ConvNeXt"]
 
 
 class ConvNeXt(nn.Module):
-    """Separable convolution, LayerNorm, Linear–GELU–Linear, residual."""
+    """f + W2 gelu(W1 layernorm(convolution(f))), with biases.
+
+    Args:
+        convolution: Features (N, O, C) and a geometry to features (N, O, C).
+        channels: C.
+        widening: Hidden width over C.
+    """
 
     def __init__(self, convolution: nn.Module, channels: int, widening: int) -> None:
         super().__init__()
@@ -22,6 +28,6 @@ class ConvNeXt(nn.Module):
         self.contract = nn.Linear(widening * channels, channels)
 
     def forward(self, features: Tensor, *geometry: Any, for_compile: bool = False) -> Tensor:
-        """Features (N, O, C) to features (N, O, C); ``geometry`` as the convolution takes it."""
+        """Features (N, O, C) to features (N, O, C); ``geometry`` is what the convolution takes beside them."""
         hidden = self.norm(self.convolution(features, *geometry, for_compile=for_compile))
         return features + self.contract(gelu(self.expand(hidden)))

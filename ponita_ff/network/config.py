@@ -10,7 +10,7 @@ from ponita_ff.network.orientations import GRID_SIZES
 
 __all__ = ["DEFAULT_NEIGHBOURS", "PonitaConfig"]
 
-#: Neighbours that the first weights reckon with where nobody counted any.
+#: Average number of neighbours where none was counted in a training set.
 DEFAULT_NEIGHBOURS = 10.0
 
 
@@ -27,7 +27,7 @@ class PonitaConfig(BaseModel):
         num_bessel: Bessel functions of the distance.
         radial_hidden: Width of the radial network's hidden layer.
         radial_basis: Radial functions that the layers combine.
-        avg_num_neighbours: Sets the initial scale of the sum over neighbours; None: counted in the training set.
+        avg_num_neighbours: Scales the first weights of the sum over neighbours; None: counted in the training set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

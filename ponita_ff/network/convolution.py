@@ -1,13 +1,15 @@
-"""Radial functions, separable convolution on R³×S² and the ConvNeXt block around it.
+"""The separable convolution on R³×S² (PONITA, arXiv:2310.02970, Section 4).
 
-One block computes, at every atom i, orientation n and channel c (PONITA, arXiv:2310.02970, Section 4),
+At every atom i, orientation n and channel c,
 
-    g_i(n)  = w f_i(n) + Σ_j k1(x_ij, n) f_j(n)   spatial, depthwise
-    h_i(n)  = ⟨k2(n·n') g_i(n')⟩_n' + b        fibre, depthwise, ⟨⟩ the grid's quadrature
-    f_i(n) += W2 gelu(W1 layernorm(h_i(n)))    channels
+    g_i(n) = w f_i(n) + Σ_j k1(x_ij, n) f_j(n)       spatial convolution, one kernel a channel
+    h_i(n) = Σ_n' q(n') k2(n·n') g_i(n') + b         fibre convolution, q the grid's quadrature weights
+
+and the block around it (block.py) mixes channels, f_i(n) += W2 gelu(W1 layernorm(h_i(n))).
 
 The force-field form expands both kernels in Legendre polynomials, k1 = Σ_l R_l(r) P_l(c) and k2 = Σ_l w_l P_l(n·n'):
-smooth everywhere, defined on any grid, and the network runs once an edge instead of once an edge and orientation.
+they are smooth everywhere and defined on any grid, and the radial network runs once for an edge, not once for each
+edge and orientation.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from ponita_ff.kernels.messages import Edges, convolve
 
-__all__ = ["SeparableConvolution", "over_orientations", "sum_over_neighbours"]
+__all__ = ["SeparableConvolution", "fibre_convolution", "sum_over_neighbours"]
 
 
 def sum_over_neighbours(angular: Tensor, radial: Tensor, features: Tensor, edges: Edges) -> Tensor:
@@ -40,13 +42,13 @@ def sum_over_neighbours(angular: Tensor, radial: Tensor, features: Tensor, edges
     return torch.einsum("im,imlo,imlc,imoc->ioc", edges.active.to(radial), angular, radial, features[edges.neighbours])
 
 
-def over_orientations(features: Tensor, kernel: Tensor, for_compile: bool) -> Tensor:
-    """Depthwise fibre convolution Σ_n' k(n', n) g(n').
+def fibre_convolution(features: Tensor, kernel: Tensor, for_compile: bool) -> Tensor:
+    """Fibre convolution Σ_n' q(n') k2(n·n') g(n'), one kernel a channel (arXiv:2310.02970, Section 4).
 
     Args:
         features: g, shape (N, O', C).
-        kernel: Quadrature weight of n' times the kernel, shape (O', O, C), senders first.
-        for_compile: Write the sum as a compiler likes it.
+        kernel: q(n') k2(n·n'), shape (O', O, C), senders n' first.
+        for_compile: Write the sum so that a compiler fuses it.
 
     Returns:
         Shape (N, O, C).
@@ -59,7 +61,21 @@ def over_orientations(features: Tensor, kernel: Tensor, for_compile: bool) -> Te
 
 
 class SeparableConvolution(nn.Module):
-    """Depthwise convolution over the atom itself and its neighbours, then over orientations."""
+    """Convolution over the atom itself and its neighbours, then over orientations; one kernel a channel.
+
+    Args:
+        channels: C.
+        l_max: Highest Legendre degree of both kernels.
+        num_basis: Radial functions that come in, K.
+        avg_num_neighbours: Scales the first weights, so that the sum over neighbours has unit variance.
+        fibre: Whether there are orientations.
+
+    Attributes:
+        radial: Radial functions R_l of every degree and channel from the basis, (num_basis) to ((l_max + 1) · C).
+        fibre: w_l, shape (l_max + 1, C); None without orientations.
+        self_weight: w, shape (C,).
+        bias: b, shape (C,).
+    """
 
     def __init__(self, channels: int, l_max: int, num_basis: int, avg_num_neighbours: float, fibre: bool) -> None:
         super().__init__()
@@ -93,7 +109,7 @@ class SeparableConvolution(nn.Module):
             angular: P_l(c), shape (N, M, l_max + 1, O).
             fibre_angular: Quadrature weight of n' times P_l(n·n'), shape (l_max + 1, O', O), senders first.
             edges: Topology, and which edges lie within the cutoff: the others send nothing.
-            for_compile: See :func:`over_orientations`.
+            for_compile: See :func:`fibre_convolution`.
 
         Returns:
             Shape (N, O, C).
@@ -101,5 +117,5 @@ class SeparableConvolution(nn.Module):
         radial = self.radial(basis).unflatten(-1, (self.l_max + 1, self.channels))
         spatial = self.self_weight * features + convolve(angular, radial, features, edges)
         if self.fibre is not None:
-            spatial = over_orientations(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), for_compile)
+            spatial = fibre_convolution(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), for_compile)
         return spatial + self.bias

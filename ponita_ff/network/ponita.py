@@ -19,7 +19,10 @@ __all__ = ["Ponita"]
 
 
 class Ponita(Network):
-    """PONITA in its force-field form (arXiv:2310.02970; kernels expanded in Legendre polynomials).
+    """PONITA in its force-field form: kernels are expanded in Legendre polynomials (arXiv:2310.02970).
+
+    f_i(n) = embedding of the element; then blocks (block.py), each followed by a linear read-out; the energy of an atom
+    is the mean over blocks of the read-outs' mean over orientations, Σ_n q(n) (W f_i(n) + b).
 
     Args:
         config: Shape of the network.
@@ -65,9 +68,9 @@ class Ponita(Network):
         return orientation_grid(len(self.orientations)).group if self.config.num_ori else ""
 
     def set_grid(self, num_ori: int) -> None:
-        """Use another orientation grid: the kernels are continuous, so it runs on any.
+        """Use another orientation grid. The kernels are continuous, so that the network runs on any.
 
-        Weights know the grids that they were trained on, though: on another one energies and forces change.
+        On a grid other than that of the training energies and forces change.
 
         Raises:
             ValueError: For a grid that does not exist, or one where the network was made without (or the reverse).
@@ -99,9 +102,9 @@ class Ponita(Network):
         angular = legendre(cosine, self.l_max)
         fibre_angular = legendre(grid @ grid.T, self.l_max).transpose(0, 1) * weights[:, None]
 
-        # A product with a one-hot matrix, not a look-up: its gradient adds up in the same order in every run.
-        every = torch.arange(self.embedding.num_embeddings, device=species.device)
-        one_hot = (species.unsqueeze(-1) == every).to(vectors.dtype)
+        # A product with a one-hot matrix, not a look-up: the gradient is then summed in the same order in every run.
+        indices = torch.arange(self.embedding.num_embeddings, device=species.device)
+        one_hot = (species.unsqueeze(-1) == indices).to(vectors.dtype)
         features = (one_hot @ self.embedding.weight).unsqueeze(1).expand(-1, len(grid), -1)
         energy = torch.zeros((), dtype=vectors.dtype, device=vectors.device)
         for layer, readout in zip(self.layers, self.readouts, strict=True):

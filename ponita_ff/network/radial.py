@@ -27,9 +27,15 @@ def envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
 
 
 class RadialBasis(nn.Module):
-    """Smooth functions of the distance that all layers share: Bessel functions through a small network.
+    """Radial functions that all layers combine: MLP(Bessel functions of r) times the envelope.
 
     Bessel functions sin(kπr/cutoff)/r are equation 7 of DimeNet (arXiv:2003.03123).
+
+    Args:
+        cutoff: Å.
+        num_bessel: Bessel functions, k = 1 … num_bessel.
+        hidden: Width of the MLP's hidden layer.
+        num_basis: Functions that come out.
     """
 
     def __init__(self, cutoff: float, num_bessel: int, hidden: int, num_basis: int) -> None:

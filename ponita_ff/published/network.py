@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ponita_ff.network.base import Network
 from ponita_ff.network.block import ConvNeXt
-from ponita_ff.network.convolution import over_orientations
+from ponita_ff.network.convolution import fibre_convolution
 from ponita_ff.network.invariants import published_invariants
 from ponita_ff.network.radial import envelope
 from ponita_ff.structure.graph import Graph, gather_neighbours
@@ -110,7 +110,7 @@ class PublishedConvolution(nn.Module):
                 without orientations.
             neighbours: Shape (N, M).
             reverse: Shape (N, M).
-            for_compile: See :func:`ponita_ff.network.convolution.over_orientations`.
+            for_compile: See :func:`ponita_ff.network.convolution.fibre_convolution`.
 
         Returns:
             Shape (N, O, C).
@@ -118,7 +118,7 @@ class PublishedConvolution(nn.Module):
         senders = gather_neighbours(features, neighbours, reverse)
         spatial = (self.spatial(basis) * senders).sum(1) + self.spatial(self_basis) * features
         if self.fibre is not None:
-            spatial = over_orientations(spatial, self.fibre(fibre_basis), for_compile)
+            spatial = fibre_convolution(spatial, self.fibre(fibre_basis), for_compile)
         return spatial + self.bias
 
 

@@ -59,7 +59,7 @@ def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def note(package: Path) -> None:
     """As if this user had made the package."""
-    path = ponita_ff.backends.ahead_of_time._note(package)
+    path = ponita_ff.backends.ahead_of_time._record(package)
     path.parent.mkdir(exist_ok=True)
     path.touch()
 
@@ -192,7 +192,9 @@ def test_the_compiled_backend_takes_the_package_beside_the_file(
     assert_equal(tuple(torch.as_tensor(compiled.get_property(name, atoms)) for name in names), tuple(expected))
 
 
-@pytest.mark.parametrize("reason", ["not made by you", "dtype 'float32' instead of 'float64'", "not a whole package"])
+@pytest.mark.parametrize(
+    "reason", ["not compiled by this user", "dtype 'float32' instead of 'float64'", "not a whole package"]
+)
 def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     reason: str,
     potential: Potential,
@@ -204,14 +206,14 @@ def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     save_potential(potential, codeless.with_suffix(".safetensors"))
-    if reason == "not made by you":
-        ponita_ff.backends.ahead_of_time._note(codeless).unlink()
+    if reason == "not compiled by this user":
+        ponita_ff.backends.ahead_of_time._record(codeless).unlink()
     elif reason == "not a whole package":
         codeless.write_bytes(b"")
     file, dtype = codeless.with_suffix(".safetensors"), "float64" if "float64" in reason else None
     calculator = PonitaCalculator(file, device="cpu", dtype=dtype, backend="compiled")
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"going on without a package: {codeless}")
+    assert record.getMessage().startswith(f"the code compiled ahead of time is not used: {codeless}")
     assert reason in record.getMessage()
     eager = PonitaCalculator(file, device="cpu", dtype=dtype, backend="eager")
     assert calculator.get_forces(make_system("crystal")) == pytest.approx(
@@ -289,8 +291,8 @@ def test_packages_of_other_machines_are_refused(
 def test_packages_of_other_people_are_refused(
     potential: Potential, codeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ponita_ff.backends.ahead_of_time._note(codeless).unlink()
-    assert_refused(potential, codeless, "not made by you", monkeypatch)
+    ponita_ff.backends.ahead_of_time._record(codeless).unlink()
+    assert_refused(potential, codeless, "not compiled by this user", monkeypatch)
 
 
 def test_metadata_without_code_is_no_package(potential: Potential, codeless: Path) -> None:
@@ -316,7 +318,7 @@ def test_damaged_packages_are_refused(
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     path = tmp_path / "damaged.pt2"
     path.write_bytes(damage(package.read_bytes()))
-    with pytest.raises(AheadOfTimeError, match="not a whole package"):
+    with pytest.raises(AheadOfTimeError, match="damaged or not compiled code"):
         load_compiled(potential, path)
 
 
@@ -326,12 +328,12 @@ def test_files_that_are_no_packages_are_refused(potential: Potential, tmp_path: 
         load_compiled(potential, path)
     for content in (b"", b"PK and nothing else"):
         path.write_bytes(content)
-        with pytest.raises(AheadOfTimeError, match="not a whole package"):
+        with pytest.raises(AheadOfTimeError, match="damaged or not compiled code"):
             load_compiled(potential, path)
     for name, text in (("holiday.txt", "sun"), ("a_metadata.json", "sun"), ("a_metadata.json", "[]")):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(name, text)
-        with pytest.raises(AheadOfTimeError, match="not a whole package"):
+        with pytest.raises(AheadOfTimeError, match="damaged or not compiled code"):
             load_compiled(potential, path)
 
 

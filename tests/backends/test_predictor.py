@@ -100,7 +100,7 @@ def test_native_where_it_is_not_to_be_had_goes_on_with_one_warning(
     atoms.rattle(0.01)
     calculator.get_forces(atoms)
     assert calculator.backend == "eager"
-    assert messages(caplog, logging.WARNING) == ["no native kernels, going on without: there is no C++ compiler"]
+    assert messages(caplog, logging.WARNING) == ["native kernels are not used: there is no C++ compiler"]
     assert np.array_equal(forces, PonitaCalculator(potential, backend="eager").get_forces(make_system("crystal")))
 
 
@@ -109,7 +109,7 @@ def test_auto_goes_on_quietly(make_potential: Make, monkeypatch: pytest.MonkeyPa
     with caplog.at_level(logging.INFO):
         assert PonitaCalculator(make_potential(dtype=torch.float32)).backend == "eager"
     assert not messages(caplog, logging.WARNING)
-    assert messages(caplog, logging.INFO) == ["no native kernels, going on without: there is no C++ compiler"]
+    assert messages(caplog, logging.INFO) == ["native kernels are not used: there is no C++ compiler"]
 
 
 @pytest.mark.usefixtures("torch_engine")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ponita_ff.kernels.messages import Edges, convolve
 from ponita_ff.network.block import ConvNeXt
-from ponita_ff.network.convolution import SeparableConvolution, over_orientations, sum_over_neighbours
+from ponita_ff.network.convolution import SeparableConvolution, fibre_convolution, sum_over_neighbours
 from ponita_ff.network.invariants import bond_invariants, legendre
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.network.radial import RadialBasis, envelope
@@ -148,7 +148,7 @@ def test_over_orientations_is_the_same_either_way() -> None:
     kernel = torch.randn(5, 5, 4, dtype=torch.float64)
     expected = torch.einsum("npc,poc->noc", features, kernel)
     for for_compile in (False, True):
-        assert torch.allclose(over_orientations(features, kernel, for_compile), expected, rtol=0, atol=1e-13)
+        assert torch.allclose(fibre_convolution(features, kernel, for_compile), expected, rtol=0, atol=1e-13)
 
 
 def test_without_neighbours_and_itself_only_the_bias_is_left(geometry: dict[str, Any]) -> None:
