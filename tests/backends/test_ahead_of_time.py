@@ -193,7 +193,7 @@ def test_the_compiled_backend_takes_the_package_beside_the_file(
 
 
 @pytest.mark.parametrize(
-    "reason", ["not compiled by this user", "dtype 'float32' instead of 'float64'", "not a whole package"]
+    "reason", ["not compiled by this user", "dtype 'float32' instead of 'float64'", "damaged or not compiled code"]
 )
 def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     reason: str,
@@ -208,7 +208,7 @@ def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     save_potential(potential, codeless.with_suffix(".safetensors"))
     if reason == "not compiled by this user":
         ponita_ff.backends.ahead_of_time._record(codeless).unlink()
-    elif reason == "not a whole package":
+    elif reason == "damaged or not compiled code":
         codeless.write_bytes(b"")
     file, dtype = codeless.with_suffix(".safetensors"), "float64" if "float64" in reason else None
     calculator = PonitaCalculator(file, device="cpu", dtype=dtype, backend="compiled")
@@ -243,7 +243,7 @@ def other_rotations(potential: Potential) -> Potential:
 def assert_refused(potential: Potential, package: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before any of its code is loaded, with the reason and the way out."""
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
-    with pytest.raises(AheadOfTimeError, match=f"{named}.*make it anew with 'ponita-ff package'"):
+    with pytest.raises(AheadOfTimeError, match=f"{named}.*make it again with 'ponita-ff compile'"):
         load_compiled(potential, package)
 
 
@@ -324,7 +324,7 @@ def test_damaged_packages_are_refused(
 
 def test_files_that_are_no_packages_are_refused(potential: Potential, tmp_path: Path) -> None:
     path = tmp_path / "foreign.pt2"
-    with pytest.raises(FileNotFoundError, match=r"no package .*foreign\.pt2"):
+    with pytest.raises(FileNotFoundError, match=r"no compiled code .*foreign\.pt2"):
         load_compiled(potential, path)
     for content in (b"", b"PK and nothing else"):
         path.write_bytes(content)
