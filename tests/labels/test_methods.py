@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -152,8 +153,13 @@ def test_tblite_gives_what_it_gives_directly(tmp_path: Path) -> None:
     frames = [molecule("CH3OH"), molecule("H2O")]
     for atoms in frames:
         atoms.rattle(0.05, seed=0)
+    with ThreadPoolExecutor(1) as executor:
+        results = {
+            name: label_frames(frames, name, tmp_path / f"{name}.xyz", charge=1, multiplicity=2, executor=executor)
+            for name in names
+        }
     for name, theirs in names.items():
-        result = label_frames(frames, name, tmp_path / f"{name}.xyz", charge=1, multiplicity=2)
+        result = results[name]
         for atoms, frame in zip(frames, read_frames(result.path), strict=True):
             atoms.calc = tblite.TBLite(method=theirs, charge=1, multiplicity=2, accuracy=0.01, verbosity=0)
             assert frame.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
