@@ -69,5 +69,7 @@ class PythonPath:
         except Exception as error:  # a calculator may raise anything
             raise PythonPathError(f"cannot make {self.text}: {type(error).__name__}: {error}") from error
         if not isinstance(calculator, BaseCalculator):
-            raise PythonPathError(f"{self.text} returns a {type(calculator).__name__}, which is not an ASE calculator")
+            raise PythonPathError(
+                f"{self.text} returns an object of type {type(calculator).__name__}, expected an ASE calculator"
+            )
         return cast(Calculator, calculator)

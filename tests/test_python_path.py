@@ -57,7 +57,7 @@ def test_keyword_arguments() -> None:
         ("no_such_package.module:Name", "cannot find no_such_package.module:Name: .*expected package.module:Name"),
         ("ase.calculators.emt:EMTT", "cannot find ase.calculators.emt:EMTT: .*has no attribute 'EMTT'"),
         ("ase.calculators.emt:EMT{asap: [}", r"\{asap: \[\} is not a mapping of keyword arguments"),
-        ("builtins:dict{a: 1}", "returns a dict, which is not an ASE calculator"),
+        ("builtins:dict{a: 1}", "returns an object of type dict, expected an ASE calculator"),
         ("math:sqrt", "cannot make math:sqrt: TypeError"),
     ],
 )
