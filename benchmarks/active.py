@@ -12,7 +12,6 @@ two. Results gather in ``results/active.json``; ``results/active.md`` is written
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -40,6 +39,7 @@ from ponita_ff.files import write_atomically
 from ponita_ff.labels import find_method, label_frames
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
+from ponita_ff.settings import parse_assignments
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
@@ -49,6 +49,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 #: Of dynamics whose frames are kept: the thermostat forgets in 50 fs.
 RELAXATION_FS, EQUILIBRATION_PS, TIMESTEP_FS = 50.0, 1.0, 0.5
+
+#: Dynamics of each round of active learning.
+SIMULATION_PS = 4.0
 
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
@@ -154,13 +157,14 @@ def compare(
 ) -> None:
     """Active learning against as many frames drawn at random from dynamics."""
     start = structure(name)
-    overrides = {key: json.loads(value) for key, _, value in (setting.partition("=") for setting in training)}
+    overrides = parse_assignments(training)
     dynamics = (temperature, every)
     held_out = list(read_frames(sampled(work / "tests.xyz", start, method, tests, *dynamics, 1)))
     began = time.perf_counter()
     each = max(4, budget // 3)
-    settings = {"method": method, "budget": budget, "first": each, "per_round": each, "members": members}
-    settings |= {"temperature": temperature, "training": overrides}
+    settings = {"method": method, "budget": budget, "initial_labels": each, "labels_per_round": each}
+    settings |= {"members": members, "temperature": temperature, "simulation_time": SIMULATION_PS}
+    settings |= {"training": overrides}
     found = explore([start], base, ExploreSettings.from_mapping(settings), work / "explored")
     seconds = time.perf_counter() - began
     drawn = sampled(work / "random.xyz", start, method, found.labels, *dynamics, 2)

@@ -112,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = structure(args.structure)
     print(f"{start.get_chemical_formula()} from the potential {args.potential}; results go to {args.out}/")
-    first = min(20, max(4, args.budget // 3))
-    settings = {"method": args.method, "budget": args.budget, "first": first, "per_round": first, "members": 2}
+    labels = min(20, max(4, args.budget // 3))
+    settings = {"method": args.method, "budget": args.budget, "members": 2}
+    settings |= {"initial_labels": labels, "labels_per_round": labels}
     settings |= {"processes": args.processes, "temperature": args.temperature, "timestep": args.timestep}
     if args.fast:
-        settings |= {"picoseconds": 0.01, "every": 1.0, "walkers": 1, "threshold": 1e-9, "stop": 1e6, "processes": 1}
+        settings |= {"simulation_time": 0.01, "sample_interval": 1.0, "trajectories": 1, "processes": 1}
+        settings |= {"threshold": 1e-9, "stop_threshold": 1e6}
         settings["training"] = {"optimiser.steps": 5, "optimiser.warmup_steps": 1}
     try:
         found = explore([start], args.potential, ExploreSettings.from_mapping(settings), args.out / "explored")

@@ -1,4 +1,4 @@
-"""ASE calculators by their Python path, as a command line names them: ``ase.calculators.emt:EMT``."""
+"""ASE calculators given by a Python path on the command line, e.g. ``ase.calculators.emt:EMT``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ase.calculators.calculator import BaseCalculator, Calculator
 
 __all__ = ["PythonPath", "PythonPathError"]
 
-#: ``package.module:Name``, with keyword arguments as a YAML mapping behind it if any.
+#: ``package.module:Name``, followed by an optional YAML mapping of keyword arguments.
 _PATTERN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?P<options>\{.*\})?")
 
 
 class PythonPathError(ValueError):
-    """A Python path from which no calculator comes; the text repeats it and says why."""
+    """A Python path that does not give a calculator; the message repeats it and gives the reason."""
 
 
 @dataclass(frozen=True)
 class PythonPath:
-    """Where something is that makes a calculator when called.
+    """The Python path of a class or function that returns a calculator when it is called.
 
     Attributes:
-        text: As typed, e.g. ``ase.calculators.lj:LennardJones{sigma: 3.4, epsilon: 0.01}``.
-        module: E.g. ``ase.calculators.lj``.
-        name: E.g. ``LennardJones``.
-        options: Its keyword arguments, a mapping in YAML, or None.
+        text: The whole path, e.g. ``ase.calculators.lj:LennardJones{sigma: 3.4, epsilon: 0.01}``.
+        module: The module, e.g. ``ase.calculators.lj``.
+        name: The name in the module, e.g. ``LennardJones``.
+        options: Keyword arguments as a YAML mapping, e.g. ``{sigma: 3.4, epsilon: 0.01}``, or None.
     """
 
     text: str
@@ -39,18 +39,18 @@ class PythonPath:
 
     @classmethod
     def parse(cls, text: str) -> PythonPath | None:
-        """A Python path, or None where ``text`` is none, or is the name of a file that exists."""
+        """Parse a Python path; None if ``text`` is not one, or is the name of an existing file."""
         match = _PATTERN.fullmatch(text)
         if match is None or Path(text).exists():
             return None
         return cls(text, match["module"], match["name"], match["options"])
 
     def calculator(self) -> Calculator:
-        """A new calculator.
+        """Make a new calculator.
 
         Raises:
-            PythonPathError: There is no such module or name, the options are no mapping, or what was called failed or
-                made something else than a calculator.
+            PythonPathError: There is no such module or name, the options are not a mapping, or the call failed or
+                returned something else than a calculator.
         """
         try:
             factory = getattr(importlib.import_module(self.module), self.name)
@@ -66,8 +66,10 @@ class PythonPath:
             ) from None
         try:
             calculator = factory(**keywords)
-        except Exception as error:  # a factory may raise anything
+        except Exception as error:  # a calculator may raise anything
             raise PythonPathError(f"cannot make {self.text}: {type(error).__name__}: {error}") from error
         if not isinstance(calculator, BaseCalculator):
-            raise PythonPathError(f"{self.text} makes a {type(calculator).__name__}, which is no calculator of ASE")
+            raise PythonPathError(
+                f"{self.text} returns an object of type {type(calculator).__name__}, expected an ASE calculator"
+            )
         return cast(Calculator, calculator)

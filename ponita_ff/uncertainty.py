@@ -1,4 +1,4 @@
-"""How sure a committee is: its spread, calibrated on held-out frames, and an observer for molecular dynamics."""
+"""Uncertainty of a committee: the spread of its members, its calibration, and an observer for molecular dynamics."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ __all__ = ["Calibration", "UncertainForces", "UncertaintyMonitor", "calibrate", 
 
 logger = logging.getLogger(__name__)
 
-#: A normal distribution's share within one and within two standard deviations.
+#: Shares of a normal distribution within one and two standard deviations.
 NORMAL_SHARES = (0.6827, 0.9545)
 
 
 class UncertainForces(RuntimeError):
-    """The committee's members differ by more than the limit at which a run was to stop."""
+    """The uncertainty of a committee's forces reached the limit at which a run is stopped."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a committee's standard deviations must be multiplied by to be the size of its errors, and how good that is.
+    """Factors that scale a committee's standard deviations to the size of its errors, and how well they do.
 
-    The factors come from :func:`spread_factor`, over the held-out frames.
+    The factors are those of :func:`spread_factor` over held-out frames.
 
     Attributes:
-        energy, forces: The factors.
-        frames: Held-out frames they come from.
-        forces_within: Shares of force components whose error is within one and within two calibrated deviations; a
-            normal distribution has 68 % and 95 %.
-        forces_rank_correlation: Spearman's, between an atom's force error and its deviation: 1 where the committee
-            orders its errors perfectly, 0 where it knows nothing of them.
-        forces_std_mean: Mean calibrated deviation of a force component, eV/Å.
-        members: SHA-256 of each member's weights.
+        energy: Factor for standard deviations of energies.
+        forces: Factor for standard deviations of forces.
+        frames: Number of held-out frames.
+        forces_within: Shares of force components with an error within one and two calibrated standard deviations; for
+            a normal distribution 68 % and 95 %.
+        forces_rank_correlation: Spearman's rank correlation between the force error of an atom and its standard
+            deviation, both as norms: 1 if the order is the same, 0 if they are independent.
+        forces_std_mean: Mean calibrated standard deviation of a force component, eV/Å.
+        members: SHA-256 of the weights of each member.
     """
 
     energy: float
@@ -58,15 +59,15 @@ class Calibration:
     members: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write a JSON file."""
         write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read such a file.
+        """Read a file written by `save`.
 
         Raises:
-            ValueError: Naming the file, if it is none.
+            ValueError: Naming the file, if it is missing or not a calibration.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,46 +75,46 @@ class Calibration:
         except FileNotFoundError:
             raise ValueError(f"there is no calibration {path}: make one with 'ponita-ff calibrate'") from None
         except (OSError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no calibration that 'ponita-ff calibrate' wrote ({error})") from None
+            raise ValueError(f"{path} is not a calibration written by 'ponita-ff calibrate' ({error})") from None
 
     def check_members(self, potentials: Sequence[Potential]) -> None:
-        """Refuse a committee of others than it was measured with.
+        """Check that a committee is the one that was calibrated, in any order.
 
         Raises:
-            ValueError: Where they differ.
+            ValueError: It has other members.
         """
-        # Hashes are of names and weights, and calibrations of before version 3 of potential files know older names.
-        hashes = [[_hash(potential, name) for potential in potentials] for name in (str, name_before_version_3)]
-        if sorted(self.members) not in [sorted(each) for each in hashes]:
-            raise ValueError(
-                "the calibration was measured with other potentials than this committee's: run 'ponita-ff calibrate' "
-                "with these"
-            )
+        # Hashes include the names of weights, which were others before version 3 of potential files.
+        for name in (str, name_before_version_3):
+            if sorted(self.members) == sorted(_hash_of_weights(potential, name) for potential in potentials):
+                return
+        raise ValueError(
+            "the calibration is of another committee than this one: run 'ponita-ff calibrate' with these potentials"
+        )
 
 
-def _hash(potential: Potential, named: Callable[[str], str] = str) -> str:
-    """Of weights alone: a member computes the same whatever dtype and rotations a calculator gives it."""
-    return weights_hash({named(name): weight.detach().float() for name, weight in potential.named_parameters()})
+def _hash_of_weights(potential: Potential, rename: Callable[[str], str] = str) -> str:
+    """SHA-256 of names and weights in single precision, which does not depend on a calculator's dtype or rotations."""
+    return weights_hash({rename(name): weight.detach().float() for name, weight in potential.named_parameters()})
 
 
 def committee_spread(
     members: Sequence[Potential], structures: Sequence[Atoms]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]], NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Mean and standard deviation of a committee for many structures.
+    """Mean and standard deviation of a committee's energies and forces, not calibrated.
 
     Args:
-        members: Two potentials or more.
-        structures: Any.
+        members: At least two potentials.
+        structures: The structures to evaluate.
 
     Returns:
-        Energies (structures,), forces (atoms, 3) of each structure, and the same of their standard deviations over the
-        members; eV and eV/Å, not calibrated.
+        Mean energies, shape (structures,), eV; mean forces of each structure, shape (atoms, 3), eV/Å; standard
+        deviations over the members of energies and of forces, of the same shapes and units.
 
     Raises:
         ValueError: For fewer than two members, or structures that cannot be calculated.
     """
     if len(members) < 2:
-        raise ValueError(f"a committee has two members or more, not {len(members)}: one knows no spread")
+        raise ValueError(f"a committee has two members or more, got {len(members)}")
     predictions = [member.evaluate(structures) for member in members]
     energies = np.stack([p.energies for p in predictions])
     forces = [np.stack(each) for each in zip(*(p.forces or [] for p in predictions), strict=True)]
@@ -121,64 +122,73 @@ def committee_spread(
 
 
 def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibration:
-    """Compare a committee's spread with its errors on labelled frames that none of its members was trained on.
+    """Compare a committee's standard deviations with its errors.
+
+    Args:
+        members: At least two potentials.
+        frames: Labelled frames that no member was trained on.
 
     Raises:
-        ValueError: For fewer than two members, no frames, or members that agree to the last bit.
+        ValueError: For fewer than two members, no frames, or identical members.
     """
+    from scipy.stats import spearmanr  # here, since scipy.stats takes long to import and calculators do not need it
+
     if not len(frames):
         raise ValueError("no frames to calibrate on")
     energies, forces, energy_std, forces_std = committee_spread(members, [frame.to_atoms() for frame in frames])
     errors = np.concatenate([f - frame.forces for f, frame in zip(forces, frames, strict=True)])
     spread = np.concatenate(forces_std)
     if not spread.any() or not energy_std.any():
-        raise ValueError("members of the committee agree to the last bit: they are the same potential")
+        raise ValueError("all members of the committee give the same results: they are the same potential")
     factor = spread_factor(errors, spread)
-    # All members agree on an atom that nothing is near to: its forces tell nothing.
-    told = spread.any(axis=1)
-    errors, spread = errors[told], np.maximum(spread[told], 1e-12)
+    # Atoms without neighbours within the cutoff have zero forces in all members, and are left out.
+    has_spread = spread.any(axis=1)
+    errors, spread = errors[has_spread], np.maximum(spread[has_spread], 1e-12)
     within = np.abs(errors) / (factor * spread)
-    ranks = [np.linalg.norm(values, axis=1).argsort().argsort() for values in (errors, spread)]
+    correlation = spearmanr(np.linalg.norm(errors, axis=1), np.linalg.norm(spread, axis=1)).statistic
     return Calibration(
         energy=spread_factor(energies - np.array([frame.energy for frame in frames]), energy_std),
         forces=factor,
         frames=len(frames),
         forces_within=(float((within < 1).mean()), float((within < 2).mean())),
-        forces_rank_correlation=float(np.corrcoef(*ranks)[0, 1]),
+        forces_rank_correlation=float(correlation),
         forces_std_mean=float(factor * spread.mean()),
-        members=tuple(_hash(member) for member in members),
+        members=tuple(_hash_of_weights(member) for member in members),
     )
 
 
 def spread_factor(errors: NDArray[np.float64], spread: NDArray[np.float64]) -> float:
-    """What deviations must be multiplied by for their root mean square to be that of the errors.
+    """Factor by which the root mean square of the standard deviations becomes that of the errors.
 
-    Mean variance equal to mean squared error is the condition of Levi et al., "Evaluating and calibrating uncertainty
-    prediction in regression tasks" (arXiv:1905.11659), here over all values at once. Pernot (arXiv:2402.10043) prefers
-    the mean of squared ratios of error and deviation; but of two or three members some agree by chance, and the
-    expectation of that mean is infinite.
+    Equality of mean variance and mean squared error is the condition of Levi et al., "Evaluating and calibrating
+    uncertainty prediction in regression tasks" (arXiv:1905.11659), here for all values together. Pernot
+    (arXiv:2402.10043) prefers the mean of the squared ratio of error and standard deviation. But of two or three
+    members some agree by chance, so that the expectation of that mean is infinite.
 
     Args:
-        errors: Of the committee's mean; any shape.
-        spread: Standard deviations over the members, not all zero; the same shape.
+        errors: Errors of the committee's mean, any shape.
+        spread: Standard deviations over the members, not all zero, of the same shape.
     """
     return float(np.linalg.norm(errors) / np.linalg.norm(spread))
 
 
 class UncertaintyMonitor:
-    """Watches a committee's forces in a run and warns, or stops it, before it explores nonsense.
+    """Observer of dynamics or optimisers that warns, or stops the run, when a committee's forces are too uncertain.
 
-    Attach it to any of ASE's dynamics or optimisers:
+    The uncertainty of a structure is the largest standard deviation of an atom's force, the norm over its three
+    components, in eV/Å. Attach the observer to any of ASE's dynamics or optimisers:
     ``dynamics.attach(UncertaintyMonitor(atoms, stop=0.5), interval=10)``.
 
     Args:
-        atoms: With a committee as calculator, best with a calibration.
-        warn: eV/Å; from here on a warning is logged, once for each time that it is crossed.
-        stop: eV/Å; from here on :class:`UncertainForces` is raised.
+        atoms: Atoms with a committee as calculator, preferably with a calibration.
+        warn: Uncertainty in eV/Å from which a warning is logged, once each time that it is reached.
+        stop: Uncertainty in eV/Å from which :class:`UncertainForces` is raised.
+
+    Raises:
+        ValueError: A limit that is not above zero; from a call, a calculator that is not a committee.
 
     Attributes:
-        history: What was seen so far: the largest standard deviation of an atom's force (norm of its three components),
-            eV/Å, at each call.
+        history: Uncertainty at each call so far, eV/Å.
     """
 
     def __init__(self, atoms: Atoms, warn: float | None = None, stop: float | None = None) -> None:
@@ -190,21 +200,25 @@ class UncertaintyMonitor:
         self._above = False
 
     def __call__(self) -> None:
-        """Look at the present structure."""
+        """Check the current structure.
+
+        Raises:
+            UncertainForces: The uncertainty is at or above ``stop``.
+        """
         self.atoms.get_forces()
         results: dict[str, Any] = getattr(self.atoms.calc, "results", {})
         if "forces_std" not in results:
-            raise ValueError("the calculator gives no forces_std: it must be a committee of two potentials or more")
+            raise ValueError("the calculator has no forces_std: it must be a committee of two potentials or more")
         spread = np.linalg.norm(results["forces_std"], axis=1)
         worst = int(spread.argmax())
         self.history.append(float(spread[worst]))
-        told = (
-            f"forces are uncertain by {spread[worst]:.3g} eV/Å at atom {worst} ({self.atoms.symbols[worst]}), at look "
+        message = (
+            f"forces are uncertain by {spread[worst]:.3g} eV/Å at atom {worst} ({self.atoms.symbols[worst]}), at check "
             f"{len(self.history)}"
         )
         if self.stop is not None and spread[worst] >= self.stop:
-            raise UncertainForces(f"{told}: stopped, the limit is {self.stop:g} eV/Å")
+            raise UncertainForces(f"{message}: stopped, the limit is {self.stop:g} eV/Å")
         above = self.warn is not None and bool(spread[worst] >= self.warn)
         if above and not self._above:
-            logger.warning("%s: the potential may be outside what it was trained on", told)
+            logger.warning("%s: the structure may be outside the training data of the potential", message)
         self._above = above

@@ -1,7 +1,7 @@
 """Conversion of energies and lengths to the units of this package, eV and Å.
 
-Everything inside ``ponita_ff`` is in eV, Å, eV/Å (forces) and eV/Å³ (stress, ASE's sign and
-ASE's values of the constants). This module is the only place that knows another unit.
+Everything in ``ponita_ff`` is in eV, Å, eV/Å (forces) and eV/Å³ (stress, with the sign of ASE). Values of the units are
+those of ``ase.units``. No other module handles other units.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ENERGY_UNITS: Mapping[str, float] = MappingProxyType(
         "Rydberg": _ase.Rydberg,
     }
 )
-"""Accepted energy units and their value in eV."""
+"""Accepted energy units, and their values in eV."""
 
 LENGTH_UNITS: Mapping[str, float] = MappingProxyType({"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": _ase.nm})
-"""Accepted length units and their value in Å."""
+"""Accepted length units, and their values in Å."""
 
 _ENERGY_ALIASES = {
     "electronvolt": "eV",
@@ -63,7 +63,7 @@ _LENGTH_ALIASES = {
 
 
 def _fold(unit: str) -> str:
-    # NFKC maps the Angstrom sign (U+212B) to the letter Å, so that both spellings are found.
+    # NFKC maps the Angstrom sign (U+212B) to the letter Å, so that both are recognised.
     return unicodedata.normalize("NFKC", unit).strip().casefold()
 
 
@@ -76,16 +76,14 @@ _LENGTH_NAMES = _table(LENGTH_UNITS, _LENGTH_ALIASES)
 
 
 def canonical_energy_unit(unit: str) -> str:
-    """The name in `ENERGY_UNITS` that ``unit`` (any accepted spelling) stands for.
+    """The name in `ENERGY_UNITS` for any accepted spelling of a unit.
 
-    Raises
-    ------
-    ValueError
-        The unit is unknown; the text lists what is accepted.
+    Raises:
+        ValueError: The unit is unknown; the message lists the accepted ones.
     """
-    # Case is ignored everywhere but here: mega and milli differ by 10⁹.
+    # Case is ignored except here: mega and milli differ by a factor of 10⁹.
     if unit.strip() == "MeV":
-        raise ValueError("energy unit 'MeV' means mega-electronvolt; write 'meV' for milli")
+        raise ValueError("energy unit 'MeV' means mega-electronvolt; write 'meV' for milli-electronvolt")
     name = _ENERGY_NAMES.get(_fold(unit))
     if name is None:
         raise ValueError(
@@ -96,12 +94,10 @@ def canonical_energy_unit(unit: str) -> str:
 
 
 def canonical_length_unit(unit: str) -> str:
-    """The name in `LENGTH_UNITS` that ``unit`` (any accepted spelling) stands for.
+    """The name in `LENGTH_UNITS` for any accepted spelling of a unit.
 
-    Raises
-    ------
-    ValueError
-        The unit is unknown; the text lists what is accepted.
+    Raises:
+        ValueError: The unit is unknown; the message lists the accepted ones.
     """
     name = _LENGTH_NAMES.get(_fold(unit))
     if name is None:
@@ -115,10 +111,8 @@ def canonical_length_unit(unit: str) -> str:
 def energy_factor(unit: str) -> float:
     """Value of one ``unit`` of energy in eV.
 
-    Raises
-    ------
-    ValueError
-        The unit is unknown.
+    Raises:
+        ValueError: The unit is unknown.
     """
     return ENERGY_UNITS[canonical_energy_unit(unit)]
 
@@ -126,10 +120,8 @@ def energy_factor(unit: str) -> float:
 def length_factor(unit: str) -> float:
     """Value of one ``unit`` of length in Å.
 
-    Raises
-    ------
-    ValueError
-        The unit is unknown.
+    Raises:
+        ValueError: The unit is unknown.
     """
     return LENGTH_UNITS[canonical_length_unit(unit)]
 
@@ -137,27 +129,21 @@ def length_factor(unit: str) -> float:
 def force_factor(energy_unit: str, length_unit: str) -> float:
     """Value of one ``energy_unit``/``length_unit`` in eV/Å.
 
-    Raises
-    ------
-    ValueError
-        One of the units is unknown.
+    Raises:
+        ValueError: One of the units is unknown.
     """
     return energy_factor(energy_unit) / length_factor(length_unit)
 
 
 @dataclass(frozen=True)
 class Units:
-    """The units of a file: forces are in energy/length, stress in energy/length³.
+    """Units of a file: forces are in energy/length, stress in energy/length³.
 
-    Parameters
-    ----------
-    energy, length
-        Any accepted spelling; the attributes hold the canonical name.
+    Attributes:
+        energy, length: Canonical names; the constructor accepts any known spelling.
 
-    Raises
-    ------
-    ValueError
-        One of the units is unknown.
+    Raises:
+        ValueError: One of the units is unknown.
     """
 
     energy: str
@@ -169,22 +155,22 @@ class Units:
 
     @property
     def energy_factor(self) -> float:
-        """Multiplies energies of the file to give eV."""
+        """Factor from energies of the file to eV."""
         return ENERGY_UNITS[self.energy]
 
     @property
     def length_factor(self) -> float:
-        """Multiplies lengths of the file to give Å."""
+        """Factor from lengths of the file to Å."""
         return LENGTH_UNITS[self.length]
 
     @property
     def force_factor(self) -> float:
-        """Multiplies forces of the file to give eV/Å."""
+        """Factor from forces of the file to eV/Å."""
         return self.energy_factor / self.length_factor
 
     @property
     def stress_factor(self) -> float:
-        """Multiplies stresses of the file to give eV/Å³."""
+        """Factor from stresses of the file to eV/Å³."""
         return self.energy_factor / self.length_factor**3
 
     def __str__(self) -> str:
@@ -192,4 +178,4 @@ class Units:
 
 
 EV_ANGSTROM = Units("eV", "Angstrom")
-"""The units of this package and of ASE."""
+"""Units of this package and of ASE."""

@@ -28,7 +28,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 
 #: Where a step alone would allow too much: all that a module may import.
-ONLY = {"data": {"units"}}
+ONLY = {"data": {"files", "units"}}
 
 
 def module_name(path: Path) -> str:

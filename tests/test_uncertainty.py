@@ -1,4 +1,4 @@
-"""A committee's spread: the size of its errors once calibrated, and a brake for dynamics."""
+"""Uncertainty of a committee: calibration, and an observer of dynamics."""
 
 from __future__ import annotations
 
@@ -99,6 +99,12 @@ def test_errors_that_have_nothing_to_do_with_the_spread(members: list[Potential]
     assert abs(calibrate(members, other).forces_rank_correlation) < 0.15
 
 
+def test_equal_errors_have_the_mean_of_their_ranks(members: list[Potential], frames: list[Frame]) -> None:
+    """Every atom twice: the correlation is the same only if ties have equal ranks."""
+    once, twice = calibrate(members, frames[:10]), calibrate(members, [*frames[:10], *frames[:10]])
+    assert twice.forces_rank_correlation == pytest.approx(once.forces_rank_correlation, abs=1e-12)
+
+
 def test_the_calculator_applies_them(members: list[Potential], frames: list[Frame], tmp_path: Path) -> None:
     found = calibrate(members, frames)
     found.save(tmp_path / "committee.json")
@@ -119,7 +125,7 @@ def test_a_calibration_knows_its_members(members: list[Potential], frames: list[
         paths.append(tmp_path / f"{index}.safetensors")
         save_potential(member, paths[-1])
     PonitaCalculator(paths, dtype="float32", rotations=2, calibration=found)
-    with pytest.raises(ValueError, match="measured with other potentials"):
+    with pytest.raises(ValueError, match="calibration is of another committee"):
         PonitaCalculator(paths[:-1], calibration=found)
 
 
@@ -127,7 +133,7 @@ def test_a_calibration_knows_its_members(members: list[Potential], frames: list[
 def test_a_file_that_is_no_calibration(content: str, tmp_path: Path) -> None:
     path = tmp_path / "wrong.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"wrong\.json is no calibration"):
+    with pytest.raises(ValueError, match=r"wrong\.json is not a calibration"):
         Calibration.load(path)
     with pytest.raises(ValueError, match=r"there is no calibration .*absent\.json"):
         Calibration.load(tmp_path / "absent.json")
@@ -182,7 +188,7 @@ def test_the_monitor_warns_once_for_each_crossing(members: list[Potential], capl
         for positions in (calmer, wilder, wilder, calmer, wilder):
             atoms.positions = positions.positions
             monitor()
-    assert sum("may be outside what it was trained on" in record.message for record in caplog.records) == 2
+    assert sum("may be outside the training data" in record.message for record in caplog.records) == 2
 
 
 def monitor_order(members: list[Potential], atoms: Atoms) -> float:

@@ -1,7 +1,7 @@
-"""Reading and splitting labelled configurations. Knows nothing of models.
+"""Reading and splitting labelled configurations; independent of any model.
 
-Fetching public datasets is in `ponita_ff.data.download`; it is not imported here, so that the
-name stays that of the module.
+The download of public datasets is in `ponita_ff.data.download`. It is not imported here: its function ``download``
+would hide the module of that name.
 """
 
 from ponita_ff.data.asedb import AseDbFrames

@@ -16,22 +16,16 @@ __all__ = ["AseDbFrames"]
 
 
 class AseDbFrames(FrameSequence):
-    """Rows of an ASE database in the order of their ids, each read when it is asked for.
+    """Rows of an ASE database in the order of their ids, each read when it is accessed.
 
-    Parameters
-    ----------
-    path
-        The file; it is opened for reading only.
-    units
-        May be stated; anything but eV and Å contradicts the format.
-    read_stress
-        False ignores stresses.
+    Args:
+        path: The file; it is opened read-only.
+        units: Optional; units other than eV and Å contradict the format and are an error.
+        read_stress: Whether to read stresses.
 
-    Raises
-    ------
-    DataError
-        Not an ASE database; a row without energy or forces (found at once, for all rows); a
-        stress in some rows only; contradictory units.
+    Raises:
+        DataError: Not an ASE database; a row without energy or forces (found at once, for all rows); a stress in some
+            rows only; contradictory units.
     """
 
     def __init__(self, path: str | Path, *, units: Units | None = None, read_stress: bool = True) -> None:
@@ -50,8 +44,8 @@ class AseDbFrames(FrameSequence):
     def _scan(self) -> tuple[tuple[int, ...], bool | None]:
         """Ids of all rows, and whether all (True), none (False) or some (None) have a stress.
 
-        ASE would write its tables into any SQLite file that it opens; so the file is looked at
-        through a connection that cannot write before ASE sees it.
+        ASE writes its tables into any SQLite file that it opens. So the file is checked through a read-only
+        connection first.
         """
         uri = f"{self.path.resolve().as_uri()}?mode=ro"
         try:
@@ -66,8 +60,8 @@ class AseDbFrames(FrameSequence):
             raise DataError(f"{self.path}: not an ASE database: {error}") from error
         for number, (row_id, energy, forces, _) in enumerate(rows):
             if not (energy and forces):
-                lacking = "energy" if not energy else "forces"
-                raise DataError(f"{self.path}, frame {number} (id {row_id}): no {lacking}")
+                missing = "energy" if not energy else "forces"
+                raise DataError(f"{self.path}, frame {number} (id {row_id}): no {missing}")
         stresses = {bool(row[3]) for row in rows}
         has_stress = None if len(stresses) == 2 else stresses == {True}
         return tuple(row[0] for row in rows), has_stress
@@ -80,7 +74,7 @@ class AseDbFrames(FrameSequence):
 
     def _frame(self, index: int) -> Frame:
         if self._db is None:
-            # ASE opens a new SQLite connection for every query: safe after a fork.
+            # ASE opens a new SQLite connection for every query, so that this is safe after a fork.
             self._db = ase.db.connect(self.path, type="db", use_lock_file=False)
         where = f"{self.path.name}, frame {index} (id {self._ids[index]})"
         try:

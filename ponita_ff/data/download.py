@@ -1,9 +1,12 @@
-"""Fetch public datasets on the user's wish: resume, verify, and say how to do it by hand.
+"""Download of public datasets: interrupted transfers are resumed, and every file is verified.
 
-What is verified depends on what is known of a file, and nothing here is guessed: a size or hash
-that is not known for sure is None. Always checked are the length that the server announces, and
-that the file opens and holds the molecule and the number of frames it should. The SHA-256 of a
-verified file is recorded beside it (``<file>.sha256``), and later uses are compared with that.
+A published size or hash is checked where there is one; one that is not known for certain is None. Always checked are
+the length that the server announces, and that the file can be opened and holds the expected molecule and number of
+frames. The SHA-256 of a verified file is recorded beside it (``<file>.sha256``) and checked at each later use.
+
+Why not pooch (1.9): it sends no Range requests. Its ``stream_download`` writes to a temporary file that it deletes
+after an error, so that a transfer of 1 GB that breaks begins again from zero. It verifies a hash that is known
+beforehand, which here only part of the files have, and it would add requests as a dependency.
 """
 
 from __future__ import annotations
@@ -44,29 +47,21 @@ _RETRIABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class DownloadError(RuntimeError):
-    """A file that could not be fetched, stored or verified; the text says what to do."""
+    """A file that could not be downloaded, stored or verified; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What is known of one public file; None stands for «not known».
+    """What is known of one public file; None means not known.
 
-    Parameters
-    ----------
-    dataset, name
-        How the user asks for it.
-    filename
-        Name under which it is kept.
-    url
-        Where it is.
-    size
-        Bytes.
-    md5, sha256
-        Published hashes, hexadecimal; enforced where given.
-    n_frames
-        Frames in an ``.npz`` file, or lines in an index file.
-    formula
-        Composition of the molecule, e.g. ``"C2H6O"``.
+    Attributes:
+        dataset, name: Names by which the user selects it.
+        filename: Name under which it is stored.
+        url: Address of the file.
+        size: Size in bytes.
+        md5, sha256: Published hashes, hexadecimal; checked where given.
+        n_frames: Frames in an ``.npz`` file, or lines in an index file.
+        formula: Composition of the molecule, e.g. ``"C2H6O"``.
     """
 
     dataset: str
@@ -80,11 +75,11 @@ class RemoteFile:
     formula: str | None = None
 
 
-# --- the table -----------------------------------------------------------------------------
+# --- known files ---------------------------------------------------------------------------
 
 # rMD17: figshare article 12672038 (CC0). File ids, sizes and MD5 are those figshare lists for the
-# article; they were taken from public projects that agree with each other, and the sizes equal
-# 100,000 (azobenzene: 99,988) frames of uncompressed float64 arrays plus headers.
+# article. They were taken from public projects that agree with each other. The sizes equal those of
+# 100,000 (azobenzene: 99,988) frames of uncompressed float64 arrays with headers.
 _RMD17_MOLECULES: tuple[tuple[str, str, int, int, int, str], ...] = (
     # name, formula, frames, figshare file id, size in bytes, MD5
     ("aspirin", "C9H8O4", 100_000, 62265757, 153_601_803, "17fd6fb69066888613f7e16b358a7553"),
@@ -128,7 +123,7 @@ _RMD17_ARCHIVE = RemoteFile(
 )
 
 
-def _table() -> dict[str, dict[str, RemoteFile]]:
+def _known_files() -> dict[str, dict[str, RemoteFile]]:
     rmd17 = [
         RemoteFile(
             "rmd17",
@@ -163,9 +158,9 @@ def _table() -> dict[str, dict[str, RemoteFile]]:
     }
 
 
-_FILES: Mapping[str, Mapping[str, RemoteFile]] = _table()
+_FILES: Mapping[str, Mapping[str, RemoteFile]] = _known_files()
 
-# Both sets are documented in these units; MD22 files also carry them, and the reader compares.
+# Both sets are documented in these units. MD22 files also state them, and the reader checks that they agree.
 _NPZ_UNITS = Units("kcal/mol", "Angstrom")
 
 
@@ -175,12 +170,10 @@ def available() -> dict[str, tuple[str, ...]]:
 
 
 def remote_file(dataset: str, molecule: str) -> RemoteFile:
-    """Entry of the table; case and ``-``/``_``/space are not distinguished.
+    """The entry of a file; case and ``-``/``_``/space are ignored.
 
-    Raises
-    ------
-    DownloadError
-        Unknown name; the text lists the known ones.
+    Raises:
+        DownloadError: Unknown name; the message lists the known ones.
     """
     files = _FILES.get(dataset.lower())
     if files is None:
@@ -196,7 +189,7 @@ def _name_key(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
-# --- the whole of it -----------------------------------------------------------------------
+# --- download ------------------------------------------------------------------------------
 
 
 def download(
@@ -210,35 +203,23 @@ def download(
     backoff_s: float = 1.0,
     timeout_s: float = 30.0,
 ) -> Path:
-    """Fetch one file of a public dataset, or verify the one that is already there.
+    """Download one file of a public dataset, or verify the one that is already there.
 
-    Parameters
-    ----------
-    dataset, molecule
-        See `available`.
-    directory
-        Where the file goes; made if absent.
-    base_url
-        A mirror: the file is taken from ``<base_url>/<filename>`` instead of its usual place.
-    progress
-        Show a progress bar (never shown where stderr is no terminal).
-    attempts
-        How often to try before giving up; what has arrived is kept and resumed.
-    backoff_s
-        Pause before the second try, s; doubled for each further one, at most 30 s.
-    timeout_s
-        How long the server may be silent, s.
+    Args:
+        dataset, molecule: See `available`.
+        directory: Folder for the file; created if missing.
+        base_url: A mirror: the file is downloaded from ``<base_url>/<filename>`` instead of its usual address.
+        progress: Show a progress bar (never shown if stderr is not a terminal).
+        attempts: Largest number of attempts; bytes received are kept, and the transfer is resumed.
+        backoff_s: Pause before the second attempt in s; doubled for each further one, up to 30 s.
+        timeout_s: Timeout in s while the server sends nothing.
 
-    Returns
-    -------
-    Path
+    Returns:
         The verified file.
 
-    Raises
-    ------
-    DownloadError
-        Unknown name, no connection (the text says how to place the file by hand), a folder that
-        cannot be written or is full, a file that is not the expected one.
+    Raises:
+        DownloadError: Unknown name; no connection (the message says how to place the file by hand); a folder that
+            cannot be written or is full; a file that is not the expected one.
     """
     return download_file(
         remote_file(dataset, molecule),
@@ -261,47 +242,47 @@ def download_file(
     backoff_s: float = 1.0,
     timeout_s: float = 30.0,
 ) -> Path:
-    """Fetch any `RemoteFile`; parameters and errors as in `download`."""
+    """Download any `RemoteFile`; arguments and errors as for `download`."""
     if attempts < 1:
         raise DownloadError(f"attempts is {attempts}, expected at least 1")
     url = file.url if base_url is None else f"{base_url.rstrip('/')}/{quote(file.filename)}"
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"{url}: only http and https addresses are fetched")
+        raise DownloadError(f"{url}: only http and https addresses are supported")
     directory = Path(directory)
     target = directory / file.filename
-    with _folder_errors(directory):
+    with _local_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     if target.exists():
         verify(target, file)
         _LOG.info("%s is already there and verified", target)
         return target
     transfer = _Transfer(file, url, target, timeout_s, progress)
-    _retry(transfer.attempt, attempts, backoff_s, lambda error: _by_hand(file, url, target, error))
+    _retry(transfer.fetch_remaining, attempts, backoff_s, lambda error: _manual_instructions(file, url, target, error))
     part = transfer.part
     try:
         verify(part, file)
     except DownloadError:
-        # Wrong from first to last byte as far as anybody knows: resuming it would never help.
+        # It is not known which bytes are wrong, so that resuming could never repair the file.
         transfer.discard()
         raise
-    with _folder_errors(target):
+    with _local_errors(target):
         part.replace(target)
-    transfer.forget()
+    transfer.remove_state()
     _record_hash(target)
     return target
 
 
-def _by_hand(file: RemoteFile, url: str, target: Path, error: Exception) -> DownloadError:
+def _manual_instructions(file: RemoteFile, url: str, target: Path, error: Exception) -> DownloadError:
     return DownloadError(
-        f"{url} could not be fetched: {error}\n"
-        f"Without a network, fetch it elsewhere and place it by hand:\n"
+        f"{url} could not be downloaded: {error}\n"
+        f"Without a network, download it on another machine and copy it by hand:\n"
         f"  from  {url}\n"
         f"  to    {target.absolute()}\n"
-        f"then run the same command again; it will verify the file ({_expectation(file)})."
+        f"then run the same command again; it will verify the file ({_known_properties(file)})."
     )
 
 
-def _expectation(file: RemoteFile) -> str:
+def _known_properties(file: RemoteFile) -> str:
     known = []
     if file.size is not None:
         known.append(f"{file.size} bytes")
@@ -325,7 +306,7 @@ def _retry(
             if number == attempts:
                 raise give_up(error) from error
             pause = min(backoff_s * 2 ** (number - 1), 30.0)
-            _LOG.warning("%s; try %d of %d in %.0f s", error, number + 1, attempts, pause)
+            _LOG.warning("%s; attempt %d of %d in %.0f s", error, number + 1, attempts, pause)
             time.sleep(pause)
         except _FinalError as error:
             raise give_up(error) from error
@@ -335,19 +316,19 @@ def _retry(
 
 
 class _TransientError(Exception):
-    """Worth another try."""
+    """An error that another attempt may not meet."""
 
 
 class _FinalError(Exception):
-    """Trying again would give the same."""
+    """An error that every attempt would meet."""
 
 
 class _Transfer:
-    """A partial file and what its next bytes must continue.
+    """A partial file and the state that resuming it needs.
 
-    ``<file>.part`` holds the bytes, ``<file>.part.json`` the address, total size and validator
-    (ETag or date) they came with. Bytes are appended only when the server confirms, through that
-    validator, that they continue the same version of the file.
+    ``<file>.part`` holds the bytes, ``<file>.part.json`` the address, total size and validator (ETag or date) that
+    came with them. Bytes are appended only if the server confirms by that validator that the file is still the same
+    version (RFC 9110, sections 13.1.5 and 14).
     """
 
     def __init__(self, file: RemoteFile, url: str, target: Path, timeout_s: float, progress: bool) -> None:
@@ -358,10 +339,10 @@ class _Transfer:
     def discard(self) -> None:
         """Remove the partial file and its state."""
         self.part.unlink(missing_ok=True)
-        self.forget()
+        self.remove_state()
 
-    def forget(self) -> None:
-        """Remove the state."""
+    def remove_state(self) -> None:
+        """Remove the saved state."""
         self._state_path.unlink(missing_ok=True)
 
     def _state(self) -> dict[str, Any]:
@@ -372,15 +353,12 @@ class _Transfer:
         usable = isinstance(state, dict) and state.get("url") == self.url
         return state if usable and state.get("validator") and self.part.exists() else {}
 
-    def attempt(self) -> None:
-        """Fetch what is missing.
+    def fetch_remaining(self) -> None:
+        """Download the missing bytes, or all of them if the transfer cannot be resumed.
 
-        Raises
-        ------
-        _TransientError, _FinalError
-            The network or the server.
-        DownloadError
-            The folder.
+        Raises:
+            _TransientError, _FinalError: An error of the network or the server.
+            DownloadError: The folder cannot be written.
         """
         state = self._state()
         if state and self.part.stat().st_size == state.get("total"):
@@ -390,21 +368,21 @@ class _Transfer:
         if begin:
             headers |= {"Range": f"bytes={begin}-", "If-Range": str(state["validator"])}
         try:
-            # A fresh opener reads the proxy settings of now, not those of the first call.
+            # A new opener reads the current proxy settings; urlopen keeps those of the first call.
             opener = urllib.request.build_opener()
             request = urllib.request.Request(self.url, headers=headers)
             with opener.open(request, timeout=self.timeout_s) as response:
                 self._receive(response, begin, state)
         except urllib.error.HTTPError as error:
-            self._refused(error)
+            self._raise_http_error(error)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise _TransientError(f"{type(reason).__name__}: {reason}") from error
 
-    def _refused(self, error: urllib.error.HTTPError) -> None:
+    def _raise_http_error(self, error: urllib.error.HTTPError) -> None:
         error.close()
         text = f"the server answers {error.code} {error.reason}"
-        if error.code == 416:  # the file there is now shorter than what we hold
+        if error.code == 416:  # the file on the server is now shorter than the partial file
             self.discard()
             raise _TransientError(text) from error
         if error.code in _RETRIABLE_STATUS:
@@ -416,25 +394,25 @@ class _Transfer:
         expected = int(length) if length is not None and length.isdigit() else None
         total: int | None
         if response.status == 206:
-            total = self._continued(response, begin, state)
+            total = self._check_continuation(response, begin, state)
         elif response.status == 200:
-            # No Range support, or the file changed: the whole of it comes, from the beginning.
+            # No support for Range, or the file changed: the server sends it from the beginning.
             begin, total = 0, expected
         else:
             raise _TransientError(f"the server answers {response.status} {response.reason}")
         if self.file.size is not None and total is not None and total != self.file.size:
             self.discard()
-            raise _FinalError(f"the file there has {total} bytes, expected {self.file.size}")
+            raise _FinalError(f"the file on the server has {total} bytes, expected {self.file.size}")
         if begin == 0:
-            self._remember(response, total)
+            self._begin_part(response, total)
         received = self._write(response, begin, total)
         if expected is not None and received != expected:
             raise _TransientError(f"the connection ended after {received} of {expected} bytes")
         if total is not None and begin + received != total:
             raise _TransientError(f"{begin + received} of {total} bytes have arrived")
 
-    def _continued(self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]) -> int:
-        """Total size, after checking that a 206 answer continues what we have."""
+    def _check_continuation(self, response: http.client.HTTPResponse, begin: int, state: dict[str, Any]) -> int:
+        """The total size, after a check that a response 206 continues the partial file."""
         text = response.headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", text.strip())
         validator = _validator(response)
@@ -444,10 +422,10 @@ class _Transfer:
             raise _TransientError("the file changed on the server; starting again")
         return int(match[2])
 
-    def _remember(self, response: http.client.HTTPResponse, total: int | None) -> None:
+    def _begin_part(self, response: http.client.HTTPResponse, total: int | None) -> None:
         state = {"url": self.url, "total": total, "validator": _validator(response)}
-        with _folder_errors(self.part):
-            # First empty the data, then describe them: a crash in between loses bytes, not sense.
+        with _local_errors(self.part):
+            # The data first: after a crash in between, the empty file starts again at byte 0, whatever the state says.
             self.part.write_bytes(b"")
             self._state_path.write_text(json.dumps(state), encoding="utf-8")
             free = shutil.disk_usage(self.part.parent).free
@@ -456,7 +434,7 @@ class _Transfer:
 
     def _write(self, response: http.client.HTTPResponse, begin: int, total: int | None) -> int:
         received = 0
-        with _folder_errors(self.part):
+        with _local_errors(self.part):
             handle: IO[bytes] = self.part.open("ab")
         bar = tqdm(
             total=total,
@@ -468,18 +446,18 @@ class _Transfer:
         )
         with handle, bar:
             while chunk := response.read(_CHUNK):
-                with _folder_errors(self.part):
+                with _local_errors(self.part):
                     handle.write(chunk)
                 received += len(chunk)
                 bar.update(len(chunk))
-            with _folder_errors(self.part):
+            with _local_errors(self.part):
                 handle.flush()
                 os.fsync(handle.fileno())
         return received
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
-    """What ``If-Range`` can hold: a strong ETag, or the date of the last change."""
+    """A value for ``If-Range``: a strong ETag, or the date of the last change."""
     etag = response.headers.get("ETag")
     if etag is not None and not etag.startswith("W/"):
         return etag
@@ -487,14 +465,15 @@ def _validator(response: http.client.HTTPResponse) -> str | None:
 
 
 @contextmanager
-def _folder_errors(path: Path) -> Iterator[None]:
-    """Turn errors of our own files into `DownloadError`, apart from those of the network."""
+def _local_errors(path: Path) -> Iterator[None]:
+    """Turn errors of local files into `DownloadError`; errors of the network are handled elsewhere."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DownloadError(
-                f"{path.parent}: the disk is full. Make room and run the command again; what has arrived is kept"
+                f"{path.parent}: the disk is full. Free some space and run the command again; the bytes received so "
+                "far are kept"
             ) from error
         raise DownloadError(f"{path}: cannot be written: {error}") from error
 
@@ -503,16 +482,13 @@ def _folder_errors(path: Path) -> Iterator[None]:
 
 
 def verify(path: Path, file: RemoteFile) -> None:
-    """Check a file against all that is known of it.
+    """Check a file against everything that is known of it.
 
-    A file under its final name is also compared with the SHA-256 recorded beside it; where none
-    is recorded (placed by hand), it is recorded now.
+    A file under its final name is also compared with the SHA-256 recorded beside it. If none is recorded (a file
+    placed by hand), it is recorded now.
 
-    Raises
-    ------
-    DownloadError
-        Size, hash, molecule or number of frames is not the expected one, or the file cannot be
-        opened.
+    Raises:
+        DownloadError: Size, hash, molecule or number of frames is not the expected one, or the file cannot be opened.
     """
     size = path.stat().st_size
     if file.size is not None and size != file.size:
@@ -545,14 +521,14 @@ def _digest(path: Path, algorithm: str) -> str:
     if algorithm == "sha256":
         return file_sha256(path)
     with path.open("rb") as handle:
-        # Not for security: MD5 is what the archive publishes.
+        # Not for security: the archive publishes MD5 only.
         return hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _record_hash(path: Path) -> None:
-    """Write the hash in the form that ``sha256sum --check`` reads."""
+    """Write the hash in the format of ``sha256sum --check``."""
     record = path.with_name(path.name + ".sha256")
-    with _folder_errors(record):
+    with _local_errors(record):
         record.write_text(f"{file_sha256(path)}  {path.name}\n", encoding="utf-8")
 
 

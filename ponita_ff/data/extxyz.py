@@ -1,8 +1,8 @@
-"""Extended XYZ, read with ASE.
+"""Extended XYZ files, read with ASE.
 
-ASE defines eV and Å for this format, but other programs write other units into it. So a file is
-taken as eV and Å only while no marker in it says otherwise (``units``, ``energy_unit``,
-``length_unit``, ``forces_unit`` and the like in a comment line).
+ASE defines eV and Å for this format, but other programs write other units. So a file is read as eV and Å only if no
+entry of a comment line states other units (``units``, ``energy_unit``, ``length_unit``, ``forces_unit`` and similar
+names).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ __all__ = ["iter_extxyz", "marked_units", "read_isolated_atoms"]
 
 _LOG = logging.getLogger(__name__)
 
-_ENERGY_MARKER = re.compile(r"e(nergy)?_?units?|units?_energy", re.IGNORECASE)
-_LENGTH_MARKER = re.compile(r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE)
-_FORCE_MARKER = re.compile(r"f(orces?)?_?units?|units?_forces?", re.IGNORECASE)
-_ANY_MARKER = re.compile(r"units?", re.IGNORECASE)
+_ENERGY_UNIT_KEY = re.compile(r"e(nergy)?_?units?|units?_energy", re.IGNORECASE)
+_LENGTH_UNIT_KEY = re.compile(r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE)
+_FORCE_UNIT_KEY = re.compile(r"f(orces?)?_?units?|units?_forces?", re.IGNORECASE)
+_UNITS_KEY = re.compile(r"units?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class _Marker:
-    """What one frame says of its units; None where it says nothing."""
+class _StatedUnits:
+    """Units that the comment line of one frame states; None where it states none."""
 
     energy: str | None = None
     length: str | None = None
@@ -42,12 +42,12 @@ class _Marker:
     def units(self) -> Units | None:
         if self.energy is None and self.length is None:
             return None
-        # The half that is not marked keeps ASE's convention.
+        # What is not stated is as ASE defines it.
         return Units(self.energy or "eV", self.length or "Angstrom")
 
 
 def _split_compound(text: str) -> tuple[str | None, str | None]:
-    """``"kcal/mol/Ang"``, ``"eV, Å"`` or ``"eV"`` as (energy, length)."""
+    """Parse ``"kcal/mol/Ang"``, ``"eV, Å"`` or ``"eV"`` as (energy, length)."""
     try:
         return canonical_energy_unit(text), None
     except ValueError:
@@ -57,20 +57,18 @@ def _split_compound(text: str) -> tuple[str | None, str | None]:
         return canonical_energy_unit(energy), canonical_length_unit(length)
 
 
-def _marker(info: Mapping[str, Any], where: str, stated: Units | None) -> _Marker:
-    """The markers of one frame.
+def _stated_units(info: Mapping[str, Any], where: str, stated: Units | None) -> _StatedUnits:
+    """The units that one frame states.
 
-    Raises
-    ------
-    DataError
-        A marker is not understood and the user states no units, or two markers of the frame
-        contradict each other.
+    Raises:
+        DataError: An entry is not understood and the user states no units, or two entries of the frame contradict each
+            other.
     """
     energies: dict[str, str] = {}
     lengths: dict[str, str] = {}
     for key, value in info.items():
         try:
-            energy, length = _read_marker(key, _marker_text(value))
+            energy, length = _parse_entry(key, _entry_text(value))
         except ValueError as error:
             if stated is None:
                 text = f"{where}: {key}={value!r} is not understood; state the units ({error})"
@@ -84,54 +82,52 @@ def _marker(info: Mapping[str, Any], where: str, stated: Units | None) -> _Marke
     for found in (energies, lengths):
         if len(set(found.values())) > 1:
             raise DataError(f"{where}: mixed units in one frame: {found}")
-    return _Marker(next(iter(energies.values()), None), next(iter(lengths.values()), None))
+    return _StatedUnits(next(iter(energies.values()), None), next(iter(lengths.values()), None))
 
 
 def marked_units(info: Mapping[str, Any], where: str) -> Units | None:
     """The units that a frame's comment line states; None where it states none.
 
-    Raises
-    ------
-    DataError
-        A marker is not understood, or two of them contradict each other; the text names ``where``.
+    Raises:
+        DataError: An entry is not understood, or two of them contradict each other; the message names ``where``.
     """
-    return _marker(info, where, None).units()
+    return _stated_units(info, where, None).units()
 
 
-def _marker_text(value: Any) -> str:
-    # ASE reads a quoted list of words ("eV, Angstrom") as an array of them.
+def _entry_text(value: Any) -> str:
+    # ASE reads a quoted list of words ("eV, Angstrom") as an array of strings.
     return "/".join(str(v) for v in value) if isinstance(value, np.ndarray | list) else str(value)
 
 
-def _read_marker(key: str, text: str) -> tuple[str | None, str | None]:
-    if _ENERGY_MARKER.fullmatch(key):
+def _parse_entry(key: str, text: str) -> tuple[str | None, str | None]:
+    if _ENERGY_UNIT_KEY.fullmatch(key):
         return canonical_energy_unit(text), None
-    if _LENGTH_MARKER.fullmatch(key):
+    if _LENGTH_UNIT_KEY.fullmatch(key):
         return None, canonical_length_unit(text)
-    if _FORCE_MARKER.fullmatch(key) or _ANY_MARKER.fullmatch(key):
+    if _FORCE_UNIT_KEY.fullmatch(key) or _UNITS_KEY.fullmatch(key):
         return _split_compound(text)
     return None, None
 
 
 def _iter_atoms(path: Path, index: slice | None) -> Iterator[tuple[int, Atoms]]:
-    """Number in the file and ASE atoms of the chosen frames."""
+    """Number in the file and ASE atoms of the selected frames."""
     index = slice(None) if index is None else index
     start, step = index.start or 0, 1 if index.step is None else index.step
     negative = start < 0 or step < 0 or (index.stop is not None and index.stop < 0)
     if negative:
-        # Counting from the end needs the number of frames, hence the whole file.
-        everything = list(_iter_atoms(path, None))
-        yield from everything[index]
+        # An index from the end needs the number of frames, and so the whole file.
+        all_frames = list(_iter_atoms(path, None))
+        yield from all_frames[index]
         return
     numbers = count(start, step)
-    # The format is named so that ASE never guesses another one from the contents.
+    # The format is given, so that ASE does not guess another one from the contents.
     images = iter(iread(path, index=slice(start, index.stop, step), format="extxyz"))
     for number in numbers:
         try:
             atoms = next(images)
         except StopIteration:
             return
-        except Exception as error:  # ASE raises a dozen types for a damaged file
+        except Exception as error:  # ASE raises many types of errors for a damaged file
             raise DataError(
                 f"{path}, frame {number} or before: not readable as extended XYZ ({type(error).__name__}: {error})"
             ) from error
@@ -143,9 +139,9 @@ def _results(atoms: Atoms) -> Mapping[str, Any]:
 
 
 def _label(atoms: Atoms, key: str, *, per_atom: bool) -> Any | None:
-    """A label by name: ASE moves the names it knows from the atoms into their calculator."""
-    own = atoms.arrays if per_atom else atoms.info
-    return own[key] if key in own else _results(atoms).get(key)
+    """A label by name. ASE moves names that it knows from the atoms to their calculator."""
+    entries = atoms.arrays if per_atom else atoms.info
+    return entries[key] if key in entries else _results(atoms).get(key)
 
 
 def _missing(atoms: Atoms, key: str, what: str, where: str) -> DataError:
@@ -178,54 +174,51 @@ def iter_extxyz(
     index: slice | None = None,
     read_stress: bool = True,
 ) -> Iterator[Frame]:
-    """Frames of an extended XYZ file one after the other; parameters as in `read_frames`.
+    """Frames of an extended XYZ file, one after the other; arguments as for `read_frames`.
 
-    Only one frame is held at a time, so that a large file can go straight to `write_hdf5`.
+    Only one frame is in memory at a time, so that a large file can be passed on to `write_hdf5`.
 
-    Raises
-    ------
-    DataError
-        Damaged file; missing labels (the text lists what the frame has); units that contradict
-        each other; a stress in some frames only.
+    Raises:
+        DataError: Damaged file; missing labels (the message lists those of the frame); units that contradict each
+            other; a stress in some frames only.
     """
     path = Path(path)
-    first: tuple[int, _Marker, bool] | None = None
+    first: tuple[int, _StatedUnits, bool] | None = None
     for number, atoms in _iter_atoms(path, index):
         where = f"{path.name}, frame {number}"
-        marker = _marker(atoms.info, where, units)
+        stated = _stated_units(atoms.info, where, units)
         stress = _stress(atoms, stress_key, where) if read_stress else None
         if first is None:
-            first = (number, marker, stress is not None)
-            _warn_of_other_labels(atoms, energy_key, where)
-        _check_same(path, first, (number, marker, stress is not None), units)
-        known = marker.units()
-        # No marker and no word of the user: ASE's definition of the format.
-        fallback = EV_ANGSTROM if units is None else None
-        frame_units = require_units(path, units, known or fallback, f"frame {number} is marked")
+            first = (number, stated, stress is not None)
+            _warn_about_other_energies(atoms, energy_key, where)
+        _check_consistent(path, first, (number, stated, stress is not None), units)
+        # If neither the frame nor the user states units, they are those that ASE defines for the format.
+        default = EV_ANGSTROM if units is None else None
+        frame_units = require_units(path, units, stated.units() or default, f"frame {number} states")
         yield _to_frame(atoms, frame_units, energy_key, forces_key, stress, where)
 
 
-def _check_same(
+def _check_consistent(
     path: Path,
-    first: tuple[int, _Marker, bool],
-    this: tuple[int, _Marker, bool],
+    first: tuple[int, _StatedUnits, bool],
+    this: tuple[int, _StatedUnits, bool],
     units: Units | None,
 ) -> None:
-    (number_1, marker_1, stress_1), (number_2, marker_2, stress_2) = first, this
-    # With units stated each marker is compared with those; unmarked frames follow the user.
-    if units is None and marker_1 != marker_2:
+    (number_1, stated_1, stress_1), (number_2, stated_2, stress_2) = first, this
+    # Units from the user are compared with each frame elsewhere, and apply to frames that state none.
+    if units is None and stated_1 != stated_2:
         raise DataError(
-            f"{path}: mixed units: frame {number_1} is marked {marker_1.units()}, frame {number_2} {marker_2.units()}"
+            f"{path}: mixed units: frame {number_1} states {stated_1.units()}, frame {number_2} {stated_2.units()}"
         )
     if stress_1 != stress_2:
-        has, has_not = (number_1, number_2) if stress_1 else (number_2, number_1)
+        with_stress, without = (number_1, number_2) if stress_1 else (number_2, number_1)
         raise DataError(
-            f"{path}: frame {has} has a stress and frame {has_not} has none; "
+            f"{path}: frame {with_stress} has a stress and frame {without} has none; "
             "complete the file or read it without stresses (read_stress=False)"
         )
 
 
-def _warn_of_other_labels(atoms: Atoms, energy_key: str | None, where: str) -> None:
+def _warn_about_other_energies(atoms: Atoms, energy_key: str | None, where: str) -> None:
     if energy_key is not None:
         return
     others = [key for key in atoms.info if key.lower().endswith("_energy") and key != "free_energy"]
@@ -248,7 +241,7 @@ def _to_frame(
     forces = _label(atoms, forces_key, per_atom=True)
     if forces is None:
         raise _missing(atoms, forces_key, "forces", where)
-    # A box around a molecule without periodicity has no meaning; nobody must build on it.
+    # The cell of a frame without periodicity has no meaning and must not be used.
     cell = atoms.cell.array * units.length_factor if atoms.pbc.any() else np.zeros((3, 3))
     return Frame(
         numbers=atoms.numbers,
@@ -265,18 +258,14 @@ def _to_frame(
 def read_isolated_atoms(
     path: str | Path, *, units: Units | None = None, energy_key: str | None = None
 ) -> dict[int, float]:
-    """Energies of free atoms from an extended XYZ file of one-atom frames (forces not needed).
+    """Energies of isolated atoms from an extended XYZ file of frames with one atom each; forces are not needed.
 
-    Returns
-    -------
-    dict[int, float]
+    Returns:
         Atomic number to energy in eV.
 
-    Raises
-    ------
-    DataError
-        A frame without exactly one atom or without an energy, an element given twice, no frames,
-        units that contradict each other.
+    Raises:
+        DataError: A frame without exactly one atom or without an energy, an element given twice, no frames, units that
+            contradict each other.
     """
     path = Path(path)
     energies: dict[int, float] = {}
@@ -290,9 +279,9 @@ def read_isolated_atoms(
         energy = _label(atoms, energy_key or "energy", per_atom=False)
         if energy is None:
             raise _missing(atoms, energy_key or "energy", "energy", where)
-        known = _marker(atoms.info, where, units).units()
-        fallback = EV_ANGSTROM if units is None else None
-        used = require_units(path, units, known or fallback, f"frame {number} is marked")
+        stated = _stated_units(atoms.info, where, units).units()
+        default = EV_ANGSTROM if units is None else None
+        used = require_units(path, units, stated or default, f"frame {number} states")
         energies[element] = scalar_energy(energy, where) * used.energy_factor
         if not np.isfinite(energies[element]):
             raise DataError(f"{where}: the energy is {energies[element]}")

@@ -1,7 +1,7 @@
 """Labelled configurations and sequences of them.
 
-A dataset is any ``Sequence[Frame]``. Frames are always in eV and Å: readers convert, and refuse
-a file whose units nobody states. A `Frame` that exists is a valid one.
+A dataset is any ``Sequence[Frame]``. Frames are always in eV and Å: readers convert, and refuse a file of unknown
+units. The constructor of `Frame` validates it.
 """
 
 from __future__ import annotations
@@ -45,36 +45,25 @@ _MIN_DISTANCE = 0.01  # Å
 
 
 class DataError(ValueError):
-    """Data that cannot be used as they are; the text names the file and frame and says why."""
+    """Data that cannot be used; the message names the file and frame and gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One configuration with its energy and forces.
 
-    Parameters
-    ----------
-    numbers
-        Atomic numbers, shape (n,), int64.
-    positions
-        Shape (n, 3), float64, Å.
-    cell
-        Shape (3, 3), float64, Å, one vector per row; zeros where there is none.
-    pbc
-        Shape (3,), bool.
-    energy
-        Total energy of the configuration, eV.
-    forces
-        Shape (n, 3), float64, eV/Å.
-    stress
-        Shape (3, 3), float64, eV/Å³ with ASE's sign, or None.
-    source
-        Where the frame comes from, e.g. ``"file.xyz, frame 17"``; used in errors.
+    Attributes:
+        numbers: Atomic numbers, shape (n,), int64.
+        positions: Shape (n, 3), float64, Å.
+        cell: Shape (3, 3), float64, Å, one vector per row; zeros without periodicity.
+        pbc: Shape (3,), bool.
+        energy: Total energy of the configuration, eV.
+        forces: Shape (n, 3), float64, eV/Å.
+        stress: Shape (3, 3), float64, eV/Å³ with ASE's sign, or None.
+        source: Origin of the frame for error messages, e.g. ``"file.xyz, frame 17"``.
 
-    Raises
-    ------
-    DataError
-        See `validate`, which the constructor calls.
+    Raises:
+        DataError: See `validate`, which the constructor calls.
     """
 
     numbers: NDArray[np.int64]
@@ -91,7 +80,7 @@ class Frame:
         self.validate()
 
     def _coerce(self) -> None:
-        """Bring every field to its dtype; a frozen dataclass needs ``object.__setattr__``."""
+        """Convert every field to its dtype; a frozen dataclass needs ``object.__setattr__``."""
         stress = None if self.stress is None else _as_float("stress", self.stress, self.source)
         fields: dict[str, Any] = {
             "numbers": _as_integer("atomic numbers", self.numbers, self.source),
@@ -108,12 +97,10 @@ class Frame:
     def validate(self) -> None:
         """Check shapes, finiteness, elements, cell and distances.
 
-        Raises
-        ------
-        DataError
-            No atoms; a wrong shape; NaN or infinity (with the atom); an atomic number outside
-            1..118; a periodic direction without a cell vector; two atoms at the same place
-            (checked without periodic images, for at most 200 atoms).
+        Raises:
+            DataError: No atoms; a wrong shape; NaN or infinity (the message names the atom); an atomic number outside
+                1..118; a periodic direction without a cell vector; two atoms at the same place (checked without
+                periodic images, for at most 200 atoms).
         """
         self._check_shapes()
         self._check_finite()
@@ -205,12 +192,10 @@ def _as_integer(name: str, value: Any, source: str) -> NDArray[np.int64]:
 
 
 def scalar_energy(value: Any, source: str) -> float:
-    """A total energy given as a number or an array of one number.
+    """A total energy from a number or an array with one number.
 
-    Raises
-    ------
-    DataError
-        Not a number, or several (energies per atom).
+    Raises:
+        DataError: Not a number, or several numbers (energies per atom).
     """
     array = _as_float("energy", value, source)
     if array.size != 1:
@@ -223,10 +208,8 @@ def scalar_energy(value: Any, source: str) -> float:
 def stress_matrix(value: Any, source: str) -> NDArray[np.float64]:
     """A stress in ASE's Voigt order (6,), flat (9,) or (3, 3), as a (3, 3) matrix.
 
-    Raises
-    ------
-    DataError
-        Any other shape.
+    Raises:
+        DataError: Any other shape.
     """
     array = _as_float("stress", value, source)
     if array.shape == (6,):
@@ -238,14 +221,14 @@ def stress_matrix(value: Any, source: str) -> NDArray[np.float64]:
 
 
 class FrameSequence(Sequence[Frame]):
-    """Base of the datasets here: integer and slice indexing over ``_frame`` and ``__len__``.
+    """Base class of datasets: indices and slices in terms of ``_frame`` and ``__len__``.
 
-    A slice gives a `Subset`, which refers to the sequence and copies nothing.
+    A slice is a `Subset`, which refers to the sequence and copies nothing.
     """
 
     @abstractmethod
     def _frame(self, index: int) -> Frame:
-        """Frame number ``index``, already checked to be in ``range(len(self))``."""
+        """Frame number ``index``, which is in ``range(len(self))``."""
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Frame: ...
@@ -260,12 +243,12 @@ class FrameSequence(Sequence[Frame]):
         return self._frame(number % n)
 
     def sizes(self) -> NDArray[np.int64]:
-        """Atoms of each frame, shape (n,)."""
+        """Number of atoms of each frame, shape (n,)."""
         return np.fromiter((len(frame) for frame in self), dtype=np.int64, count=len(self))
 
 
 def frame_sizes(frames: Sequence[Frame]) -> NDArray[np.int64]:
-    """Atoms of each frame, shape (n,), where it can be without reading the frames."""
+    """Number of atoms of each frame, shape (n,); frames are not read where the dataset knows their sizes."""
     return (frames if isinstance(frames, FrameSequence) else InMemoryFrames(frames)).sizes()
 
 
@@ -285,19 +268,17 @@ class InMemoryFrames(FrameSequence):
 class Subset(FrameSequence):
     """Some frames of another sequence, in a given order, without copying them.
 
-    Raises
-    ------
-    DataError
-        An index is outside ``range(len(frames))``.
+    Raises:
+        DataError: An index is outside ``range(len(frames))``.
     """
 
     def __init__(self, frames: Sequence[Frame], indices: Sequence[int]) -> None:
-        # A range stays a range: a slice of a million frames needs no million integers.
+        # A range is kept as it is: the indices of a million frames need not be stored.
         self._indices = indices if isinstance(indices, range) else tuple(indices)
         if self._indices:
             low, high = min(self._indices), max(self._indices)
             if low < 0 or high >= len(frames):
-                raise DataError(f"indices {low}..{high} asked of {len(frames)} frames (0..{len(frames) - 1})")
+                raise DataError(f"indices {low}..{high} requested of {len(frames)} frames (0..{len(frames) - 1})")
         self._parent = frames
 
     def __len__(self) -> int:
@@ -311,7 +292,7 @@ class Subset(FrameSequence):
 
 
 class JoinedFrames(FrameSequence):
-    """Several sequences, one behind the other, without copying them."""
+    """The concatenation of several sequences, without copying them."""
 
     def __init__(self, parts: Sequence[Sequence[Frame]]) -> None:
         self._parts = list(parts)
@@ -329,13 +310,13 @@ class JoinedFrames(FrameSequence):
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
+    """SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def files_sha256(paths: Sequence[str | Path]) -> str:
-    """One hash for several files in their order: that of the file where there is one, else that of their hashes."""
+    """A hash of several files in their order: the file's own for one file, else that of the concatenated hashes."""
     hashes = [file_sha256(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -343,20 +324,18 @@ def files_sha256(paths: Sequence[str | Path]) -> str:
 def require_units(path: Path, stated: Units | None, known: Units | None, why: str) -> Units:
     """The units to read ``path`` with, or an error when they are unknown or contradictory.
 
-    Parameters
-    ----------
-    path
-        The file, for the error.
-    stated
-        What the user says, if anything.
-    known
-        What the file itself says, if anything.
-    why
-        How ``known`` is known, or why it is not; goes into the error.
+    Args:
+        path: The file, for the error message.
+        stated: Units that the user states, if any.
+        known: Units that the file or its format states, if any.
+        why: The source of ``known``, or why they are unknown, for the error message.
+
+    Raises:
+        DataError: Neither are given, or they contradict each other.
     """
     if stated is None and known is None:
         raise DataError(
-            f"{path}: the units are not known ({why}). State them, for example units=Units(energy='kcal/mol', "
+            f"{path}: the units are unknown ({why}). State them, for example units=Units(energy='kcal/mol', "
             "length='Angstrom'); in a settings file, data.units; for 'ponita-ff evaluate', --energy-unit and "
             "--length-unit"
         )
@@ -368,26 +347,20 @@ def require_units(path: Path, stated: Units | None, known: Units | None, why: st
 
 
 def check_plausible(frames: Sequence[Frame], *, max_frames: int = 100) -> None:
-    """Look for signs of wrong units in a sample of the frames.
+    """Check a sample of the frames for signs of wrong units.
 
-    Parameters
-    ----------
-    frames
-        The dataset.
-    max_frames
-        At most this many frames, evenly spaced, are looked at.
+    Args:
+        frames: The dataset.
+        max_frames: Size of the sample; its frames are evenly spaced.
 
-    Raises
-    ------
-    DataError
-        The median nearest-neighbour distance is outside 0.5–5 Å; the root mean square force
-        component is above 100 eV/Å; or a total energy is larger in size than twice that of all
-        electrons of its atoms (about 13.6 eV · Z^2.4 each), which no electronic structure code
-        gives in eV but every all-electron energy in kcal/mol, kJ/mol or meV does.
+    Raises:
+        DataError: The median nearest-neighbour distance is outside 0.5–5 Å; the root mean square force component is
+            above 100 eV/Å; or the magnitude of a total energy is above twice the sum over atoms of 13.6 eV · Z^2.4,
+            roughly the energy of all electrons of an atom. Energies of electronic structure codes are below that in
+            eV, and all-electron energies above it in kcal/mol, kJ/mol or meV.
 
-    Notes
-    -----
-    This cannot prove units right: Bohr read as Å, for instance, passes for most molecules.
+    Note:
+        This does not find all wrong units: Bohr read as Å, for instance, passes for most molecules.
     """
     step = max(1, -(-len(frames) // max_frames))
     sample = [frames[i] for i in range(0, len(frames), step)]
@@ -414,7 +387,7 @@ def check_plausible(frames: Sequence[Frame], *, max_frames: int = 100) -> None:
 
 
 def _nearest_neighbours(frame: Frame, max_atoms: int = 200) -> NDArray[np.float64]:
-    """Distance (Å) of the first ``max_atoms`` atoms to their nearest neighbours or images."""
+    """Distances (Å) of the first ``max_atoms`` atoms to their nearest neighbours or periodic images."""
     vectors = frame.cell[frame.pbc]
     image = float(np.linalg.norm(vectors, axis=1).min()) if len(vectors) else np.inf
     if len(frame) == 1:

@@ -1,7 +1,7 @@
-"""The streamed format of this package: frames of any size in one HDF5 file.
+"""The HDF5 format of this package, for frames of any size and data sets larger than memory.
 
-The atoms of all frames lie one after the other; ``offsets`` says where each frame begins. Writing
-and reading take one frame (or a small batch) at a time, so that a set may exceed the memory.
+The atoms of all frames are stored one after the other, and ``offsets`` holds where each frame begins. Frames are
+written in small batches and read one at a time.
 
 ========== =================== =========================================
 dataset    shape               meaning
@@ -11,9 +11,9 @@ positions  (atoms, 3)          Å
 forces     (atoms, 3)          eV/Å
 offsets    (frames + 1,)       first atom of each frame; the last is the number of atoms
 energy     (frames,)           eV
-cell       (frames, 3, 3)      Å, zeros where there is none
+cell       (frames, 3, 3)      Å, zeros without periodicity
 pbc        (frames, 3)         bool
-stress     (frames, 3, 3)      eV/Å³, only where every frame has one
+stress     (frames, 3, 3)      eV/Å³, only if every frame has one
 ========== =================== =========================================
 """
 
@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponita_ff.data.frames import DataError, Frame, FrameSequence, require_units
+from ponita_ff.files import write_atomically
 from ponita_ff.units import Units
 
 __all__ = ["Hdf5Frames", "write_hdf5"]
@@ -39,7 +40,7 @@ __all__ = ["Hdf5Frames", "write_hdf5"]
 _FORMAT = "ponita_ff frames"
 _VERSION = 1
 _BATCH = 256  # frames written at a time
-_CHUNK = 1024  # rows (atoms or frames) of an HDF5 chunk: small, since reads are at random places
+_CHUNK = 1024  # rows (atoms or frames) of an HDF5 chunk; small, since frames are read in random order
 
 _PER_ATOM: dict[str, tuple[tuple[int, ...], str]] = {
     "numbers": ((), "u1"),
@@ -61,53 +62,44 @@ def write_hdf5(
     *,
     compression: Literal["gzip"] | None = None,
 ) -> int:
-    """Write frames one batch at a time; the file appears under its name only when complete.
+    """Write frames in batches; the file gets its name only when it is complete.
 
-    Parameters
-    ----------
-    path
-        The file; an existing one is replaced.
-    frames
-        Any iterable, e.g. a generator over a file larger than memory.
-    provenance
-        Where the data come from; stored as JSON.
-    compression
-        ``"gzip"`` gives files of perhaps 80 % of the size and slower reading.
+    Args:
+        path: The file; an existing file is replaced, a missing folder is created.
+        frames: Any iterable, e.g. a generator over a file larger than memory.
+        provenance: Origin of the data; stored as JSON.
+        compression: ``"gzip"`` makes files smaller (to about 80 %) and reading slower.
 
-    Returns
-    -------
-    int
-        Number of frames written.
+    Returns:
+        The number of frames written.
 
-    Raises
-    ------
-    DataError
-        No frames; a stress in some frames only; provenance that is not JSON; a file that cannot
-        be written.
+    Raises:
+        DataError: No frames; a stress in some frames only; provenance that is not JSON; a file that cannot be written.
     """
     path = Path(path)
     try:
         text = json.dumps(dict(provenance), sort_keys=True)
     except TypeError as error:
         raise DataError(f"{path}: the provenance cannot be written as JSON: {error}") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    attributes = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "energy_unit": "eV",
+        "length_unit": "Angstrom",
+        "provenance": text,
+    }
+    n_frames = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal n_frames
         with h5py.File(temporary, "w") as file:
             n_frames = _write_batches(file, iter(frames), compression, path)
-            file.attrs.update(
-                {
-                    "format": _FORMAT,
-                    "version": _VERSION,
-                    "energy_unit": "eV",
-                    "length_unit": "Angstrom",
-                    "provenance": text,
-                }
-            )
-        temporary.replace(path)
+            file.attrs.update(attributes)
+
+    try:
+        write_atomically(path, write)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return n_frames
 
 
@@ -161,24 +153,18 @@ def _append(dataset: h5py.Dataset, values: np.ndarray) -> None:
 
 
 class Hdf5Frames(FrameSequence):
-    """Frames of a file written by `write_hdf5`, each read when it is asked for.
+    """Frames of a file written by `write_hdf5`, each read when it is accessed.
 
-    The file is opened once per process, at the first frame, so that the object can be pickled
-    and handed to the workers of a data loader, forked ones too.
+    The file is opened once per process, at the first access. So the object can be pickled and used in the workers of a
+    data loader, forked ones included.
 
-    Parameters
-    ----------
-    path
-        The file.
-    units
-        May be stated; an error if the file says otherwise.
-    read_stress
-        False ignores stresses.
+    Args:
+        path: The file.
+        units: Optional; an error if they differ from those that the file states.
+        read_stress: Whether to read stresses.
 
-    Raises
-    ------
-    DataError
-        Not such a file, a truncated one, or one of a newer version; contradictory units.
+    Raises:
+        DataError: Not such a file, a truncated one, or one of a newer version; contradictory units.
     """
 
     def __init__(self, path: str | Path, *, units: Units | None = None, read_stress: bool = True) -> None:
@@ -204,13 +190,13 @@ class Hdf5Frames(FrameSequence):
         if version > _VERSION:
             raise DataError(
                 f"{self.path}: written in version {version} of the format; this program reads "
-                f"up to {_VERSION}. Please update ponita_ff"
+                f"versions up to {_VERSION}; update ponita_ff"
             )
         try:
             known = Units(str(file.attrs["energy_unit"]), str(file.attrs["length_unit"]))
         except ValueError as error:
             raise DataError(f"{self.path}: {error}") from error
-        units = require_units(self.path, stated, known, "the file says")
+        units = require_units(self.path, stated, known, "the file states")
         return units, json.loads(str(file.attrs["provenance"]))
 
     def _check_shapes(self, file: h5py.File) -> int:
@@ -230,10 +216,10 @@ class Hdf5Frames(FrameSequence):
         return n_frames
 
     def _open(self) -> dict[str, h5py.Dataset]:
-        # A handle inherited through fork shares its file position with the parent's.
+        # A file handle inherited by fork shares its position with that of the parent.
         if self._file is None or self._pid != os.getpid():
             self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
-            # Looking a dataset up by name costs as much as reading a frame of it.
+            # The look-up of a dataset by name takes as long as reading a frame from it.
             self._columns = dict(self._file.items())
         return self._columns
 

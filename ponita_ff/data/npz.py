@@ -1,4 +1,4 @@
-"""NumPy archives with one molecule: the key styles of rMD17 and of sGDML (MD17, MD22)."""
+"""NumPy archives of frames of one molecule, with the array names of rMD17 or of sGDML (MD17, MD22)."""
 
 from __future__ import annotations
 
@@ -21,41 +21,35 @@ __all__ = ["NpzFrames"]
 
 
 @dataclass(frozen=True)
-class _Style:
-    """Names of the four arrays in one family of files."""
+class _ArrayNames:
+    """Names of the four arrays in a family of files."""
 
-    name: str
+    family: str
     numbers: str
     positions: str
     energies: str
     forces: str
 
-    def names(self) -> tuple[str, ...]:
+    def all(self) -> tuple[str, ...]:
         return (self.numbers, self.positions, self.energies, self.forces)
 
 
-_RMD17 = _Style("rMD17", "nuclear_charges", "coords", "energies", "forces")
-_SGDML = _Style("sGDML", "z", "R", "E", "F")
+_RMD17 = _ArrayNames("rMD17", "nuclear_charges", "coords", "energies", "forces")
+_SGDML = _ArrayNames("sGDML", "z", "R", "E", "F")
 
 
 class NpzFrames(FrameSequence):
-    """Frames of an ``.npz`` file, built when they are asked for.
+    """Frames of an ``.npz`` file, each built when it is accessed.
 
-    Parameters
-    ----------
-    path
-        The file. Pickled (object) arrays are refused and never executed.
-    units
-        Needed unless the file has ``e_unit`` and ``r_unit`` (as sGDML writes them) or is an rMD17
-        file by its keys and by a name that starts with ``rmd17_`` (kcal/mol and Å).
-    energy_key, forces_key
-        Names of the label arrays where they are not those of the style.
+    Args:
+        path: The file. Pickled (object) arrays are refused and never executed.
+        units: Needed unless the file has ``e_unit`` and ``r_unit`` (as sGDML writes them) or is an rMD17 file by its
+            keys and by a name that starts with ``rmd17_`` (kcal/mol and Å).
+        energy_key, forces_key: Names of the label arrays, if they are not those of rMD17 or sGDML.
 
-    Raises
-    ------
-    DataError
-        Not an ``.npz`` file; missing arrays; arrays that do not fit together; NaN in a label;
-        unknown or contradictory units.
+    Raises:
+        DataError: Not an ``.npz`` file; missing arrays; arrays that do not fit together; NaN in a label; unknown or
+            contradictory units.
     """
 
     def __init__(
@@ -68,50 +62,50 @@ class NpzFrames(FrameSequence):
     ) -> None:
         self.path = Path(path)
         with _open(self.path) as archive:
-            style = self._style(archive, energy_key, forces_key)
-            known, why = self._known_units(archive, style)
+            arrays = self._find_arrays(archive, energy_key, forces_key)
+            known, why = self._known_units(archive, arrays)
             self.units = require_units(self.path, units, known, why)
-            self._numbers = self._read(archive, style.numbers)
-            self._positions = self._read(archive, style.positions)
-            self._energies = self._read(archive, style.energies)
-            self._forces = self._read(archive, style.forces)
-        self._check(style)
+            self._numbers = self._read(archive, arrays.numbers)
+            self._positions = self._read(archive, arrays.positions)
+            self._energies = self._read(archive, arrays.energies)
+            self._forces = self._read(archive, arrays.forces)
+        self._check(arrays)
 
-    def _style(self, archive: NpzFile, energy_key: str | None, forces_key: str | None) -> _Style:
+    def _find_arrays(self, archive: NpzFile, energy_key: str | None, forces_key: str | None) -> _ArrayNames:
         found = set(archive.files)
-        geometry = [s for s in (_RMD17, _SGDML) if {s.numbers, s.positions} <= found]
+        geometry = [names for names in (_RMD17, _SGDML) if {names.numbers, names.positions} <= found]
         if not geometry:
             raise DataError(
-                f"{self.path}: found the keys {sorted(found)}; expected {_RMD17.names()} "
-                f"(rMD17) or {_SGDML.names()} (sGDML)"
+                f"{self.path}: found the keys {sorted(found)}; expected {_RMD17.all()} "
+                f"(rMD17) or {_SGDML.all()} (sGDML)"
             )
         base = geometry[0]
-        style = _Style(
-            base.name,
+        arrays = _ArrayNames(
+            base.family,
             base.numbers,
             base.positions,
             energy_key or base.energies,
             forces_key or base.forces,
         )
-        missing = [key for key in style.names() if key not in found]
+        missing = [key for key in arrays.all() if key not in found]
         if missing:
             raise DataError(
                 f"{self.path}: found the keys {sorted(found)}, but not {missing} "
                 "(energies and forces are needed for every frame)"
             )
         if "lattice" in found:
-            # Dropping a lattice would turn a crystal into a cluster without a word.
-            raise DataError(f"{self.path}: periodic .npz files are not read; convert to .extxyz")
-        return style
+            # Without its lattice, a crystal would be read as a cluster.
+            raise DataError(f"{self.path}: periodic .npz files are not supported; convert to .extxyz")
+        return arrays
 
-    def _known_units(self, archive: NpzFile, style: _Style) -> tuple[Units | None, str]:
+    def _known_units(self, archive: NpzFile, arrays: _ArrayNames) -> tuple[Units | None, str]:
         markers = {key: self._text(archive, key) for key in ("e_unit", "r_unit")}
         if all(markers.values()):
             try:
-                return Units(str(markers["e_unit"]), str(markers["r_unit"])), "the file has units"
+                return Units(str(markers["e_unit"]), str(markers["r_unit"])), "the file states"
             except ValueError as error:
                 return None, f"its e_unit and r_unit are not understood: {error}"
-        if style.names() == _RMD17.names() and self.path.name.startswith("rmd17_"):
+        if arrays.all() == _RMD17.all() and self.path.name.startswith("rmd17_"):
             return Units("kcal/mol", "Angstrom"), "rMD17 files are in"
         return None, "the file has no e_unit and r_unit"
 
@@ -132,10 +126,10 @@ class NpzFrames(FrameSequence):
             raise DataError(f"{self.path}: array {key!r} cannot be read{hint}: {error}") from error
         return array
 
-    def _check(self, style: _Style) -> None:
+    def _check(self, arrays: _ArrayNames) -> None:
         if self._positions.ndim != 3 or self._positions.shape[2] != 3:
             raise DataError(
-                f"{self.path}: {style.positions} has shape {self._positions.shape}, expected (frames, atoms, 3)"
+                f"{self.path}: {arrays.positions} has shape {self._positions.shape}, expected (frames, atoms, 3)"
             )
         n_frames, n_atoms, _ = self._positions.shape
         energies = self._energies
@@ -144,25 +138,25 @@ class NpzFrames(FrameSequence):
         wrong = [
             f"{key} {array.shape}"
             for key, array, shapes in (
-                (style.numbers, self._numbers, ((n_atoms,), (n_frames, n_atoms))),
-                (style.energies, self._energies, ((n_frames,),)),
-                (style.forces, self._forces, ((n_frames, n_atoms, 3),)),
+                (arrays.numbers, self._numbers, ((n_atoms,), (n_frames, n_atoms))),
+                (arrays.energies, self._energies, ((n_frames,),)),
+                (arrays.forces, self._forces, ((n_frames, n_atoms, 3),)),
             )
             if array.shape not in shapes
         ]
         if wrong:
             raise DataError(
-                f"{self.path}: {', '.join(wrong)} do not fit {style.positions} "
+                f"{self.path}: {', '.join(wrong)} do not fit {arrays.positions} "
                 f"{self._positions.shape}, {n_frames} frames of {n_atoms} atoms"
             )
-        self._check_finite(style)
+        self._check_finite(arrays)
 
-    def _check_finite(self, style: _Style) -> None:
-        # Checked now and for all frames: a training run must not find it out hours later.
+    def _check_finite(self, arrays: _ArrayNames) -> None:
+        # All frames are checked at once, so that a training run does not fail hours later.
         for key, array in (
-            (style.energies, self._energies),
-            (style.forces, self._forces),
-            (style.positions, self._positions),
+            (arrays.energies, self._energies),
+            (arrays.forces, self._forces),
+            (arrays.positions, self._positions),
         ):
             if not np.issubdtype(array.dtype, np.number):
                 raise DataError(f"{self.path}: {key} holds {array.dtype}, not numbers")
@@ -171,7 +165,7 @@ class NpzFrames(FrameSequence):
             if bad.size:
                 raise DataError(
                     f"{self.path}, frame {int(bad[0])}: {key} missing (NaN or infinity); "
-                    f"so in {bad.size} of {len(array)} frames"
+                    f"the same in {bad.size} of {len(array)} frames"
                 )
 
     def __len__(self) -> int:
@@ -195,7 +189,7 @@ class NpzFrames(FrameSequence):
 
 @contextmanager
 def _open(path: Path) -> Iterator[NpzFile]:
-    # Opened here and not by NumPy, which leaves the file open when it cannot read it.
+    # Opened here, since NumPy leaves a file open that it cannot read.
     with path.open("rb") as handle:
         try:
             archive = np.load(handle, allow_pickle=False)

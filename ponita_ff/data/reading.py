@@ -1,4 +1,4 @@
-"""The one function that reads any file of labelled configurations."""
+"""Reading of labelled configurations in any supported format."""
 
 from __future__ import annotations
 
@@ -34,32 +34,22 @@ def read_frames(
     index: slice | None = None,
     read_stress: bool = True,
 ) -> Sequence[Frame]:
-    """Read a labelled dataset; the suffix says how.
+    """Read a labelled dataset; the suffix determines the format.
 
-    Parameters
-    ----------
-    path
-        ``.npz`` (rMD17 or sGDML keys), ``.xyz``/``.extxyz`` (also ``.gz``), ``.h5``/``.hdf5``
-        (written by `write_hdf5`) or ``.db`` (ASE's SQLite).
-    units
-        Units of the file. Needed where the file does not say; an error where it says otherwise.
-    energy_key, forces_key, stress_key
-        Names of the labels, where they are not the usual ones.
-    index
-        Which frames; all of them when None.
-    read_stress
-        False ignores stresses (needed where only some frames have one).
+    Args:
+        path: ``.npz`` (rMD17 or sGDML keys), ``.xyz``/``.extxyz`` (also ``.gz``), ``.h5``/``.hdf5`` (written by
+            `write_hdf5`) or ``.db`` (ASE's SQLite).
+        units: Units of the file. Required if the file does not state them; an error if it states others.
+        energy_key, forces_key, stress_key: Names of the labels, if they are not the default ones.
+        index: The frames to read; None: all.
+        read_stress: Whether to read stresses; False is required if only some frames have one.
 
-    Returns
-    -------
-    Sequence[Frame]
-        Never empty. ``.npz``, ``.h5`` and ``.db`` build each frame when it is asked for.
+    Returns:
+        The frames, at least one. Those of ``.npz``, ``.h5`` and ``.db`` are read or built when they are accessed.
 
-    Raises
-    ------
-    DataError
-        Unknown suffix; missing, empty or damaged file; missing labels; unknown or contradictory
-        units; a wrong frame; no frames.
+    Raises:
+        DataError: Unknown suffix; missing, empty or damaged file; missing labels; unknown or contradictory units; an
+            invalid frame; no frames.
     """
     path = Path(path)
     _check_file(path)
@@ -73,7 +63,7 @@ def read_frames(
         _refuse_keys(path, {"stress_key": stress_key}, "stresses in .npz files are not read")
         frames = NpzFrames(path, units=units, energy_key=energy_key, forces_key=forces_key)
     elif path.suffix.lower() in (".h5", ".hdf5"):
-        _refuse_keys(path, keys, "our HDF5 format has fixed names")
+        _refuse_keys(path, keys, "the HDF5 format has fixed names")
         frames = Hdf5Frames(path, units=units, read_stress=read_stress)
     elif path.suffix.lower() == ".db":
         _refuse_keys(path, keys, "an ASE database has fixed columns for the labels")
@@ -82,13 +72,13 @@ def read_frames(
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}; known are .npz, .xyz, .extxyz (also with .gz), .h5, .hdf5 and .db"
         )
-    chosen = frames if index is None else frames[index]
-    if len(chosen) == 0:
+    selected = frames if index is None else frames[index]
+    if len(selected) == 0:
         raise DataError(f"{path}: no frames" + (f" at index {index}" if len(frames) else ""))
-    return chosen
+    return selected
 
 
-def _refuse_keys(path: Path, keys: dict[str, str | None], why: str) -> None:
+def _refuse_keys(path: Path, keys: dict[str, str | None], reason: str) -> None:
     given = [name for name, value in keys.items() if value is not None]
     if given:
-        raise DataError(f"{path}: {', '.join(given)} cannot be given here: {why}")
+        raise DataError(f"{path}: {', '.join(given)} cannot be given for this format: {reason}")

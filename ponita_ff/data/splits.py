@@ -1,9 +1,8 @@
-"""Which frames are for training, validation and test: fixed once, recorded, checked on use."""
+"""Splits of a dataset into training, validation and test frames, which are recorded and checked when they are used."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ponita_ff.data.frames import DataError, Frame, Subset, files_sha256
+from ponita_ff.files import write_text
 
 __all__ = [
     "Split",
@@ -31,23 +31,16 @@ _RMD17_TRAIN = 950
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into one dataset.
+    """Frames of one dataset for training, validation and test, by index.
 
-    Parameters
-    ----------
-    train, validation, test
-        Indices from 0; ``test`` may be empty (e.g. where the test set is a file of its own).
-    n_frames
-        Number of frames of the dataset.
-    seed
-        Seed that the indices were drawn with, None where they were given.
-    source_sha256
-        SHA-256 of the file with the frames, None where there is no single file.
+    Attributes:
+        train, validation, test: Indices from 0; ``test`` may be empty (e.g. if the test set is another file).
+        n_frames: Number of frames of the dataset.
+        seed: Seed that the indices were drawn with; None if they were given.
+        source_sha256: SHA-256 of the file with the frames; None if there is none.
 
-    Raises
-    ------
-    DataError
-        Empty training or validation set; an index twice, in two sets, or out of range.
+    Raises:
+        DataError: Empty training or validation set; an index twice, in two sets, or out of range.
     """
 
     train: tuple[int, ...]
@@ -59,7 +52,7 @@ class Split:
 
     def __post_init__(self) -> None:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        owner: dict[int, str] = {}
+        set_of_index: dict[int, str] = {}
         for name, indices in parts.items():
             if not indices and name != "test":
                 raise DataError(f"the {name} set is empty")
@@ -69,17 +62,15 @@ class Split:
                         f"the {name} set holds frame {index}, but there are {self.n_frames} "
                         f"frames (0..{self.n_frames - 1})"
                     )
-                if index in owner:
-                    raise DataError(f"frame {index} is in {owner[index]} and again in {name}")
-                owner[index] = name
+                if index in set_of_index:
+                    raise DataError(f"frame {index} is in {set_of_index[index]} and again in {name}")
+                set_of_index[index] = name
 
     def apply(self, frames: Sequence[Frame]) -> tuple[Subset, Subset, Subset]:
         """Training, validation and test frames, without copying them.
 
-        Raises
-        ------
-        DataError
-            The dataset has not the number of frames that the split was made for.
+        Raises:
+            DataError: The dataset has another number of frames than the split was made for.
         """
         if len(frames) != self.n_frames:
             raise DataError(f"the split was made for {self.n_frames} frames, but the dataset has {len(frames)}")
@@ -90,8 +81,7 @@ class Split:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the split as JSON; the file appears only when complete."""
-        path = Path(path)
+        """Write the split as JSON."""
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -102,37 +92,27 @@ class Split:
             "validation": self.validation,
             "test": self.test,
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(Path(path), json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, *, source: str | Path | Sequence[str | Path] | None) -> Split:
         """Read a split and verify that it belongs to ``source``.
 
-        Parameters
-        ----------
-        path
-            JSON file written by `save`.
-        source
-            The file with the frames, or several in their order; the hash is compared. None only
-            for a split that records no hash.
+        Args:
+            path: JSON file written by `save`.
+            source: The file with the frames, or several in their order; the hash is compared. None only for a split
+                that records no hash.
 
-        Raises
-        ------
-        DataError
-            Not such a file; the data file is another one than the split was made for, or is
-            not given although the split records its hash.
+        Raises:
+            DataError: Not such a file; the data file is another one than the split was made for, or is not given
+                although the split records its hash.
         """
         path = Path(path)
         split = cls._parse(path)
         if split.source_sha256 is None:
             return split
         if source is None:
-            raise DataError(f"{path}: the split belongs to one data file; say which (source=)")
+            raise DataError(f"{path}: the split belongs to a particular data file; give it (source=)")
         found = files_sha256([source] if isinstance(source, str | Path) else source)
         if found != split.source_sha256:
             raise DataError(
@@ -169,10 +149,8 @@ def random_split(
 ) -> Split:
     """Draw disjoint sets of the given sizes from ``n`` frames.
 
-    Raises
-    ------
-    DataError
-        A negative size, an empty training or validation set, or more frames asked than there are.
+    Raises:
+        DataError: A negative size, an empty training or validation set, or more frames than there are.
     """
     sizes = {"train": train, "validation": validation, "test": test}
     for name, size in sizes.items():
@@ -195,16 +173,16 @@ def random_split(
 
 
 def joined_split(parts: Sequence[Split], *, source_sha256: str | None = None) -> Split:
-    """The splits of several datasets as one of all their frames, one dataset behind the other."""
+    """The splits of several datasets as one split of their concatenation."""
     starts = [sum(part.n_frames for part in parts[:k]) for k in range(len(parts))]
 
-    def moved(name: str) -> tuple[int, ...]:
+    def shifted(name: str) -> tuple[int, ...]:
         return tuple(start + i for start, part in zip(starts, parts, strict=True) for i in getattr(part, name))
 
     return Split(
-        train=moved("train"),
-        validation=moved("validation"),
-        test=moved("test"),
+        train=shifted("train"),
+        validation=shifted("validation"),
+        test=shifted("test"),
         n_frames=sum(part.n_frames for part in parts),
         seed=parts[0].seed,
         source_sha256=source_sha256,
@@ -214,13 +192,11 @@ def joined_split(parts: Sequence[Split], *, source_sha256: str | None = None) ->
 def rmd17_split(n_train_file: int = _RMD17_FILE, seed: int = 0, *, source_sha256: str | None = None) -> Split:
     """The published rMD17 protocol, for a file with the 1,000 official training frames.
 
-    950 frames to train on and the other 50 to validate; ``test`` is empty, since the official
-    test frames are a file of their own.
+    950 frames for training and the other 50 for validation; ``test`` is empty, since the official test frames are in
+    another file.
 
-    Raises
-    ------
-    DataError
-        The file has not 1,000 frames (a full archive needs `rmd17_archive_split`).
+    Raises:
+        DataError: The file does not have 1,000 frames (a full archive needs `rmd17_archive_split`).
     """
     _check_protocol(n_train_file)
     return random_split(
@@ -242,19 +218,13 @@ def rmd17_archive_split(
 ) -> Split:
     """The same protocol for a full rMD17 archive and the official index files.
 
-    Parameters
-    ----------
-    train_indices, test_indices
-        Official indices (see `read_index_file`); 950 of the first are trained on.
-    n_frames
-        Frames in the archive (100,000 for most molecules).
-    seed, source_sha256
-        As in `Split`.
+    Args:
+        train_indices, test_indices: Official indices (see `read_index_file`); 950 of the first are for training.
+        n_frames: Frames in the archive (100,000 for most molecules).
+        seed, source_sha256: As in `Split`.
 
-    Raises
-    ------
-    DataError
-        Not 1,000 training indices, indices out of range or in both files.
+    Raises:
+        DataError: Not 1,000 training indices, indices out of range or in both files.
     """
     _check_protocol(len(train_indices))
     inner = rmd17_split(len(train_indices), seed)
@@ -273,17 +243,15 @@ def _check_protocol(n: int) -> None:
         raise DataError(
             f"the rMD17 protocol trains on {_RMD17_TRAIN} and validates on "
             f"{_RMD17_FILE - _RMD17_TRAIN} of the {_RMD17_FILE} official training frames; "
-            f"{n} were given"
+            f"got {n}"
         )
 
 
 def read_index_file(path: str | Path) -> tuple[int, ...]:
     """Indices from a text file with one integer a line, as rMD17's ``index_train_01.csv``.
 
-    Raises
-    ------
-    DataError
-        No such file, no indices, or a line that is not one whole number of at least 0.
+    Raises:
+        DataError: No such file, no indices, an index given twice, or a line that is not an integer of at least 0.
     """
     path = Path(path)
     try:

@@ -1,6 +1,6 @@
-"""Active learning: dynamics with a committee finds the frames that are worth a label."""
+"""Active learning: a committee's dynamics samples frames, and those where its members disagree are labelled."""
 
-from ponita_ff.explore.run import Explored, explore
+from ponita_ff.explore.run import ExplorationResult, explore
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
 
-__all__ = ["ExploreError", "ExploreSettings", "Explored", "explore"]
+__all__ = ["ExplorationResult", "ExploreError", "ExploreSettings", "explore"]

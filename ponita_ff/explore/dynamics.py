@@ -1,4 +1,4 @@
-"""Where a committee's dynamics go, and how much its members differ there."""
+"""Frames to label: displaced structures, and frames of a committee's dynamics with its uncertainty there."""
 
 from __future__ import annotations
 
@@ -14,52 +14,74 @@ from ponita_ff.calculator import PonitaCalculator
 from ponita_ff.explore.settings import ExploreSettings
 from ponita_ff.uncertainty import UncertainForces, UncertaintyMonitor
 
-__all__ = ["Walk", "displaced", "walk"]
+__all__ = ["DynamicsResult", "displaced_structures", "run_dynamics"]
 
-#: 1/fs; heat reaches every vibration of a molecule within a tenth of a picosecond.
+#: 1/fs; with it, heat reaches all vibrations of a molecule within 0.1 ps.
 _FRICTION = 0.01
 
 
 @dataclass
-class Walk:
-    """A round's dynamics.
+class DynamicsResult:
+    """The sampled frames of a round's dynamics.
 
     Attributes:
-        frames: That were looked at.
-        spread: Of each, eV/Å: the largest standard deviation of an atom's force.
-        ended: Picoseconds that each walker got before it left for nonsense, or its whole time.
-        stopped: How many did.
+        frames: The frames of all trajectories, one trajectory after the other.
+        uncertainties: Uncertainty of each frame, eV/Å: largest standard deviation of an atom's force.
+        times: Simulated time of each trajectory, ps.
+        stopped: Number of trajectories that were stopped by their uncertainty.
     """
 
     frames: list[Atoms] = field(default_factory=list)
-    spread: list[float] = field(default_factory=list)
-    ended: list[float] = field(default_factory=list)
+    uncertainties: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     stopped: int = 0
 
 
-def displaced(structures: Sequence[Atoms], number: int, size: float, generator: np.random.Generator) -> list[Atoms]:
-    """Copies with atoms displaced at random, evenly from a tenth of ``size`` (Å, root mean square) to all of it."""
+def displaced_structures(
+    structures: Sequence[Atoms], number: int, displacement: float, generator: np.random.Generator
+) -> list[Atoms]:
+    """Copies of structures with random (normal) displacements of all atoms.
+
+    Args:
+        structures: Structures to copy, in turn.
+        number: Number of copies.
+        displacement: Root mean square displacement per atom of the last copy, Å. Those of the others increase evenly
+            from a tenth of it.
+        generator: Source of random numbers.
+    """
     frames = []
     for index in range(number):
         atoms = structures[index % len(structures)].copy()
-        amplitude = size * (0.1 + 0.9 * (index + 1) / number)
+        amplitude = displacement * (0.1 + 0.9 * (index + 1) / number)
         atoms.positions += amplitude / np.sqrt(3) * generator.normal(size=(len(atoms), 3))
         frames.append(atoms)
     return frames
 
 
-def walk(
-    calculator: PonitaCalculator, starts: Sequence[Atoms], settings: ExploreSettings, generator: np.random.Generator
-) -> Walk:
-    """Langevin dynamics from each start, looked at every few steps, until its time is over or the committee is lost."""
-    found = Walk()
-    every = max(1, round(settings.every / settings.timestep))
-    steps = max(every, round(1000 * settings.picoseconds / settings.timestep / len(starts)))
+def run_dynamics(
+    calculator: PonitaCalculator,
+    starts: Sequence[Atoms],
+    settings: ExploreSettings,
+    stop_threshold: float,
+    generator: np.random.Generator,
+) -> DynamicsResult:
+    """Langevin dynamics from each start until its time is over or the committee is too uncertain.
+
+    Args:
+        calculator: The committee.
+        starts: First frame of each trajectory.
+        settings: Temperature, times and sampling interval.
+        stop_threshold: Uncertainty at which a trajectory is stopped, eV/Å, not calibrated.
+        generator: Source of random numbers.
+    """
+    result = DynamicsResult()
+    interval = max(1, round(settings.sample_interval / settings.timestep))
+    steps = max(interval, round(1000 * settings.simulation_time / settings.timestep / len(starts)))
     for start in starts:
         atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
         atoms.calc = calculator
         thermal_momenta(atoms, settings.temperature, generator)
-        monitor = UncertaintyMonitor(atoms, stop=settings.stop)
+        monitor = UncertaintyMonitor(atoms, stop=stop_threshold)
         dynamics = Langevin(
             atoms,
             settings.timestep * units.fs,
@@ -69,17 +91,17 @@ def walk(
             fixcm=False,
         )
 
-        def look(monitor: UncertaintyMonitor = monitor, atoms: Atoms = atoms) -> None:
+        def sample(monitor: UncertaintyMonitor = monitor, atoms: Atoms = atoms) -> None:
             try:
                 monitor()
-            finally:  # where it stops is worth a label most of all
-                found.frames.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
-                found.spread.append(monitor.history[-1])
+            finally:  # the frame at which a trajectory is stopped is sampled, too: it is the most uncertain one
+                result.frames.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+                result.uncertainties.append(monitor.history[-1])
 
-        dynamics.attach(look, interval=every)
+        dynamics.attach(sample, interval=interval)
         try:
             dynamics.run(steps)
         except UncertainForces:
-            found.stopped += 1
-        found.ended.append(dynamics.get_number_of_steps() * settings.timestep / 1000)
-    return found
+            result.stopped += 1
+        result.times.append(dynamics.get_number_of_steps() * settings.timestep / 1000)
+    return result

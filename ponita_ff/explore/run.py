@@ -1,4 +1,7 @@
-"""Rounds of dynamics, labels and training, each step of which leaves a file: what is there is never done again."""
+"""Active learning: rounds of training, dynamics, selection and labelling.
+
+Every step writes a file. A step whose file exists is not repeated, so that a stopped exploration can be continued.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 
 from ponita_ff.calculator import PonitaCalculator
 from ponita_ff.data import Frame, read_frames
-from ponita_ff.explore.dynamics import Walk, displaced, walk
+from ponita_ff.explore.dynamics import DynamicsResult, displaced_structures, run_dynamics
+from ponita_ff.explore.old_names import rename_files
 from ponita_ff.explore.report import Round, write_report
-from ponita_ff.explore.select import farthest
+from ponita_ff.explore.select import select_farthest
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
 from ponita_ff.files import write_atomically, write_json
 from ponita_ff.labels import label_frames
@@ -29,25 +32,26 @@ from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.run import is_started
 from ponita_ff.uncertainty import committee_spread, spread_factor
 
-__all__ = ["Explored", "explore"]
+__all__ = ["ExplorationResult", "explore"]
 
 logger = logging.getLogger(__name__)
 
-#: Share of a round's frames in which the committee must agree for exploring to end.
-_AGREED = 0.95
+#: Share of a round's frames below the threshold at which the exploration ends.
+_CERTAIN_SHARE = 0.95
 
 _CANDIDATES, _LABELLED, _SETTINGS = "candidates.xyz", "labelled.xyz", "settings.json"
+_DYNAMICS_FRAMES, _DYNAMICS = "dynamics.xyz", "dynamics.json"
 
 
 @dataclass(frozen=True)
-class Explored:
-    """What came of an exploration.
+class ExplorationResult:
+    """The result of an exploration.
 
     Attributes:
         members: Files of the last committee.
-        labels: How many frames have labels.
-        rounds: One after the other.
-        outcome: Why it ended, a sentence.
+        labels: Number of labelled frames.
+        rounds: Summaries of all rounds.
+        outcome: Why the exploration ended, in one sentence.
     """
 
     members: list[Path]
@@ -58,88 +62,118 @@ class Explored:
 
 def explore(
     structures: Sequence[Atoms], base: str | Path, settings: ExploreSettings, out: Path, progress: bool = True
-) -> Explored:
-    """Find, label and learn what a potential does not know of some structures.
+) -> ExplorationResult:
+    """Fine-tune a committee by active learning.
 
-    Displaced structures are labelled first and a committee is fine-tuned on them; then each round runs dynamics with
-    it, labels frames that differ from one another and in which its members disagree, and trains a new committee on all
-    labels so far, until they agree or the budget is spent. A round's new labels, which its committee has never seen,
-    tell what its deviations are worth: the next round's are multiplied by the ratio of root mean squares of errors and
-    deviations, and the first round never ends it. Called again with the same folder, it goes on where it stopped:
-    labels are journalled one by one, training has its checkpoints.
+    Displaced structures are labelled first. Each round then fine-tunes a committee on all labels so far, runs dynamics
+    with it, and labels frames that differ from each other and in which the members disagree, until the members agree
+    or the budget is spent.
+
+    A round's new labels calibrate the standard deviations of later rounds: these are multiplied by the ratio of the
+    root mean squares of errors and deviations. The first round has no calibration, so that it never ends the
+    exploration.
+
+    A call with the same folder continues a stopped exploration: labels are in a journal, and training has checkpoints.
 
     Args:
-        structures: Where to begin; molecules or crystals.
-        base: The potential that every committee starts from.
-        settings: All else.
-        out: Folder of the exploration.
+        structures: Molecules or crystals to start from.
+        base: The potential to fine-tune: a file or the name of a shipped one.
+        settings: See `ExploreSettings`.
+        out: Folder of the exploration, new or stopped.
         progress: Whether to show progress bars.
 
+    Returns:
+        The committee and the summaries of all rounds.
+
     Raises:
-        ExploreError, LabelError, ConfigError, ValueError, OSError: Naming what is wrong.
+        ExploreError, LabelError, ConfigError, ValueError, OSError: The message names the file or setting.
     """
     if not structures:
         raise ExploreError("there is no structure to explore")
-    _remember(settings, out)
-    generator = np.random.default_rng((settings.seed, 0))
-    first = out / "round-0"
-    if not (first / _CANDIDATES).is_file():
-        _write_frames(displaced(structures, settings.first, settings.displacement, generator), first / _CANDIDATES)
-    _label(settings, first, progress)
+    _record_settings(settings, out)
+    rename_files(out)
+    _label_initial_structures(structures, settings, out / "round-0", progress)
     rounds: list[Round] = []
-    while True:
-        number = len(rounds) + 1
-        folder = out / f"round-{number}"
-        frames = [frame for path in _label_files(out, number) for frame in read_frames(path)]
-        members, error = _train(base, settings, out, number, progress)
-        factor = next((told.calibration for told in reversed(rounds) if told.calibration is not None), None)
-        walked = _walk(members, frames, settings, folder, number, factor or 1.0)
-        # Members that come from one base differ by far less than they are wrong: that they agree tells nothing before
-        # frames that none has seen have told what their deviations are worth.
-        wanted = np.flatnonzero((np.array(walked.spread) >= settings.threshold) | (factor is None))
-        agreed = len(wanted) <= (1 - _AGREED) * len(walked.spread)
-        left = settings.budget - _given(out, number)
-        if not agreed and left > 0 and not (folder / _CANDIDATES).is_file():
-            _write_frames(_choose(walked, wanted, frames, min(settings.per_round, left)), folder / _CANDIDATES)
-        chosen = (folder / _CANDIDATES).is_file()
-        new = _label(settings, folder, progress) if chosen else []
-        rounds.append(_told(number, len(frames), error, walked, new, members, calibrated=factor is not None))
-        logger.info(_line(rounds[-1]))
-        outcome = ""
-        if agreed and not chosen:
-            outcome = f"in {_AGREED:.0%} of the frames the committee differs by less than {settings.threshold:g} eV/Å"
-        elif not chosen:
-            outcome = f"the budget of {settings.budget} labels is spent"
-        write_report(rounds, settings.threshold, outcome or "under way", out)
-        if outcome:
-            return Explored(_published(members, out), len(frames), rounds, outcome)
+    outcome = ""
+    while not outcome:
+        summary, members, outcome = _run_round(len(rounds) + 1, rounds, base, settings, out, progress)
+        rounds.append(summary)
+        logger.info(_summary_line(summary))
+        write_report(rounds, settings.threshold, outcome or "in progress", out)
+    return ExplorationResult(_copy_committee(members, out), rounds[-1].labels, rounds, outcome)
 
 
-def _remember(settings: ExploreSettings, out: Path) -> None:
-    """Keep the settings with the folder, and refuse to go on with others."""
+def _run_round(
+    number: int, earlier: Sequence[Round], base: str | Path, settings: ExploreSettings, out: Path, progress: bool
+) -> tuple[Round, list[Path], str]:
+    """One round: its summary, the files of its committee, and why the exploration ends with it, if it does."""
+    folder = out / f"round-{number}"
+    frames = [frame for path in _labelled_files(out, number) for frame in read_frames(path)]
+    members, validation_error = _train_committee(base, settings, out, number, progress)
+    factor = next((one.calibration for one in reversed(earlier) if one.calibration is not None), None)
+    dynamics = _sample_dynamics(members, frames, settings, folder, number, factor or 1.0)
+    # The members are fine-tuned from one base and differ by much less than their errors. So a small deviation counts as
+    # certain only after it has been calibrated with new labels.
+    uncertain = [k for k, value in enumerate(dynamics.uncertainties) if factor is None or value >= settings.threshold]
+    certain = len(uncertain) <= (1 - _CERTAIN_SHARE) * len(dynamics.uncertainties)
+    remaining = settings.budget - _count_candidates(out, number)
+    candidates = folder / _CANDIDATES
+    if not certain and remaining > 0 and not candidates.is_file():
+        # Far from each other and from the labelled frames, among those where the committee is uncertain.
+        pool, labelled = [dynamics.frames[k] for k in uncertain], [frame.to_atoms() for frame in frames]
+        selected = select_farthest(pool, labelled, min(settings.labels_per_round, remaining))
+        _write_frames([pool[k] for k in selected], candidates)
+    outcome = ""
+    if not candidates.is_file():
+        outcome = f"the budget of {settings.budget} labels is spent"
+        if certain:
+            outcome = (
+                f"in {_CERTAIN_SHARE:.0%} of the frames the committee differs by less than {settings.threshold:g} eV/Å"
+            )
+    new = [] if outcome else _label_candidates(settings, folder, progress)
+    summary = _summarise(number, len(frames), validation_error, dynamics, new, members, calibrated=factor is not None)
+    return summary, members, outcome
+
+
+def _record_settings(settings: ExploreSettings, out: Path) -> None:
+    """Write the settings to the folder.
+
+    Raises:
+        ExploreError: The folder has other settings, with which the exploration was begun.
+    """
     path = out / _SETTINGS
     if path.exists():
         before = ExploreSettings.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-        if not settings.same_exploration(before):
+        if not before.same_exploration(settings):
             old, new = before.model_dump(), settings.model_dump()
-            wrong = ", ".join(f"{name}: {old[name]!r}" for name in old if old[name] != new[name])
-            raise ExploreError(f"{out} was begun with other settings; go on with {wrong}, or give another folder")
+            changed = ", ".join(f"{name}: {old[name]!r}" for name in old if old[name] != new[name])
+            raise ExploreError(f"{out} was begun with other settings; continue with {changed}, or give another folder")
     write_json(path, settings.model_dump(mode="json"))
 
 
-def _label_files(out: Path, number: int) -> list[Path]:
-    """Labelled frames of all rounds before this one."""
+def _label_initial_structures(
+    structures: Sequence[Atoms], settings: ExploreSettings, folder: Path, progress: bool
+) -> None:
+    if not (folder / _CANDIDATES).is_file():
+        generator = np.random.default_rng((settings.seed, 0))
+        frames = displaced_structures(structures, settings.initial_labels, settings.displacement, generator)
+        _write_frames(frames, folder / _CANDIDATES)
+    _label_candidates(settings, folder, progress)
+
+
+def _labelled_files(out: Path, number: int) -> list[Path]:
+    """Files of labelled frames of all rounds before this one."""
     return [path for k in range(number) if (path := out / f"round-{k}" / _LABELLED).is_file()]
 
 
-def _given(out: Path, number: int) -> int:
-    """Frames given to be labelled in the rounds before this one, whether or not they could be."""
+def _count_candidates(out: Path, number: int) -> int:
+    """Number of frames selected in the rounds before this one, including those whose labelling failed."""
     files = [out / f"round-{k}" / _CANDIDATES for k in range(number)]
     return sum(len(list(ase.io.iread(path))) for path in files if path.is_file())
 
 
-def _label(settings: ExploreSettings, folder: Path, progress: bool) -> list[Frame]:
-    """Labels of a round's frames; those that are in its journal already are not made again."""
+def _label_candidates(settings: ExploreSettings, folder: Path, progress: bool) -> list[Frame]:
+    """Label a round's selected frames, except those that are in its journal already."""
     result = label_frames(
         folder / _CANDIDATES,
         settings.method,
@@ -150,10 +184,10 @@ def _label(settings: ExploreSettings, folder: Path, progress: bool) -> list[Fram
         progress=progress,
     )
     if result.failures:
-        logger.warning("%d of %d frames got no label; see %s", len(result.failures), result.frames, result.journal)
+        logger.warning("%d of %d frames have no label; see %s", len(result.failures), result.frames, result.journal)
     if result.path is None:
         reason = next(iter(result.failures.values()))
-        raise ExploreError(f"not one of {result.frames} frames could be labelled by {settings.method}: {reason}")
+        raise ExploreError(f"none of {result.frames} frames could be labelled by {settings.method}: {reason}")
     return list(read_frames(result.path))
 
 
@@ -161,16 +195,16 @@ def _write_frames(frames: Sequence[Atoms], path: Path) -> None:
     write_atomically(path, lambda temporary: ase.io.write(temporary, list(frames), format="extxyz"))
 
 
-def _train(
+def _train_committee(
     base: str | Path, settings: ExploreSettings, out: Path, number: int, progress: bool
 ) -> tuple[list[Path], float]:
-    """A committee on all labels so far: its files, and the mean validation force MAE in eV/Å."""
+    """Fine-tune a committee on all labels so far: its files, and the mean validation force MAE in eV/Å."""
     files, errors = [], []
     for member in range(settings.members):
         folder = out / f"round-{number}" / f"member-{member}"
         path = folder / POTENTIAL_FILE
         if not path.is_file() or "finetuning" not in load_potential(path).metadata:
-            data = _label_files(out, number)
+            data = _labelled_files(out, number)
             overrides = {**settings.training, "data.seed": member, "seed": settings.seed + member}
             config = finetune_config(base, data, overrides=overrides)
             started = is_started(folder) and (folder / "config.yaml").is_file()
@@ -180,89 +214,84 @@ def _train(
     return files, float(np.mean(errors))
 
 
-def _walk(
+def _sample_dynamics(
     members: Sequence[Path],
     labelled: Sequence[Frame],
     settings: ExploreSettings,
     folder: Path,
     number: int,
     factor: float,
-) -> Walk:
-    """The round's dynamics, from labelled frames drawn at random; kept, for a second look and a second start.
+) -> DynamicsResult:
+    """The round's dynamics, from random labelled frames, or its result from the files of an earlier call.
 
-    Deviations of what comes back are times the factor, those of the file are not.
+    Uncertainties in the file are not calibrated; those of the result are, by the factor.
     """
-    frames_path, told_path = folder / "walked.xyz", folder / "walked.json"
-    if not told_path.is_file():
+    frames_path, result_path = folder / _DYNAMICS_FRAMES, folder / _DYNAMICS
+    if not result_path.is_file():
         generator = np.random.default_rng((settings.seed, number))
-        starts = [labelled[k].to_atoms() for k in generator.integers(len(labelled), size=settings.walkers)]
-        lost = settings.model_copy(update={"stop": settings.stop / factor})
-        walked = walk(PonitaCalculator(list(members)), starts, lost, generator)
-        _write_frames(walked.frames, frames_path)
-        numbers = json.dumps({"spread": walked.spread, "ended": walked.ended, "stopped": walked.stopped}) + "\n"
-        write_atomically(told_path, lambda path: path.write_text(numbers, encoding="utf-8"))
-    # Read in the first place, too: the file's rounding must make no difference.
-    told = json.loads(told_path.read_text(encoding="utf-8"))
-    told["spread"] = [factor * value for value in told["spread"]]
-    return Walk(list(ase.io.iread(frames_path)), **told)
+        starts = [labelled[k].to_atoms() for k in generator.integers(len(labelled), size=settings.trajectories)]
+        result = run_dynamics(
+            PonitaCalculator(list(members)), starts, settings, settings.stop_threshold / factor, generator
+        )
+        _write_frames(result.frames, frames_path)
+        content = {"uncertainties": result.uncertainties, "times": result.times, "stopped": result.stopped}
+        write_json(result_path, content)
+    # Read after the first run, too, so that the rounding of the file makes no difference to a continued exploration.
+    content = json.loads(result_path.read_text(encoding="utf-8"))
+    content["uncertainties"] = [factor * value for value in content["uncertainties"]]
+    return DynamicsResult(list(ase.io.iread(frames_path)), **content)
 
 
-def _choose(walked: Walk, wanted: NDArray[np.int64], known: Sequence[Frame], number: int) -> list[Atoms]:
-    """Frames in which the committee disagrees, far from one another and from what is labelled."""
-    candidates = [walked.frames[k] for k in wanted]
-    return [candidates[k] for k in farthest(candidates, [frame.to_atoms() for frame in known], number)]
-
-
-def _told(
+def _summarise(
     number: int,
     labels: int,
-    error: float,
-    walked: Walk,
+    validation_error: float,
+    dynamics: DynamicsResult,
     new: Sequence[Frame],
     members: Sequence[Path],
     calibrated: bool,
 ) -> Round:
-    """What a round has shown; its new labels are the first that its committee has never seen.
+    """Summary of a round. Its new labels, which the committee was not trained on, give its errors and calibration.
 
-    Deviations that no round before has calibrated are told as these labels calibrate them.
+    If no earlier round has calibrated the uncertainties, they are multiplied by the calibration of this one.
     """
-    wrong = factor = None
+    error = factor = None
     if new:
         potentials = [load_potential(path) for path in members]
         _, forces, _, deviations = committee_spread(potentials, [frame.to_atoms() for frame in new])
-        errors = np.concatenate([found - frame.forces for found, frame in zip(forces, new, strict=True)])
+        errors = np.concatenate([mean - frame.forces for mean, frame in zip(forces, new, strict=True)])
         spread = np.concatenate(deviations)
-        wrong = float(np.abs(errors).mean())
+        error = float(np.abs(errors).mean())
         factor = spread_factor(errors, spread) if spread.any() else None
     scale = 1.0 if calibrated or factor is None else factor
     return Round(
         number=number,
         labels=labels,
-        validation_force_mae=error,
-        spread_median=scale * float(np.median(walked.spread)),
-        spread_95=scale * float(np.quantile(walked.spread, _AGREED)),
-        stopped=walked.stopped,
-        walkers=len(walked.ended),
-        chosen=len(new),
-        chosen_force_mae=wrong,
+        validation_force_mae=validation_error,
+        uncertainty_median=scale * float(np.median(dynamics.uncertainties)),
+        uncertainty_95=scale * float(np.quantile(dynamics.uncertainties, 0.95)),
+        stopped=dynamics.stopped,
+        trajectories=len(dynamics.times),
+        selected=len(new),
+        selected_force_mae=error,
         calibration=factor,
     )
 
 
-def _published(members: Sequence[Path], out: Path) -> list[Path]:
-    """Copies of the last committee, where a user looks for them."""
+def _copy_committee(members: Sequence[Path], out: Path) -> list[Path]:
+    """Copy the last committee to the folder of the exploration."""
     paths = [out / f"committee-{index}.safetensors" for index in range(len(members))]
     for member, path in zip(members, paths, strict=True):
         write_atomically(path, partial(shutil.copyfile, member))
     return paths
 
 
-def _line(told: Round) -> str:
+def _summary_line(summary: Round) -> str:
     line = (
-        f"round {told.number}: {told.labels} labels, validation force MAE {1e3 * told.validation_force_mae:.0f} meV/Å; "
-        f"in its dynamics 95 % of frames are uncertain by less than {told.spread_95:.2f} eV/Å, "
-        f"{told.stopped} of {told.walkers} walkers stopped"
+        f"round {summary.number}: {summary.labels} labels, validation force MAE "
+        f"{1e3 * summary.validation_force_mae:.0f} meV/Å; uncertainty below {summary.uncertainty_95:.2f} eV/Å in 95 % "
+        f"of the sampled frames, {summary.stopped} of {summary.trajectories} trajectories stopped"
     )
-    if told.chosen_force_mae is not None:
-        line += f"; {told.chosen} frames chosen, force MAE on them {1e3 * told.chosen_force_mae:.0f} meV/Å"
+    if summary.selected_force_mae is not None:
+        line += f"; {summary.selected} frames selected, force MAE {1e3 * summary.selected_force_mae:.0f} meV/Å"
     return line

@@ -3,6 +3,6 @@
 from ponita_ff.labels.journal import journal_path
 from ponita_ff.labels.kohn_sham import KohnSham
 from ponita_ff.labels.methods import LabelError, Method, find_method
-from ponita_ff.labels.run import Labelling, label_frames
+from ponita_ff.labels.run import LabelResult, label_frames
 
-__all__ = ["KohnSham", "LabelError", "Labelling", "Method", "find_method", "journal_path", "label_frames"]
+__all__ = ["KohnSham", "LabelError", "LabelResult", "Method", "find_method", "journal_path", "label_frames"]

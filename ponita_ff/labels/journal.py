@@ -1,7 +1,7 @@
-"""Every outcome on disk as soon as there is one, so that a stopped run goes on where it was.
+"""The journal of a labelling run: every outcome is written at once, so that a stopped run can be resumed.
 
-The journal is a text file with one JSON object a line: first what makes the labels, then one line for each outcome in
-the order in which they came. A later line of a frame replaces an earlier one.
+The journal is a text file with one JSON object per line. The first describes the method; then there is one for each
+outcome, in order of completion. A later line of a frame replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ponita_ff.labels.worker import Failure, Labels, Outcome
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing there keeps two runs from one journal
+except ImportError:  # Windows: two runs on one journal are not prevented there
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Journal", "frame_key", "journal_path"]
@@ -33,12 +33,12 @@ _FORMAT = 1
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of a labelled file is: beside it."""
+    """Path of the journal of a labelled file, which is in the same folder."""
     return out.with_name(f"{out.name}.journal.jsonl")
 
 
 def frame_key(atoms: Atoms, method: Method) -> str:
-    """SHA-256 of all that the labels of a frame depend on."""
+    """SHA-256 of everything that the labels of a frame depend on."""
     digest = hashlib.sha256(json.dumps([method.name, method.charge, method.multiplicity]).encode())
     digest.update(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
     for values in (atoms.positions, atoms.cell.array):
@@ -50,14 +50,14 @@ class Journal:
     """The outcomes of one list of frames by one method.
 
     Args:
-        path: Made where there is none; a last line that was cut off is taken away, and its frame is labelled again.
-        method: What makes the labels.
+        path: The file, created if missing. An incomplete last line is removed, and its frame is labelled again.
+        method: The method of the labels.
         keys: `frame_key` of every frame.
-        frames: What errors call the list of frames, e.g. the name of its file.
+        frames: Name of the list of frames for error messages, e.g. that of its file.
 
     Raises:
-        LabelError: The journal is of another method or of other frames, is damaged, or another run is writing it.
-        OSError: It cannot be read or written.
+        LabelError: The journal belongs to another method or to other frames, is damaged, or is in use by another run.
+        OSError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path, method: Method, keys: Sequence[str], frames: str) -> None:
@@ -87,32 +87,32 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             self._file.close()
-        except OSError:  # a full disk, once more
+        except OSError:  # of a full disk, for the second time
             if error is None:
                 raise
         if self.path.exists() and self.path.stat().st_size == 0:
-            self.path.unlink()  # nothing came of the run, e.g. since the method could not be set up
+            self.path.unlink()  # there was no outcome, e.g. because the method could not be set up
 
     @property
     def labelled(self) -> list[int]:
-        """Numbers of the labelled frames, in their order in the input."""
+        """Numbers of the labelled frames, in input order."""
         return sorted(self._offsets)
 
     @property
     def failures(self) -> Mapping[int, str]:
-        """Why a frame has no labels, by its number, in the order of the input."""
+        """Reasons of failed frames by number, in input order."""
         return MappingProxyType(dict(sorted(self._failures.items())))
 
     def missing(self, *, retry_failed: bool = False) -> list[int]:
-        """Numbers of the frames to label."""
+        """Numbers of the frames without an outcome, and of failed ones if they are to be tried again."""
         done = self._offsets.keys() if retry_failed else self._offsets.keys() | self._failures.keys()
         return [number for number in range(len(self._keys)) if number not in done]
 
     def add(self, number: int, outcome: Outcome) -> None:
-        """Write one outcome; it is on the disk when this returns.
+        """Write one outcome to disk.
 
         Raises:
-            OSError: Naming the journal; what it held is unharmed.
+            OSError: Naming the journal; earlier outcomes are not affected.
         """
         record: dict[str, Any] = {"frame": number, "key": self._keys[number]}
         if isinstance(outcome, Failure):
@@ -122,17 +122,15 @@ class Journal:
             record |= {"energy": outcome.energy, "forces": outcome.forces.tolist(), "stress": stress}
             record["program"] = outcome.program
         offset = self._write(record)
-        self._note(number, offset, record)
+        self._index(number, offset, record)
 
     def labels(self, number: int) -> Labels:
-        """The labels of one frame, exactly as they were added."""
+        """The labels of one frame, with all digits that were added."""
         self._file.seek(self._offsets[number])
         record = json.loads(self._file.readline())
         forces = np.array(record["forces"], dtype=np.float64).reshape(-1, 3)
         stress = None if record["stress"] is None else np.array(record["stress"], dtype=np.float64)
         return Labels(record["energy"], forces, stress, record["program"])
-
-    # ------------------------------------------------------------------------------------------ inside
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -140,12 +138,12 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LabelError(f"{self.path}: another run is writing this journal; wait until it has ended") from None
-        except OSError as error:  # a file system without locks
+            raise LabelError(f"{self.path}: another run is using this journal; wait until it has ended") from None
+        except OSError as error:  # the file system has no locks
             _LOG.warning("%s: cannot be locked (%s); do not start a second run on it", self.path, error.strerror)
 
     def _write(self, record: Mapping[str, Any]) -> int:
-        """Append a line, and the header before the first; returns where the line begins."""
+        """Append a line, after the header in an empty file; returns the offset of the line."""
         try:
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._file.write(_line(self._header))
@@ -157,7 +155,7 @@ class Journal:
             raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
         return offset
 
-    def _note(self, number: int, offset: int, record: Mapping[str, Any]) -> None:
+    def _index(self, number: int, offset: int, record: Mapping[str, Any]) -> None:
         if "failed" in record:
             self._failures[number] = record["failed"]
         else:
@@ -165,22 +163,22 @@ class Journal:
             self._offsets[number] = offset
 
     def _read_all(self) -> None:
-        for line, (offset, text) in enumerate(self._whole_lines(), start=1):
+        for line, (offset, text) in enumerate(self._complete_lines(), start=1):
             record = self._parse(line, text)
             if line == 1:
                 self._check_header(record)
             else:
-                self._take(line, offset, record)
+                self._add_record(line, offset, record)
 
-    def _whole_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and text of each line; a process that was killed while it wrote leaves half a line at the end."""
+    def _complete_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and text of each line; an incomplete line at the end, of a process that was killed, is removed."""
         self._file.seek(0)
         offset = 0
         for text in self._file:
             if not text.endswith(b"\n"):
                 if offset == 0 and not _line(self._header).startswith(text):
-                    raise LabelError(f"{self.path} is no journal of labels; choose another --out, or move it away")
-                _LOG.warning("%s: the last line was cut off; its frame is labelled again", self.path)
+                    raise LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
+                _LOG.warning("%s: the last line is incomplete; its frame is labelled again", self.path)
                 self._file.truncate(offset)
                 return
             yield offset, text
@@ -193,31 +191,31 @@ class Journal:
             record = None
         if not isinstance(record, dict):
             raise LabelError(
-                f"{self.path}, line {line}: damaged, no JSON object; delete that line, and its frame is labelled again"
+                f"{self.path}, line {line}: damaged, not a JSON object; delete that line to label its frame again"
             )
         return record
 
     def _check_header(self, found: Mapping[str, Any]) -> None:
         if found.get("ponita_ff labels") != _FORMAT:
-            raise LabelError(f"{self.path} is no journal of labels; choose another --out, or move it away")
+            raise LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
         if found != self._header:
-            theirs, ours = (
+            old, new = (
                 f"{header.get('method')}, charge {header.get('charge')}, multiplicity {header.get('multiplicity')}"
                 for header in (found, self._header)
             )
             raise LabelError(
-                f"{self.path} holds labels by another method: {theirs}, not {ours}; choose another --out, or delete "
-                "the journal to start anew"
+                f"{self.path} holds labels by another method: {old}, not {new}; choose another --out, or delete "
+                "the journal to start again"
             )
 
-    def _take(self, line: int, offset: int, record: Mapping[str, Any]) -> None:
+    def _add_record(self, line: int, offset: int, record: Mapping[str, Any]) -> None:
         number: Any = record.get("frame")
         if number not in range(len(self._keys)) or record.get("key") != self._keys[number]:
             raise LabelError(
                 f"{self.path}, line {line}: its frame {number} is not frame {number} of {self._frames}: the journal "
-                "belongs to other frames; choose another --out, or delete the journal to start anew"
+                "belongs to other frames; choose another --out, or delete the journal to start again"
             )
-        self._note(number, offset, record)
+        self._index(number, offset, record)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,6 @@
-"""What makes labels, by name: small values that travel to other processes and make a calculator there.
+"""Methods that calculate labels, by name: small picklable objects that make a calculator in a worker process.
 
-Nothing here imports a label program before a frame asks for it.
+Label programs are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from ponita_ff.python_path import PythonPath
 
-__all__ = ["Factory", "FromPython", "KohnShamMethod", "LabelError", "Method", "TightBinding", "find_method"]
+__all__ = ["CalculatorMethod", "Factory", "KohnShamMethod", "LabelError", "Method", "TightBinding", "find_method"]
 
 Factory = Callable[[], BaseCalculator]
 
-#: As a user types it, and as tblite spells it.
+#: Names of methods here and in tblite.
 _TIGHT_BINDING = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB", "ipea1-xtb": "IPEA1-xTB"}
-_LAST_OF_TIGHT_BINDING = atomic_numbers["Rn"]
+_TIGHT_BINDING_LAST_ELEMENT = atomic_numbers["Rn"]
 _LANTHANIDES = range(atomic_numbers["La"], atomic_numbers["Lu"] + 1)
 
-#: tblite's scale of its SCF thresholds, 1 by default: labels are worth the few iterations more.
+#: tblite's factor of its SCF thresholds; the default is 1. The smaller one costs few more iterations.
 ACCURACY = 0.01
 
 
@@ -41,12 +41,12 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What makes labels.
+    """A method that calculates labels.
 
     Attributes:
-        name: As the labelled file and the journal record it.
-        charge: Of every frame, in elementary charges; None where the calculator alone knows.
-        multiplicity: 2S + 1 of every frame; None where the calculator alone knows.
+        name: Name in the labelled file and the journal.
+        charge: Charge of every frame in elementary charges; None if it is set in the calculator itself.
+        multiplicity: 2S + 1 of every frame; None if it is set in the calculator itself.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Method(ABC):
 
     @abstractmethod
     def calculator(self) -> BaseCalculator:
-        """A new calculator: one per frame, so that no label depends on what was labelled before it."""
+        """A new calculator; one is made per frame, so that labels do not depend on earlier frames."""
 
     @abstractmethod
     def program(self) -> str:
@@ -63,19 +63,19 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
-        """Refuse what is bound to fail, before the work begins.
+        """Check program and frames before any calculation.
 
         Args:
-            frames: Each with what an error calls it, e.g. ``"frames.xyz, frame 7"``.
+            frames: Each with its name for error messages, e.g. ``"frames.xyz, frame 7"``.
 
         Raises:
-            LabelError: A program is not installed, or a frame is none for this method.
+            LabelError: The program is not installed, or the method cannot calculate a frame.
         """
 
 
 @dataclass(frozen=True)
 class TightBinding(Method):
-    """GFN1-xTB, GFN2-xTB or IPEA1-xTB by tblite; of a crystal at the Γ point."""
+    """GFN1-xTB, GFN2-xTB or IPEA1-xTB by tblite; crystals at the Γ point."""
 
     def calculator(self) -> BaseCalculator:
         from tblite.ase import TBLite
@@ -87,17 +87,17 @@ class TightBinding(Method):
         return f"tblite {_version('tblite')}"
 
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
-        _need("tblite", self.name)
+        _require_package("tblite", self.name)
         for source, atoms in frames:
-            unknown = np.flatnonzero(atoms.numbers > _LAST_OF_TIGHT_BINDING)
+            unknown = np.flatnonzero(atoms.numbers > _TIGHT_BINDING_LAST_ELEMENT)
             if unknown.size:
                 raise LabelError(f"{source}: atom {unknown[0]} is {atoms.symbols[unknown[0]]}; {self.name} ends at Rn")
             if atoms.pbc.any() and not atoms.pbc.all():
                 raise LabelError(
-                    f"{source}: periodic in some directions only, which {self.name} cannot do; make it periodic in all "
-                    "(with empty space in the cell) or in none"
+                    f"{source}: periodic in some directions only, which {self.name} does not support; make it "
+                    "periodic in all (with empty space in the cell) or in none"
                 )
-            # Lanthanides have 3 electrons in this method, whatever the number of their 4f ones.
+            # Lanthanides have 3 valence electrons in this method, independent of the number of 4f electrons.
             counted = np.where(np.isin(atoms.numbers, _LANTHANIDES), _LANTHANIDES[0], atoms.numbers)
             _check_electrons(self, source, atoms, int(counted.sum()))
 
@@ -108,12 +108,12 @@ class KohnShamMethod(Method):
 
     @property
     def functional(self) -> str:
-        """As PySCF names it."""
+        """Name of the functional in PySCF."""
         return self.name.partition("/")[0]
 
     @property
     def basis(self) -> str:
-        """As PySCF names it."""
+        """Name of the basis set in PySCF."""
         return self.name.partition("/")[2]
 
     def calculator(self) -> BaseCalculator:
@@ -126,34 +126,34 @@ class KohnShamMethod(Method):
         return f"PySCF {_version('pyscf')}"
 
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
-        _need("pyscf", self.name)
+        _require_package("pyscf", self.name)
         from ponita_ff.labels.kohn_sham import basis_problem, functional_problem
 
         problem = functional_problem(self.functional)
         if problem:
             raise LabelError(f"--method {self.name}: {problem}")
-        known: set[int] = set()
+        checked: set[int] = set()
         for source, atoms in frames:
             if atoms.pbc.any():
                 raise LabelError(
-                    f"{source}: periodic, but {self.name} labels molecules only; take gfn2-xtb or another calculator "
+                    f"{source}: periodic, but {self.name} labels molecules only; use gfn2-xtb or another calculator "
                     "for crystals, or remove the frame's periodicity if it is a molecule"
                 )
             for index, number in enumerate(atoms.numbers):
-                problem = None if number in known else basis_problem(self.basis, chemical_symbols[number])
+                problem = None if number in checked else basis_problem(self.basis, chemical_symbols[number])
                 if problem:
                     raise LabelError(f"{source}: atom {index} is {chemical_symbols[number]}: {problem}")
-                known.add(number)
+                checked.add(number)
             _check_electrons(self, source, atoms, int(atoms.numbers.sum()))
 
 
 @dataclass(frozen=True)
-class FromPython(Method):
-    """Any calculator of ASE; what it is told of charge and spin is its own affair.
+class CalculatorMethod(Method):
+    """Any ASE calculator; charge and spin are set in the calculator itself.
 
     Attributes:
-        factory: Makes a new one when called; importable where the labels are made.
-        module: Whose package's version goes with the labels.
+        factory: Makes a new calculator; must be importable in the worker processes.
+        module: Module of the factory; the version of its package is recorded with the labels.
     """
 
     factory: Factory | None = None
@@ -164,14 +164,14 @@ class FromPython(Method):
         return self.factory()
 
     def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
-        """Nothing: what it can do is not known here."""
+        """No check: the capabilities of the calculator are not known."""
 
     def program(self) -> str:
         package = self.module.partition(".")[0]
         return f"{package} {_version(package)}"
 
 
-@cache  # it looks through all that is installed, which takes longer than a small frame
+@cache  # the look-up reads the metadata of all packages, which takes longer than a small frame
 def _version(package: str) -> str:
     try:
         return version(packages_distributions().get(package, [package])[0])
@@ -186,31 +186,31 @@ def find_method(
     multiplicity: int | None = None,
     name: str | None = None,
 ) -> Method:
-    """The method that a user names.
+    """The method of a given name or calculator factory.
 
     Args:
         method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb``; ``functional/basis``, e.g. ``pbe/def2-svp``; the Python
-            path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; or what makes a calculator when called.
-        charge: Of every frame, in elementary charges; None is 0.
+            path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; or a factory, which makes a calculator.
+        charge: Charge of every frame in elementary charges; None is 0.
         multiplicity: 2S + 1 of every frame; None is 1.
-        name: What the labels are to say made them, for a callable; None takes the callable's own name.
+        name: Name of the method to record with the labels, for a factory; None: the name of the factory.
 
     Raises:
-        LabelError: An unknown method; a multiplicity below 1; charge, multiplicity or a name given to what takes none;
-            a callable without a name of its own.
+        LabelError: An unknown method; a multiplicity below 1; charge, multiplicity or a name for a method that takes
+            none; a factory without a name.
     """
     if multiplicity is not None and multiplicity < 1:
         raise LabelError(f"--multiplicity {multiplicity}: expected 2S + 1, hence at least 1")
     if name is not None and not name.isprintable():
-        raise LabelError(f"the name {name!r} does not fit in one line")
+        raise LabelError(f"the name {name!r} must be one line of printable characters")
     if callable(method):
-        found = FromPython(name or _name(method), factory=method, module=_module(method))
-        return _without_spin(found, charge, multiplicity)
+        found = CalculatorMethod(name or _name(method), factory=method, module=_module(method))
+        return _refuse_spin(found, charge, multiplicity)
     if name is not None:
-        raise LabelError(f"a name ({name!r}) is for calculators made by a function; {method} has its own")
+        raise LabelError(f"a name ({name!r}) is for calculators made by a function; {method} already has one")
     path = PythonPath.parse(method)
     if path is not None:
-        return _without_spin(FromPython(method, factory=path.calculator, module=path.module), charge, multiplicity)
+        return _refuse_spin(CalculatorMethod(method, factory=path.calculator, module=path.module), charge, multiplicity)
     folded = method.strip().lower()
     spin = (charge or 0, multiplicity or 1)
     if folded in _TIGHT_BINDING:
@@ -224,10 +224,10 @@ def find_method(
     )
 
 
-def _without_spin(method: FromPython, charge: int | None, multiplicity: int | None) -> FromPython:
+def _refuse_spin(method: CalculatorMethod, charge: int | None, multiplicity: int | None) -> CalculatorMethod:
     if charge is not None or multiplicity is not None:
         raise LabelError(
-            f"{method.name}: --charge and --multiplicity are for methods of tblite and PySCF; give them to the "
+            f"{method.name}: --charge and --multiplicity are for methods of tblite and PySCF; set them in the "
             "calculator itself, e.g. package.module:Name{charge: 1}"
         )
     return method
@@ -238,7 +238,7 @@ def _module(factory: Factory) -> str:
 
 
 def _name(factory: Factory) -> str:
-    """The same in every run, since a journal is known by it: ``module:name``, and arguments if any."""
+    """``module:name`` and arguments, if any; the same in every run, since a journal records it."""
     if isinstance(factory, partial):
         arguments = [*factory.args, factory.keywords] if factory.args else factory.keywords
         with contextlib.suppress(yaml.YAMLError):
@@ -246,11 +246,11 @@ def _name(factory: Factory) -> str:
             return f"{_name(factory.func)}{text}"
     name = getattr(factory, "__qualname__", "<none>")
     if "<" in name:
-        raise LabelError(f"{factory} has no lasting name; give label_frames a name for it")
+        raise LabelError(f"{factory} has no name that is the same in every run; give label_frames a name for it")
     return f"{factory.__module__}:{name}"
 
 
-def _need(package: str, method: str) -> None:
+def _require_package(package: str, method: str) -> None:
     if find_spec(package) is None:
         raise LabelError(f"{method} needs {package}, which is not installed: pip install {package}")
 

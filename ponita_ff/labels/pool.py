@@ -1,7 +1,12 @@
-"""Where frames are labelled: processes of our own, or an executor that somebody lends.
+"""Workers that label frames: processes started by this package, or an executor of the caller.
 
-Both take tasks and give futures. A process may die of a task (killed for its memory, or crashed inside a program's
-compiled code), and then all the pool is lost: `Pool` makes a new one.
+A worker process may die during a task: it can be killed for its memory use, or crash in a program's compiled code. Then
+`ProcessPoolExecutor` fails every pending task and accepts no more, and `ProcessPool` starts a new one.
+
+Why not loky (3.7): its executor, too, fails every pending task when one process dies, so that the isolated retries of
+`labels.run` would remain. It would replace only the restart and the number of threads (``env=``), about 30 lines. Its
+workers outlive a parent that was killed by SIGKILL (tried: they were still there after their task had ended); those
+here end with it.
 """
 
 from __future__ import annotations
@@ -18,40 +23,43 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from ponita_ff.labels.methods import LabelError, Method
-from ponita_ff.labels.worker import Failure, Outcome, Task, introduce, label
+from ponita_ff.labels.worker import Failure, Outcome, Task, check_setup, label
 
-__all__ = ["Crew", "Lent", "Pool"]
+__all__ = ["ExternalExecutor", "ProcessPool", "WorkerPool"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-#: For a lent executor, of which nobody knows how many frames it labels at a time.
-IN_FLIGHT = 256
+#: For an executor of the caller, whose number of workers is not known.
+MAX_PENDING = 256
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class Crew(Protocol):
-    """What labels frames."""
+class WorkerPool(Protocol):
+    """Workers that label frames.
 
-    #: At most so many tasks are under way, so that a long list does not fill the memory.
-    in_flight: int
+    Attributes:
+        max_pending: Largest number of submitted tasks that are not done, so that a long list does not fill the memory.
+    """
+
+    max_pending: int
 
     def submit(self, task: Task) -> Future[Outcome] | None:
-        """Send a task; None if the processes have died since the last one, so that it must be sent again."""
+        """Submit a task; None if a process has died since the last one, so that it must be submitted again."""
         ...
 
-    def died(self, error: Exception) -> bool:
-        """Whether a task under way ended so because a process died; then all is made ready for the next one."""
+    def recover(self, error: Exception) -> bool:
+        """Whether the error of a task means that a worker process died; if so, prepare for the next task."""
         ...
 
-    def stop(self) -> None:
-        """End at once, without waiting for what is under way."""
+    def cancel(self) -> None:
+        """End at once, without waiting for pending tasks."""
         ...
 
 
 def _is_killed_worker(error: Exception) -> bool:
-    """Of Dask, which is no dependency: so by its name."""
+    """Whether it is Dask's error, by name, since Dask is not a dependency."""
     return any(kind.__name__ == "KilledWorker" for kind in type(error).__mro__)
 
 
@@ -59,102 +67,106 @@ def _submit(executor: Executor, function: Callable[[Argument], Result], argument
     try:
         return executor.submit(function, argument)
     except RuntimeError as error:  # shut down, or broken
-        raise LabelError(f"the executor takes no frames ({type(error).__name__}: {error})") from error
+        raise LabelError(f"the executor accepts no tasks ({type(error).__name__}: {error})") from error
 
 
-def _first(executor: Executor, method: Method) -> None:
-    """Wait until the program has been loaded and set up in one process, so that no frame is blamed for that."""
-    future = _submit(executor, introduce, method)
+def _check_workers(executor: Executor, method: Method) -> None:
+    """Set up the program in one worker, so that an error of the set-up is not reported as one of the first frame.
+
+    Raises:
+        LabelError: The set-up failed.
+    """
+    future = _submit(executor, check_setup, method)
     try:
-        answer = future.result()
+        result = future.result()
     except Exception as error:
         if isinstance(error, BrokenExecutor) or _is_killed_worker(error):
             raise LabelError(
-                "a worker process died before its first frame; what it wrote above says why (in a script, label_frames "
+                "a worker process died before its first frame; its own messages are above (in a script, label_frames "
                 'must be called under if __name__ == "__main__":)'
             ) from error
         raise LabelError(
-            f"{method.name} cannot be sent to a worker process ({type(error).__name__}: {error}); what makes the "
-            "calculator must be a class or function of a module that can be imported there, or a partial of one"
+            f"{method.name} cannot be sent to a worker process ({type(error).__name__}: {error}); the factory of "
+            "the calculator must be a class or function of a module that can be imported there, or a partial of one"
         ) from error
-    if isinstance(answer, Failure):
-        raise LabelError(f"cannot set up {method.name} in a worker process: {answer.reason}")
+    if isinstance(result, Failure):
+        raise LabelError(f"cannot set up {method.name} in a worker process: {result.reason}")
 
 
-class Pool:
-    """Processes of our own, started when the first task comes.
+class ProcessPool:
+    """Worker processes, started when the first task is submitted and again after one of them has died.
 
     Args:
-        method: What all tasks use.
-        processes: How many.
-        threads: Of each process, for programs that know OpenMP, OpenBLAS or MKL.
+        method: The method of all tasks.
+        processes: Number of processes.
+        threads: Threads of each process, for programs that use OpenMP, OpenBLAS or MKL.
     """
 
     def __init__(self, method: Method, processes: int, threads: int) -> None:
-        self.in_flight = 2 * processes
-        self._method = method
+        self.max_pending = 2 * processes
+        self._checkedhod = method
         self._processes = processes
         self._threads = threads
         self._executor: ProcessPoolExecutor | None = None
-        self._context = _Context(threads)
+        self._context = _WorkerContext(threads)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self.stop()
+            self.cancel()
         elif self._executor is not None:
             self._executor.shutdown()
 
     def submit(self, task: Task) -> Future[Outcome] | None:
-        executor = self._running()
+        executor = self._running_executor()
         try:
             return executor.submit(label, task)
         except BrokenExecutor:
-            self._bury()
+            self._discard_executor()
             return None
 
-    def died(self, error: Exception) -> bool:
+    def recover(self, error: Exception) -> bool:
         if not isinstance(error, BrokenExecutor):
             return False
-        self._bury()
+        self._discard_executor()
         return True
 
-    def _bury(self) -> None:
-        """With one process all of the pool is lost, and every task that was under way there."""
+    def _discard_executor(self) -> None:
+        """Shut down an executor that is broken, since one of its processes died; `submit` starts a new one."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         self._context.kill_all()
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
 
-    def _running(self) -> ProcessPoolExecutor:
+    def _running_executor(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            self._context = _Context(self._threads)
-            self._executor = ProcessPoolExecutor(self._processes, self._context, _start)
-            _first(self._executor, self._method)
+            self._context = _WorkerContext(self._threads)
+            self._executor = ProcessPoolExecutor(self._processes, self._context, _initialise_worker)
+            _check_workers(self._executor, self._checkedhod)
         return self._executor
 
 
-class Lent:
-    """Somebody's executor: left as it is at the end, never made again.
+class ExternalExecutor:
+    """An executor of the caller, which is neither shut down nor replaced.
 
     Args:
         executor: Anything with ``submit``, e.g. Dask's ``Client.get_executor()``.
-        method: What all tasks use.
+        method: The method of all tasks.
     """
 
-    in_flight = IN_FLIGHT
+    max_pending = MAX_PENDING
 
     def __init__(self, executor: Executor, method: Method) -> None:
         self._executor = executor
-        self._method = method
-        self._met = False
+        self._checkedhod = method
+        self._checked = False
         self._futures: set[Future[Outcome]] = set()
 
     def __enter__(self) -> Self:
@@ -162,53 +174,53 @@ class Lent:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            self.stop()
+            self.cancel()
 
     def submit(self, task: Task) -> Future[Outcome]:
-        if not self._met:
-            _first(self._executor, self._method)
-            self._met = True
+        if not self._checked:
+            _check_workers(self._executor, self._checkedhod)
+            self._checked = True
         future = _submit(self._executor, label, task)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         return future
 
-    def died(self, error: Exception) -> bool:
-        return _is_killed_worker(error)  # Dask makes new workers by itself; what else breaks stays broken
+    def recover(self, error: Exception) -> bool:
+        return _is_killed_worker(error)  # Dask itself starts new workers; other executors cannot be repaired here
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         for future in list(self._futures):
             future.cancel()
 
 
-class _Context(SpawnContext):
-    """New processes rather than forks, which do not go together with the threads of numerical libraries."""
+class _WorkerContext(SpawnContext):
+    """Spawned processes with a given number of threads; forks are not safe beside threads of numerical libraries."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()
         self._threads = threads
-        self._started: list[_Process] = []
+        self._started: list[_WorkerProcess] = []
 
-    def Process(self, *args: Any, **keywords: Any) -> _Process:  # type: ignore[override]
-        process = _Process(*args, **keywords)
+    def Process(self, *args: Any, **keywords: Any) -> _WorkerProcess:  # type: ignore[override]
+        process = _WorkerProcess(*args, **keywords)
         process.threads = self._threads
         self._started.append(process)
         return process
 
     def kill_all(self) -> None:
-        """Kill what is still running: a frame may take hours, and nothing of it would be kept."""
+        """Kill the processes still running: their frames may take hours, and partial results would be lost anyway."""
         for process in self._started:
             if process.is_alive():
                 process.kill()
 
 
-class _Process(SpawnProcess):
+class _WorkerProcess(SpawnProcess):
     threads = 1
 
     def start(self) -> None:
-        # Libraries read their number of threads when they are loaded, which may be before any code of ours runs there:
-        # Python imports the caller's script first. So it must be in the environment that the process begins with.
-        with _environment({name: str(self.threads) for name in _THREAD_VARIABLES}), _interrupts_blocked():
+        # Libraries read their number of threads when they are loaded. A spawned process imports the caller's script
+        # before any code of this package, so that the number must be in its environment from the start.
+        with _environment({name: str(self.threads) for name in _THREAD_VARIABLES}), _sigint_blocked():
             super().start()
 
 
@@ -227,8 +239,8 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; a process that begins here must not end in a traceback for it."""
+def _sigint_blocked() -> Iterator[None]:
+    """Block Ctrl-C, which reaches every process of a terminal, until a new process has a handler for it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -239,9 +251,9 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start() -> None:
-    """The first thing that a worker process does."""
-    # A handler that does nothing, unlike an ignored signal, is not handed on: programs started here do end on Ctrl-C.
+def _initialise_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    # Unlike an ignored signal, a handler is not inherited: programs that this process starts do end on Ctrl-C.
     signal.signal(signal.SIGINT, lambda *_: None)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -249,7 +261,7 @@ def _start() -> None:
 
 
 def _end_with_parent() -> None:
-    """Nobody else would end this process when its parent is killed."""
+    """End this process when its parent has ended, even if that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

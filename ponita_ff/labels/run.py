@@ -1,4 +1,4 @@
-"""Labelling a list of frames: in parallel, and going on after any stop."""
+"""Labelling of a list of frames, in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from tqdm import tqdm
 from ponita_ff.files import write_atomically
 from ponita_ff.labels.journal import Journal, frame_key, journal_path
 from ponita_ff.labels.methods import LabelError, Method, find_method
-from ponita_ff.labels.pool import Crew, Lent, Pool
+from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, WorkerPool
 from ponita_ff.labels.structures import read_structures
 from ponita_ff.labels.worker import Failure, Outcome, Task
 
-__all__ = ["Labelling", "label_frames"]
+__all__ = ["LabelResult", "label_frames"]
 
 _LOG = logging.getLogger(__name__)
 
-#: How often a frame is tried again, alone, after a process has died with it.
+#: Isolated retries of a frame after a process died during it.
 RETRIES = 2
 
 
 @dataclass(frozen=True)
-class Labelling:
-    """What came of labelling.
+class LabelResult:
+    """The result of a labelling run.
 
     Attributes:
-        path: The labelled file; None where no frame could be labelled.
+        path: The labelled file; None if no frame could be labelled.
         journal: The journal, with every outcome.
-        frames: How many frames were given.
-        labelled: How many have labels now.
-        failures: Why a frame has none, by its number in the input.
+        frames: Number of frames in the input.
+        labelled: Number of frames with labels.
+        failures: Reasons of failed frames, by number in the input.
     """
 
     path: Path | None
@@ -63,67 +63,74 @@ def label_frames(
     threads_per_process: int = 1,
     retry_failed: bool = False,
     progress: bool = False,
-) -> Labelling:
-    """Energies (eV), forces (eV/Å) and, of crystals where the method gives it, stress (eV/Å³) of frames.
+) -> LabelResult:
+    """Label frames with energy (eV), forces (eV/Å) and, for crystals if the method has it, stress (eV/Å³).
 
-    Every outcome goes at once into a journal beside ``out``; the same call again labels only what is missing. At the
-    end ``out`` is written in the input's order, without the frames that failed. ``read_frames`` reads it.
+    Every outcome is written at once to a journal beside ``out``; the same call again labels only missing frames. At the
+    end ``out`` is written in input order, without failed frames. ``read_frames`` reads it.
 
-    Calculators see elements, positions, cell and periodicity, nothing else, and every frame has a new one.
+    A new calculator is made for every frame. It sees elements, positions, cell and periodicity only.
 
     Args:
         frames: A file that ASE reads (labelled or not), or ASE's atoms.
         method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb`` (tblite; crystals at the Γ point); ``functional/basis``,
             e.g. ``pbe/def2-svp`` (PySCF, molecules); the Python path of an ASE calculator, e.g.
-            ``ase.calculators.emt:EMT``; or what makes an ASE calculator when called: a class or function of a module,
-            or a ``functools.partial`` of one.
-        out: Extended XYZ to write, ``.xyz`` or ``.extxyz``.
-        charge: Of every frame, in elementary charges; 0 if None. For methods of tblite and PySCF.
-        multiplicity: 2S + 1 of every frame; 1 if None. For methods of tblite and PySCF.
-        name: What the labels are to say made them, if ``method`` is called and its own name does not do.
-        executor: Labels the frames instead of processes of this call, on other machines if it likes: anything with
-            ``submit`` that gives futures, such as Dask's ``Client.get_executor()``. It is not shut down, and its
-            threads are its own affair.
-        processes: How many of our own, without ``executor``. They are spawned: in a script the call must stand under
-            ``if __name__ == "__main__":``.
-        threads_per_process: For programs that know OpenMP, OpenBLAS or MKL.
-        retry_failed: Try the frames again that failed in an earlier call.
-        progress: Show a progress bar.
+            ``ase.calculators.emt:EMT``; or a factory of an ASE calculator: a class or function of a module, or a
+            ``functools.partial`` of one.
+        out: The file to write, ``.xyz`` or ``.extxyz`` (extended XYZ).
+        charge: Charge of every frame in elementary charges; None is 0. For methods of tblite and PySCF.
+        multiplicity: 2S + 1 of every frame; None is 1. For methods of tblite and PySCF.
+        name: Name of the method to record with the labels, if ``method`` is a factory; None: the name of the factory.
+        executor: Executor that labels the frames, on other machines if it uses some, instead of processes of this
+            call: anything with ``submit`` that returns futures, such as Dask's ``Client.get_executor()``. It is not
+            shut down, and its number of threads is not changed.
+        processes: Number of worker processes without ``executor``. They are spawned: in a script, the call must be
+            under ``if __name__ == "__main__":``.
+        threads_per_process: Threads of each process, for programs that use OpenMP, OpenBLAS or MKL.
+        retry_failed: Whether to try frames again that failed in an earlier call.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Paths and counts of the labelled file.
 
     Raises:
-        LabelError: A mistake in the call, frames that the method cannot do by their nature, a journal that belongs to
-            something else, or processes that cannot be started.
-        OSError: Something cannot be read or written.
-        KeyboardInterrupt: Ctrl-C; the journal is whole, the processes are gone.
+        LabelError: Invalid arguments; frames that the method cannot calculate; a journal of another method or of other
+            frames; processes that cannot be started.
+        OSError: A file cannot be read or written.
+        KeyboardInterrupt: Ctrl-C. The journal is complete up to then, and worker processes have ended.
     """
-    path = _checked_out(out, frames)
-    chosen = find_method(method, charge=charge, multiplicity=multiplicity, name=name)
+    path = _check_output_path(out, frames)
+    label_method = find_method(method, charge=charge, multiplicity=multiplicity, name=name)
     if processes < 1 or threads_per_process < 1:
         raise LabelError(f"processes={processes}, threads_per_process={threads_per_process}: expected at least 1")
     prefix, structures = read_structures(frames)
-    chosen.check((f"{prefix}frame {number}", atoms) for number, atoms in enumerate(structures))
-    keys = [frame_key(atoms, chosen) for atoms in structures]
-    with Journal(journal_path(path), chosen, keys, prefix.removesuffix(", ") or "the frames given") as journal:
+    label_method.check((f"{prefix}frame {number}", atoms) for number, atoms in enumerate(structures))
+    keys = [frame_key(atoms, label_method) for atoms in structures]
+    with Journal(journal_path(path), label_method, keys, prefix.removesuffix(", ") or "the frames given") as journal:
         missing = journal.missing(retry_failed=retry_failed)
-        crew = Pool(chosen, processes, threads_per_process) if executor is None else Lent(executor, chosen)
+        pool = (
+            ProcessPool(label_method, processes, threads_per_process)
+            if executor is None
+            else ExternalExecutor(executor, label_method)
+        )
         done = len(keys) - len(missing)
         bar = tqdm(total=len(keys), initial=done, unit="frame", desc="labelling", disable=not progress)
-        with bar, crew:
-            _label(journal, (_task(structures, number, prefix, chosen) for number in missing), crew, bar)
+        with bar, pool:
+            _label(journal, (_task(structures, number, prefix, label_method) for number in missing), pool, bar)
         if journal.labelled:
-            write_atomically(path, lambda temporary: _write(temporary, structures, journal, chosen))
+            write_atomically(path, lambda temporary: _write(temporary, structures, journal, label_method))
         written = path if journal.labelled else None
-        return Labelling(written, journal.path, len(keys), len(journal.labelled), journal.failures)
+        return LabelResult(written, journal.path, len(keys), len(journal.labelled), journal.failures)
 
 
-def _checked_out(out: str | Path, frames: object) -> Path:
+def _check_output_path(out: str | Path, frames: object) -> Path:
     path = Path(out)
     if path.suffix.lower() not in (".xyz", ".extxyz"):
         raise LabelError(f"--out {path}: labels are written as extended XYZ; name the file .xyz or .extxyz")
     if isinstance(frames, str | Path) and path.exists() and Path(frames).exists() and path.samefile(frames):
         raise LabelError(f"--out {path} is the file of the frames itself; choose another")
     if path.exists() and not journal_path(path).exists():
-        raise LabelError(f"--out {path} is there already, without a journal of labels; choose another, or move it away")
+        raise LabelError(f"--out {path} exists already, without a journal of labels; choose another, or move it away")
     return path
 
 
@@ -133,90 +140,90 @@ def _task(structures: Sequence[Atoms], number: int, prefix: str, method: Method)
     return Task(number, f"{prefix}frame {number}", bare, method)
 
 
-def _label(journal: Journal, tasks: Iterator[Task], crew: Crew, bar: tqdm[Any]) -> None:
+def _label(journal: Journal, tasks: Iterator[Task], pool: WorkerPool, bar: tqdm[Any]) -> None:
     failed = 0
-    for task, outcome in _outcomes(tasks, crew):
+    for task, outcome in _outcomes(tasks, pool):
         journal.add(task.number, outcome)
         failed += isinstance(outcome, Failure)
         bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
         bar.update()
 
 
-def _outcomes(tasks: Iterator[Task], crew: Crew) -> Iterator[tuple[Task, Outcome]]:
-    """Every task with its outcome, in the order in which they are done.
+def _outcomes(tasks: Iterator[Task], pool: WorkerPool) -> Iterator[tuple[Task, Outcome]]:
+    """Every task with its outcome, in order of completion.
 
-    When a process dies, nobody knows which of the tasks under way was its death. They are tried again at the end, one
-    after the other with none beside it: what dies then does so by its own fault, or is too large even alone.
+    When a process dies, it is not known which of the pending tasks caused it. They are retried at the end, one at a
+    time: if a process dies again, its task is the cause.
     """
-    suspects = []
-    for task, outcome in _together(tasks, crew):
+    interrupted = []
+    for task, outcome in _run_in_parallel(tasks, pool):
         if outcome is None:
-            suspects.append(task)
+            interrupted.append(task)
         else:
             yield task, outcome
-    for task in suspects:
-        yield task, _alone(task, crew)
+    for task in interrupted:
+        yield task, _retry_isolated(task, pool)
 
 
-def _together(tasks: Iterator[Task], crew: Crew) -> Iterator[tuple[Task, Outcome | None]]:
-    """Tasks as many at a time as the crew takes; None where a process died."""
-    flying: dict[Future[Outcome], Task] = {}
+def _run_in_parallel(tasks: Iterator[Task], pool: WorkerPool) -> Iterator[tuple[Task, Outcome | None]]:
+    """Tasks with their outcomes, with up to ``pool.max_pending`` at a time; None if a process died."""
+    pending: dict[Future[Outcome], Task] = {}
     task = next(tasks, None)
-    while task is not None or flying:
-        while task is not None and len(flying) < crew.in_flight:
-            future = crew.submit(task)
+    while task is not None or pending:
+        while task is not None and len(pending) < pool.max_pending:
+            future = pool.submit(task)
             if future is None:
                 break
-            flying[future] = task
+            pending[future] = task
             task = next(tasks, None)
-        wait(flying, return_when=FIRST_COMPLETED)
-        # Until none is left: all that died together must be seen to before anything is sent to new processes.
-        while done := [future for future in flying if future.done()]:
+        wait(pending, return_when=FIRST_COMPLETED)
+        # All tasks that failed together must be handled before any is submitted to new processes.
+        while done := [future for future in pending if future.done()]:
             for future in done:
-                landed = flying.pop(future)
-                yield landed, _outcome(landed, future, crew)
+                finished = pending.pop(future)
+                yield finished, _outcome(finished, future, pool)
 
 
-def _alone(task: Task, crew: Crew) -> Outcome:
+def _retry_isolated(task: Task, pool: WorkerPool) -> Outcome:
     for _ in range(RETRIES):
-        task = task.died()
-        while (future := crew.submit(task)) is None:
+        task = task.retry()
+        while (future := pool.submit(task)) is None:
             pass
-        outcome = _outcome(task, future, crew)
+        outcome = _outcome(task, future, pool)
         if outcome is not None:
             return outcome
-    reason = f"the process died that calculated it, {RETRIES + 1} times (its memory may not suffice)"
+    reason = f"its worker process died {RETRIES + 1} times (perhaps it needs more memory)"
     return Failure(f"{task.source}: {reason}")
 
 
-def _outcome(task: Task, future: Future[Outcome], crew: Crew) -> Outcome | None:
-    """What a future holds, waiting for it if need be; None if the process died."""
+def _outcome(task: Task, future: Future[Outcome], pool: WorkerPool) -> Outcome | None:
+    """The result of a future, when it is done; None if the worker process died."""
     try:
         return future.result()
     except Exception as error:
-        if crew.died(error):
+        if pool.recover(error):
             return None
-        # Never the program's fault, which `label` would have caught: a lost connection, an executor that is gone.
+        # Not an error of the label program, which `label` catches: a lost connection or an executor that was shut down.
         raise LabelError(
-            f"{task.source}: the executor gave no result ({type(error).__name__}: {error}); the labels so far are "
-            "kept, and the same call with a new executor goes on"
+            f"{task.source}: the executor returned no result ({type(error).__name__}: {error}); the labels so far are "
+            "kept, and the same call with a new executor continues"
         ) from error
 
 
 def _write(path: Path, structures: Sequence[Atoms], journal: Journal, method: Method) -> None:
     numbers = journal.labelled
-    stress = _stress_to_write(numbers, journal)
+    stress = _all_have_stress(numbers, journal)
     with path.open("w", encoding="utf-8") as file:
         for number in numbers:
             write_extxyz(file, _labelled(structures[number], number, journal, method, stress))
 
 
-def _stress_to_write(numbers: Sequence[int], journal: Journal) -> bool:
-    """All frames or none, as readers want it."""
+def _all_have_stress(numbers: Sequence[int], journal: Journal) -> bool:
+    """Whether all frames have a stress; readers want it in all frames of a file or in none."""
     without = [number for number in numbers if journal.labels(number).stress is None]
     if 0 < len(without) < len(numbers):
         _LOG.warning(
-            "frame %d and %d others have no stress, so that the file is written without any; the journal has them",
+            "frame %d and %d others have no stress, so that the file is written without stresses; the journal has them",
             without[0],
             len(without) - 1,
         )

@@ -1,4 +1,4 @@
-"""Frames to label, from any file that ASE reads, and what of their comments goes with the labels."""
+"""Reading of frames to label, from any file that ASE reads."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ from ponita_ff.labels.methods import LabelError
 
 __all__ = ["kept_info", "read_structures"]
 
-#: Words of the format, and what would be taken for a label or its unit.
+#: Keys of the format, and names that would be read as a label or its unit.
 _RESERVED = {"lattice", "properties", "pbc", "level_of_theory", *all_properties}
-_FOREIGN_LABEL = re.compile(r".*(unit|energy|forces?|stress|virial)s?$", re.IGNORECASE)
+_LABEL_KEY = re.compile(r".*(unit|energy|forces?|stress|virial)s?$", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def read_structures(frames: str | Path | Iterable[Atoms]) -> tuple[str, list[Atoms]]:
-    """What errors call the frames, and the frames: elements, positions (Å), cell, periodicity, and comments.
+    """Read elements, positions (Å), cell (Å), periodicity and comments of frames.
 
-    Constraints, velocities, magnetic moments, charges and labels are left behind: no calculator sees them.
+    Constraints, velocities, magnetic moments, charges and labels are dropped; calculators do not see them.
 
     Args:
-        frames: A file that ASE reads, or ASE's atoms. Extended XYZ marked with another unit of length is converted.
+        frames: A file that ASE reads, or ASE's atoms. Extended XYZ that states another unit of length is converted.
+
+    Returns:
+        A prefix that names the file in messages on its frames (``"frames.xyz, "``; empty without a file), and the
+        frames.
 
     Raises:
         LabelError: No such file, or one that ASE cannot read (with the frame); no frames; a frame without atoms.
-        DataError: A mark of units that cannot be understood.
+        DataError: Stated units that are not understood.
     """
     if isinstance(frames, str | Path):
-        name, images = f"{Path(frames).name}, ", _read(Path(frames))
+        prefix, images = f"{Path(frames).name}, ", _read(Path(frames))
     else:
-        name, images = "", iter(frames)
-    structures = [_clean(atoms, f"{name}frame {number}") for number, atoms in enumerate(images)]
+        prefix, images = "", iter(frames)
+    structures = [_clean(atoms, f"{prefix}frame {number}") for number, atoms in enumerate(images)]
     if not structures:
-        raise LabelError(f"{name or 'given to label: '}no frames")
-    return name, structures
+        raise LabelError(f"{prefix or 'frames to label: '}no frames")
+    return prefix, structures
 
 
 def _read(path: Path) -> Iterator[Atoms]:
@@ -53,7 +57,7 @@ def _read(path: Path) -> Iterator[Atoms]:
         for atoms in iread(path, index=slice(None), do_not_split_by_at_sign=True):
             yield atoms
             number += 1
-    except Exception as error:  # ASE's readers raise anything
+    except Exception as error:  # ASE's readers may raise anything
         raise LabelError(
             f"{path.name}, frame {number} or before: ASE cannot read it ({type(error).__name__}: {error})"
         ) from error
@@ -69,14 +73,14 @@ def _clean(atoms: Atoms, source: str) -> Atoms:
 
 
 def kept_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a frame's comments those that can be written again and are no label, e.g. ``trajectory=3``."""
+    """The comments of a frame that can be written again and are not labels, e.g. ``trajectory=3``."""
     return {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in info.items()
         if isinstance(key, str)
         and _KEY.fullmatch(key)
         and key.lower() not in _RESERVED
-        and not _FOREIGN_LABEL.fullmatch(key)
+        and not _LABEL_KEY.fullmatch(key)
         and _is_plain(value)
     }
 

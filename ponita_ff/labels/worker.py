@@ -1,4 +1,4 @@
-"""One frame's labels, in whatever process or machine the frame was sent to."""
+"""The calculation of one frame's labels; runs in a worker, which may be another process or machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ponita_ff.data.frames import DataError, Frame, stress_matrix
 from ponita_ff.labels.methods import Method
 
-__all__ = ["Failure", "Labels", "Outcome", "Task", "introduce", "label"]
+__all__ = ["Failure", "Labels", "Outcome", "Task", "check_setup", "label"]
 
-_LONGEST_REASON = 500
+_MAX_REASON_LENGTH = 500
 
 
 @dataclass(frozen=True)
@@ -27,33 +27,33 @@ class Task:
     """A frame to label.
 
     Attributes:
-        number: Its place in the input, from 0.
-        source: What errors call it, e.g. ``"frames.xyz, frame 7"``.
-        atoms: Elements, positions, cell and periodicity.
-        method: What makes the labels.
-        deaths: Processes that have died of it so far.
+        number: Index in the input, from 0.
+        source: Name of the frame for error messages, e.g. ``"frames.xyz, frame 7"``.
+        atoms: Elements, positions (Å), cell (Å) and periodicity.
+        method: The method of the labels.
+        retries: How often it was submitted again because a worker process died.
     """
 
     number: int
     source: str
     atoms: Atoms
     method: Method
-    deaths: int = 0
+    retries: int = 0
 
-    def died(self) -> Task:
-        """The same task once more. It differs from the first, which Dask would otherwise take for done."""
-        return replace(self, deaths=self.deaths + 1)
+    def retry(self) -> Task:
+        """The same task for another attempt. It must differ, since Dask would return the first outcome otherwise."""
+        return replace(self, retries=self.retries + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What was calculated.
+    """Energy, forces and stress of a frame.
 
     Attributes:
-        energy: eV; the one of which the forces are the derivative, where a calculator has several.
+        energy: eV; the free energy if the calculator has one, since forces are its negative gradient.
         forces: Shape (n, 3), eV/Å.
         stress: Shape (3, 3), eV/Å³ with ASE's sign, or None.
-        program: Name and version of what calculated it.
+        program: Name and version of the program that calculated them.
     """
 
     energy: float
@@ -64,7 +64,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a frame has no labels, in one line."""
+    """The reason why a frame has no labels, in one line."""
 
     reason: str
 
@@ -73,23 +73,23 @@ Outcome = Labels | Failure
 
 
 def label(task: Task) -> Outcome:
-    """Calculate the labels of a frame. Whatever goes wrong is the outcome, never an exception."""
+    """Calculate the labels of a frame; every error is returned as a `Failure`, never raised."""
     try:
-        _frame(task, 0.0, np.zeros((len(task.atoms), 3)), None)  # refuses geometries that no program can do
+        _frame(task, 0.0, np.zeros((len(task.atoms), 3)), None)  # raises DataError for an invalid geometry
         with ExitStack() as stack:
             calculator = task.method.calculator()
-            _give_own_folder(calculator, stack)
+            _set_temporary_folder(calculator, stack)
             atoms = task.atoms.copy()
             atoms.calc = calculator
             return _calculate(task, atoms)
-    except DataError as error:  # names the frame itself
+    except DataError as error:  # its message names the frame
         return Failure(_one_line(str(error)))
-    except (Exception, SystemExit) as error:  # programs raise anything
+    except (Exception, SystemExit) as error:  # calculators may raise anything
         return Failure(_one_line(f"{task.source}: {type(error).__name__}: {error}"))
 
 
-def introduce(method: Method) -> str | Failure:
-    """Name and version of the program, if it can be loaded and set up here: asked before any frame is sent."""
+def check_setup(method: Method) -> str | Failure:
+    """Name and version of the program, or why it cannot be loaded and set up in this process."""
     try:
         method.calculator()
         return method.program()
@@ -99,7 +99,7 @@ def introduce(method: Method) -> str | Failure:
 
 def _calculate(task: Task, atoms: Atoms) -> Labels:
     calculator: Any = atoms.calc
-    forces = atoms.get_forces()  # first: a calculator that is asked for the energy alone may give no more
+    forces = atoms.get_forces()  # before the energy: some calculators skip the forces otherwise
     results = getattr(calculator, "results", {})
     energy = results["free_energy"] if "free_energy" in results else atoms.get_potential_energy()
     periodic = bool(atoms.pbc.all()) and "stress" in calculator.implemented_properties
@@ -109,14 +109,14 @@ def _calculate(task: Task, atoms: Atoms) -> Labels:
 
 
 def _frame(task: Task, energy: Any, forces: Any, stress: Any) -> Frame:
-    """The labelled frame as this package's readers see it, so that they will take what is written."""
+    """The labelled frame, validated as the readers of this package do it."""
     atoms = task.atoms
     cell = atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3))
     return Frame(atoms.numbers, atoms.positions, cell, atoms.pbc, energy, forces, stress, task.source)
 
 
-def _give_own_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
-    """Programs that talk through files in the current folder would read each other's."""
+def _set_temporary_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
+    """Programs that exchange files in the current folder would overwrite the files of each other."""
     if not isinstance(calculator, FileIOCalculator | GenericFileIOCalculator):
         return
     if Path(calculator.directory) == Path():
@@ -125,4 +125,4 @@ def _give_own_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_REASON else f"{line[: _LONGEST_REASON - 1]}…"
+    return line if len(line) <= _MAX_REASON_LENGTH else f"{line[: _MAX_REASON_LENGTH - 1]}…"

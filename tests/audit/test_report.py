@@ -205,7 +205,7 @@ def test_our_own_potential_with_the_lengths_as_options(tiny_potential_path: Path
         (["no_such_package.thing:Calc", "--structure", "H2O"], "expected package.module:Name"),
         (["ase.calculators.emt:EMT{asap: [}", "--structure", "H2O"], "keyword arguments"),
         (["ase.build:molecule", "--structure", "H2O"], "cannot make ase.build:molecule"),
-        (["ase.atoms:Atoms", "--structure", "H2O"], "no calculator of ASE"),
+        (["ase.atoms:Atoms", "--structure", "H2O"], "expected an ASE calculator"),
         (["ase.calculators.emt:EMT"], "--structure FILE"),
         (["ase.calculators.emt:EMT", "--structure", "nowhere.xyz"], "--structure nowhere.xyz"),
         (["ase.calculators.emt:EMT", "--structure", "SiH4"], "EMT cannot calculate energy and forces"),

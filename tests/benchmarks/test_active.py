@@ -20,6 +20,7 @@ def benchmark(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPat
     module = script("active")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setattr(module, "EQUILIBRATION_PS", 0.005)
+    monkeypatch.setattr(module, "SIMULATION_PS", 0.05)
     return module
 
 

@@ -157,7 +157,7 @@ def test_markers_decide(tmp_path: Path, info: dict[str, str], factor: float) -> 
 
 def test_stated_units_against_a_marker(tmp_path: Path) -> None:
     path = save(tmp_path / "a.xyz", mark(waters(), energy_unit="kcal/mol"))
-    with pytest.raises(DataError, match=r"stated as eV.*frame 0 is marked.*kcal/mol"):
+    with pytest.raises(DataError, match=r"stated as eV.*frame 0 states.*kcal/mol"):
         read_frames(path, units=Units("eV", "Angstrom"))
     assert len(read_frames(path, units=Units("kcal/mol", "Angstrom"))) == 4
 

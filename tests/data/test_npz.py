@@ -76,7 +76,7 @@ def test_sgdml_style_reads_its_own_units(tmp_path: Path, kind: Any) -> None:
 )
 def test_unknown_units_are_refused_until_stated(tmp_path: Path, name: str, content: dict[str, np.ndarray]) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(DataError, match=r"units are not known.*units=Units"):
+    with pytest.raises(DataError, match=r"units are unknown.*units=Units"):
         read_frames(path)
     energies = content.get("E", content.get("energies"))
     assert energies is not None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,14 +21,37 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 from explore_calculators import calls
+from matplotlib.figure import Figure
 from methanol import make_frames
 
 from ponita_ff.data import read_frames
-from ponita_ff.explore import Explored, ExploreError, ExploreSettings, explore
-from ponita_ff.potential.file import load_potential
-from ponita_ff.training.config import TrainConfig
+from ponita_ff.explore import ExplorationResult, ExploreError, ExploreSettings, explore
+from ponita_ff.explore import run as explore_run
+from ponita_ff.explore.dynamics import DynamicsResult
+from ponita_ff.labels import LabelResult, label_frames
+from ponita_ff.labels.journal import Journal
+from ponita_ff.labels.pool import ExternalExecutor
+from ponita_ff.potential.file import load_potential, save_potential
+from ponita_ff.potential.potential import Potential
+from ponita_ff.training.config import CHECKPOINT_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.run import train
+
+FILES = Path(__file__).parents[1] / "files"
+
+
+class Stopped(BaseException):
+    """Ends an exploration in this process at a given point, as a signal would."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_processes_and_pictures() -> Iterator[None]:
+    """Most of the time would go into processes that label and pictures of the training, which other tests check."""
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setattr(explore_run, "label_frames", partial(label_frames, executor=executor))
+        patch.setattr(ExternalExecutor, "max_pending", 1)  # every label is in the journal before the next begins
+        patch.setattr(Figure, "savefig", lambda self, path, **options: Path(path).write_bytes(b""))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +73,18 @@ def quick(folder: Path) -> dict[str, Any]:
     (folder / "calls").mkdir()
     return {
         "method": f"explore_calculators:CountedEMT{{folder: {folder / 'calls'}}}",
-        "budget": 11,
-        "first": 6,
-        "per_round": 3,
+        "budget": 8,
+        "initial_labels": 6,
+        "labels_per_round": 2,
         "members": 2,
-        "picoseconds": 0.08,
-        "walkers": 2,
-        "every": 2,
+        "simulation_time": 0.04,
+        "trajectories": 2,
+        "sample_interval": 2,
         "threshold": 1e-4,
-        "stop": 50.0,
+        "stop_threshold": 50.0,
         "displacement": 0.06,
         "training": {
-            "optimiser.steps": 120,
+            "optimiser.steps": 30,
             "optimiser.learning_rate": 6e-3,
             "optimiser.muon_rate": 1.0,
             "optimiser.checkpoint_every": 10,
@@ -70,7 +97,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
     return quick(tmp_path)
 
 
-def run(base: Path, values: dict[str, Any], out: Path) -> Explored:
+def run(base: Path, values: dict[str, Any], out: Path) -> ExplorationResult:
     return explore([molecule("H2O")], base, ExploreSettings.from_mapping(values), out, progress=False)
 
 
@@ -80,25 +107,26 @@ def labelled(out: Path) -> list[Atoms]:
 
 
 def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
+    values |= {"budget": 11, "labels_per_round": 3, "training": {**values["training"], "optimiser.steps": 120}}
     found = run(base, values, tmp_path / "out")
     assert found.outcome == "the budget of 11 labels is spent"
-    assert [(r.number, r.labels, r.chosen) for r in found.rounds] == [(1, 6, 3), (2, 9, 2), (3, 11, 0)]
+    assert [(r.number, r.labels, r.selected) for r in found.rounds] == [(1, 6, 3), (2, 9, 2), (3, 11, 0)]
     frames = labelled(tmp_path / "out")
     assert len(frames) == found.labels == 11
     assert set(calls(tmp_path / "calls").values()) == {1}
-    # What is chosen lies in its round's dynamics, and the committee disagreed there.
-    for round_ in (1, 2):
-        folder = tmp_path / "out" / f"round-{round_}"
-        walked = np.array([atoms.positions for atoms in read(folder / "walked.xyz", index=":")])
+    # Selected frames are sampled frames of their round's dynamics, and the committee was uncertain there.
+    for number in (1, 2):
+        folder = tmp_path / "out" / f"round-{number}"
+        sampled = np.array([atoms.positions for atoms in read(folder / "dynamics.xyz", index=":")])
         for atoms in read(folder / "candidates.xyz", index=":"):
-            assert np.abs(walked - atoms.positions).max(axis=(1, 2)).min() == 0.0
-    # Deviations count by what the round before has shown them to be worth; those of the first, by what it shows itself.
-    for told, factor in zip(found.rounds, 2 * (found.rounds[0].calibration,), strict=False):
-        walked_json = tmp_path / "out" / f"round-{told.number}" / "walked.json"
-        raw = json.loads(walked_json.read_text(encoding="utf-8"))["spread"]
-        assert factor is not None and told.spread_95 == pytest.approx(factor * np.quantile(raw, 0.95))
+            assert np.abs(sampled - atoms.positions).max(axis=(1, 2)).min() == 0.0
+    # Uncertainties are calibrated by the round before; those of the first round, by that round itself.
+    for summary, factor in zip(found.rounds, 2 * (found.rounds[0].calibration,), strict=False):
+        path = tmp_path / "out" / f"round-{summary.number}" / "dynamics.json"
+        raw = json.loads(path.read_text(encoding="utf-8"))["uncertainties"]
+        assert factor is not None and summary.uncertainty_95 == pytest.approx(factor * np.quantile(raw, 0.95))
     assert found.rounds[0].calibration != pytest.approx(1.0, rel=1e-3)
-    # The committee differs, and knows what its base knew not.
+    # The members differ, and have learnt what the base did not know.
     members = [load_potential(path) for path in found.members]
     water = read_frames(tmp_path / "out" / "round-0" / "labelled.xyz")
     errors = [evaluate(potential, water).errors.forces_mae for potential in (*members, load_potential(base))]
@@ -107,67 +135,130 @@ def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tm
 
 
 def test_a_committee_that_agrees_ends_it(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    lenient = {**values, "threshold": 1e6, "stop": 1e7}
+    lenient = {**values, "threshold": 1e6, "stop_threshold": 1e7}
     found = run(base, lenient, tmp_path / "out")
     assert "differs by less than 1e+06" in found.outcome
-    # Its first agreement was not believed: nothing had told what it was worth.
-    assert [(r.labels, r.chosen) for r in found.rounds] == [(6, 3), (9, 0)]
-    # More is wanted of it: the same folder goes on, and nothing is labelled again.
-    more = run(base, {**lenient, "threshold": 1e-4}, tmp_path / "out")
-    assert more.labels == 11
+    # The agreement of the first round does not end it, since nothing has calibrated its uncertainties.
+    assert [(r.labels, r.selected) for r in found.rounds] == [(6, 2), (8, 0)]
+    # A smaller threshold and a larger budget continue it in the same folder; nothing is labelled twice.
+    more = run(base, {**lenient, "threshold": 1e-4, "budget": 9}, tmp_path / "out")
+    assert more.labels == 9
     assert set(calls(tmp_path / "calls").values()) == {1}
-    assert len(calls(tmp_path / "calls")) == 11
+    assert len(calls(tmp_path / "calls")) == 9
 
 
-def test_walkers_stop_before_nonsense(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    found = run(base, {**values, "budget": 7, "stop": 2e-4, "threshold": 1e-4}, tmp_path / "out")
-    assert found.rounds[0].stopped == 2
-    spread = json.loads((tmp_path / "out" / "round-1" / "walked.json").read_text(encoding="utf-8"))["spread"]
-    assert sum(value >= 2e-4 for value in spread) == 2
+def test_the_stop_threshold_is_compared_with_calibrated_uncertainties(
+    make_potential: Callable[..., Potential], values: dict[str, Any], tmp_path: Path
+) -> None:
+    members = [tmp_path / f"{seed}.safetensors" for seed in range(2)]
+    for seed, path in enumerate(members):
+        save_potential(make_potential(seed=seed, scale=0.02, zbl_cutoff=1.0, channels=8, num_layers=1), path)
+    frames = list(make_frames(4))
+
+    def sample(stop_threshold: float, factor: float) -> DynamicsResult:
+        settings = ExploreSettings.from_mapping({**values, "stop_threshold": stop_threshold})
+        folder = tmp_path / f"stop {stop_threshold}, factor {factor}"
+        return explore_run._sample_dynamics(members, frames, settings, folder, 1, factor)
+
+    limit = float(np.median(sample(1e6, 1.0).uncertainties))
+    plain, calibrated = sample(limit, 1.0), sample(2.0 * limit, 2.0)
+    assert plain.stopped == calibrated.stopped > 0
+    assert (plain.times, len(plain.frames)) == (calibrated.times, len(calibrated.frames))
+    np.testing.assert_allclose(calibrated.uncertainties, 2.0 * np.array(plain.uncertainties))
 
 
-SHORT = {"budget": 8, "per_round": 2}
+class Whole(NamedTuple):
+    """An exploration that was not interrupted, and its settings, folder and labelled frames."""
+
+    result: ExplorationResult
+    values: dict[str, Any]
+    out: Path
+    frames: list[Atoms]
 
 
 @pytest.fixture(scope="module")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Explored, list[Atoms]]:
-    """An exploration that nobody disturbed, and its labelled frames."""
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    return run(base, quick(folder) | SHORT, folder / "out"), labelled(folder / "out")
+    values = quick(folder)
+    result = run(base, values, folder / "out")
+    return Whole(result, values, folder / "out", labelled(folder / "out"))
 
 
-def test_the_report(whole: tuple[Explored, list[Atoms]]) -> None:
-    found, _ = whole
-    out = found.members[0].parent
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert report["outcome"] == found.outcome
+def test_the_report(whole: Whole) -> None:
+    report = json.loads((whole.out / "report.json").read_text(encoding="utf-8"))
+    assert report["outcome"] == whole.result.outcome
     assert [row["labels"] for row in report["rounds"]] == [6, 8]
     first, last = report["rounds"]
-    assert first["chosen_force_mae"] > 0
+    assert first["selected_force_mae"] > 0
     assert first["calibration"] > 0
-    assert last["chosen_force_mae"] is None
-    assert 0 < first["spread_median"] <= first["spread_95"]
-    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert last["selected_force_mae"] is None
+    assert 0 < first["uncertainty_median"] <= first["uncertainty_95"]
+    assert (whole.out / "report.png").exists()
+    assert whole.result.members == [whole.out / f"committee-{member}.safetensors" for member in range(2)]
 
 
-@pytest.mark.parametrize(
-    "wait_for", ["round-0/labelled.xyz.journal.jsonl", "round-1/member-1", "round-1/candidates.xyz"]
-)
-def test_killed_and_started_again(
-    wait_for: str, base: Path, values: dict[str, Any], whole: tuple[Explored, list[Atoms]], tmp_path: Path
+def stop_after_a_label(patch: pytest.MonkeyPatch) -> None:
+    add = Journal.add
+
+    def add_and_stop(self: Journal, *arguments: Any) -> None:
+        add(self, *arguments)
+        raise Stopped
+
+    patch.setattr(Journal, "add", add_and_stop)
+
+
+def stop_before_labels_of_a_round(patch: pytest.MonkeyPatch) -> None:
+    label = explore_run.label_frames
+
+    def label_or_stop(frames: Path, *arguments: Any, **options: Any) -> LabelResult:
+        if frames.parent.name == "round-1":
+            raise Stopped
+        return label(frames, *arguments, **options)
+
+    patch.setattr(explore_run, "label_frames", label_or_stop)
+
+
+def continue_and_check(base: Path, values: dict[str, Any], folder: Path, whole: Whole) -> None:
+    """No label of the journals is calculated again, and the result is as if the exploration had not been stopped."""
+    out, before = folder / "out", calls(folder / "calls")
+    journals = out.glob("round-*/labelled.xyz.journal.jsonl")
+    kept = sum(len(path.read_text(encoding="utf-8").splitlines()) - 1 for path in journals)
+    assert 0 < kept < 8
+    found = run(base, values, out)
+    assert (calls(folder / "calls") - before).total() == 8 - kept
+    assert found.labels == 8
+    assert found.rounds == whole.result.rounds
+    for one, other in zip(labelled(out), whole.frames, strict=True):
+        np.testing.assert_array_equal(one.positions, other.positions)
+
+
+@pytest.mark.parametrize("stop", [stop_after_a_label, stop_before_labels_of_a_round])
+def test_stopped_and_continued(
+    stop: Callable[[pytest.MonkeyPatch], None], base: Path, values: dict[str, Any], whole: Whole, tmp_path: Path
 ) -> None:
-    """It loses no label, makes none twice, and ends as if nothing had been."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop(patch)
+        run(base, values, tmp_path / "out")
+    continue_and_check(base, values, tmp_path, whole)
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from ase.io import read
+from ponita_ff.explore import ExploreSettings, explore
+
+if __name__ == "__main__":
+    settings = ExploreSettings.from_mapping(json.loads(sys.argv[3]))
+    explore([read(sys.argv[1])], sys.argv[2], settings, Path(sys.argv[4]), progress=False)
+"""
+
+
+def test_killed_in_training_and_continued(base: Path, values: dict[str, Any], whole: Whole, tmp_path: Path) -> None:
     write(tmp_path / "water.xyz", molecule("H2O"))
-    program = (
-        "import json, sys; from pathlib import Path; from ase.io import read\n"
-        "from ponita_ff.explore import ExploreSettings, explore\n"
-        "if __name__ == '__main__':\n"
-        "    explore([read(sys.argv[1])], sys.argv[2], ExploreSettings.from_mapping(json.loads(sys.argv[3])), "
-        "Path(sys.argv[4]), progress=False)\n"
-    )
-    (tmp_path / "program.py").write_text(program, encoding="utf-8")
-    out, settings = tmp_path / "out", values | SHORT
-    arguments = [str(tmp_path / "water.xyz"), str(base), json.dumps(settings), str(out)]
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "water.xyz"), str(base), json.dumps(values), str(out)]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), *arguments],
@@ -175,27 +266,40 @@ def test_killed_and_started_again(
         start_new_session=True,
     )
     deadline = time.monotonic() + 240
-    while not (out / wait_for).exists():
+    while not (out / "round-1" / "member-0" / CHECKPOINT_FILE).exists():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    found = run(base, settings, out)
-    assert found.labels == 8
-    # A label may have been made and killed before it was written down: one at most.
-    counted = calls(tmp_path / "calls")
-    assert len(counted) == 8
-    assert sum(counted.values()) <= 9
-    undisturbed, frames = whole
-    assert [r.spread_95 for r in undisturbed.rounds] == [r.spread_95 for r in found.rounds]
-    for one, other in zip(labelled(out), frames, strict=True):
-        np.testing.assert_array_equal(one.positions, other.positions)
+    assert not (out / "round-1" / "candidates.xyz").exists()
+    continue_and_check(base, values, tmp_path, whole)
 
 
-def test_other_settings_are_refused(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
-    run(base, {**values, "threshold": 49.0}, tmp_path / "out")
-    with pytest.raises(ExploreError, match=r"begun with other settings; go on with .*temperature: 500"):
-        run(base, {**values, "temperature": 300.0}, tmp_path / "out")
+def test_other_settings_are_refused(base: Path, whole: Whole) -> None:
+    with pytest.raises(ExploreError, match=r"begun with other settings; continue with temperature: 500.0, or give"):
+        run(base, {**whole.values, "temperature": 300.0}, whole.out)
     with pytest.raises(ExploreError, match="no structure"):
-        explore([], base, ExploreSettings.from_mapping(values), tmp_path / "none")
+        explore([], base, ExploreSettings.from_mapping(whole.values), whole.out)
+
+
+def test_an_exploration_begun_by_an_earlier_version_is_continued(base: Path, whole: Whole, tmp_path: Path) -> None:
+    """Its settings and files have other names."""
+    out = tmp_path / "out"
+    shutil.copytree(whole.out, out)
+    old = json.loads((FILES / "explore_settings_before_renames.json").read_text(encoding="utf-8"))
+    old |= {name: whole.values[name] for name in ("method", "training")} | {"picoseconds": 0.04}
+    (out / "settings.json").write_text(json.dumps(old), encoding="utf-8")
+    for path in sorted(out.glob("round-*/dynamics.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content = {"spread": content["uncertainties"], "ended": content["times"], "stopped": content["stopped"]}
+        path.with_name("walked.json").write_text(json.dumps(content), encoding="utf-8")
+        path.with_name("dynamics.xyz").rename(path.with_name("walked.xyz"))
+        path.unlink()
+    times = [path.stat().st_mtime_ns for path in sorted(out.glob("round-*/walked.xyz"))]
+    before = calls(Path(whole.values["method"].partition(": ")[2].rstrip("}")))
+    found = run(base, whole.values, out)
+    assert found.rounds == whole.result.rounds
+    assert [path.stat().st_mtime_ns for path in sorted(out.glob("round-*/dynamics.xyz"))] == times
+    assert calls(Path(whole.values["method"].partition(": ")[2].rstrip("}"))) == before
+    assert not list(out.glob("round-*/walked*"))

@@ -83,7 +83,7 @@ def test_two_runs_do_not_share_a_journal(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     with (
         open_journal(tmp_path / "journal", make_frames(2)),
-        pytest.raises(LabelError, match="another run is writing this journal"),
+        pytest.raises(LabelError, match="another run is using this journal"),
     ):
         open_journal(tmp_path / "journal", make_frames(2))
 
@@ -110,7 +110,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
             journal.add(number, some_labels(False))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b"\0" * 20 + b"\n", lines[3]]))
-    with pytest.raises(LabelError, match=r"line 3: damaged, no JSON object; delete that line"):
+    with pytest.raises(LabelError, match=r"line 3: damaged, not a JSON object; delete that line"):
         open_journal(path, make_frames(3))
 
 

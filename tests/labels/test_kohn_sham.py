@@ -28,22 +28,23 @@ def rattled(name: str) -> Atoms:
 
 @pytest.mark.parametrize(
     ("name", "functional", "multiplicity"),
-    [("H2O", "pbe", 1), ("H2O", "r2scan", 1), ("H2O", "hf", 1), ("NH2", "pbe", 2), ("CH2_s3B1d", "b3lyp", 3)],
+    [("H2O", "r2scan", 1), ("H2O", "hf", 1), ("NH2", "pbe", 2), ("NH", "b3lyp", 3)],
 )
-def test_forces_are_the_derivative_of_the_energy(name: str, functional: str, multiplicity: int) -> None:
-    atoms, step = rattled(name), 2e-3
+def test_forces_are_the_negative_gradient_of_the_energy(name: str, functional: str, multiplicity: int) -> None:
+    """Along a direction in which all coordinates change, by a difference of fourth order."""
+    atoms, step = rattled(name), 4e-3
     atoms.calc = KohnSham(functional, "sto-3g", multiplicity=multiplicity)
     forces = atoms.get_forces()
     np.testing.assert_allclose(forces.sum(axis=0), 0.0, atol=1e-4)
-    for atom, axis in ((0, 2), (1, 1)):
-        energies = []
-        for shift in (-2, -1, 1, 2):
-            moved = atoms.copy()
-            moved.positions[atom, axis] += shift * step
-            moved.calc = KohnSham(functional, "sto-3g", multiplicity=multiplicity)
-            energies.append(moved.get_potential_energy())
-        slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * step)
-        assert forces[atom, axis] == pytest.approx(-slope, abs=1e-4)
+    direction = np.random.default_rng(0).normal(size=forces.shape)
+    energies = []
+    for shift in (-2, -1, 1, 2):
+        moved = atoms.copy()
+        moved.positions += shift * step * direction
+        moved.calc = KohnSham(functional, "sto-3g", multiplicity=multiplicity)
+        energies.append(moved.get_potential_energy())
+    slope = (energies[0] - 8 * energies[1] + 8 * energies[2] - energies[3]) / (12 * step)
+    assert np.sum(forces * direction) == pytest.approx(-slope, abs=2e-4)
 
 
 @pytest.mark.parametrize(("charge", "multiplicity", "restricted"), [(0, 1, True), (1, 2, False), (0, 3, False)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from ponita_ff.labels import LabelError, find_method, label_frames, methods
 @pytest.fixture
 def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """For checks that need no program, whether it is there or not."""
-    monkeypatch.setattr(methods, "_need", lambda *_: None)
+    monkeypatch.setattr(methods, "_require_package", lambda *_: None)
 
 
 def check(method: str, atoms: Atoms, **options: Any) -> None:
@@ -60,12 +61,12 @@ def test_methods_travel(method: str) -> None:
         ("gfn3-xtb", {}, r"unknown method 'gfn3-xtb'; expected gfn1-xtb, gfn2-xtb, .*FUNCTIONAL/BASIS"),
         ("pbe/", {}, "unknown method 'pbe/'"),
         ("gfn2-xtb", {"multiplicity": 0}, "at least 1"),
-        ("gfn2-xtb", {"name": "mine"}, "has its own"),
-        ("ase.calculators.emt:EMT", {"charge": 0}, "give them to the calculator itself"),
-        (EMT, {"multiplicity": 1}, "give them to the calculator itself"),
-        (EMT, {"name": "two\nlines"}, "does not fit in one line"),
-        (lambda: EMT(), {}, "no lasting name"),
-        (partial(Spring, Path()), {}, "no lasting name"),
+        ("gfn2-xtb", {"name": "mine"}, "already has one"),
+        ("ase.calculators.emt:EMT", {"charge": 0}, "set them in the calculator itself"),
+        (EMT, {"multiplicity": 1}, "set them in the calculator itself"),
+        (EMT, {"name": "two\nlines"}, "must be one line"),
+        (lambda: EMT(), {}, "no name that is the same in every run"),
+        (partial(Spring, Path()), {}, "no name that is the same in every run"),
     ],
 )
 def test_mistakes(method: Any, options: dict[str, Any], expected: str) -> None:
@@ -117,7 +118,7 @@ def test_kohn_sham_refuses_before_work_what_cannot_be() -> None:
     pytest.importorskip("pyscf", reason="needs PySCF")
     check("pbe/def2-svp", molecule("CH3OH"))
     for method, atoms, expected in (
-        ("pbee/def2-svp", molecule("H2O"), "PySCF knows no functional 'pbee'"),
+        ("pbee/def2-svp", molecule("H2O"), "PySCF has no functional 'pbee'"),
         ("pbe/def2-svpp", molecule("H2O"), "frame 7: atom 0 is O: PySCF has no basis set 'def2-svpp'"),
         ("pbe/sto-3g", Atoms("UO2", np.eye(3)), "frame 7: atom 0 is U: PySCF has no basis set 'sto-3g'"),
         ("pbe/def2-svp", bulk("Si"), "frame 7: periodic, but pbe/def2-svp labels molecules only"),
@@ -152,8 +153,13 @@ def test_tblite_gives_what_it_gives_directly(tmp_path: Path) -> None:
     frames = [molecule("CH3OH"), molecule("H2O")]
     for atoms in frames:
         atoms.rattle(0.05, seed=0)
+    with ThreadPoolExecutor(1) as executor:
+        results = {
+            name: label_frames(frames, name, tmp_path / f"{name}.xyz", charge=1, multiplicity=2, executor=executor)
+            for name in names
+        }
     for name, theirs in names.items():
-        result = label_frames(frames, name, tmp_path / f"{name}.xyz", charge=1, multiplicity=2)
+        result = results[name]
         for atoms, frame in zip(frames, read_frames(result.path), strict=True):
             atoms.calc = tblite.TBLite(method=theirs, charge=1, multiplicity=2, accuracy=0.01, verbosity=0)
             assert frame.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)

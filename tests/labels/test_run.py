@@ -1,4 +1,4 @@
-"""Labelling: every frame once, in order, whatever fails, dies or is stopped."""
+"""LabelResult: every frame once, in order, whatever fails, dies or is stopped."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from label_calculators import (
 )
 
 from ponita_ff.data import read_frames
-from ponita_ff.labels import LabelError, Labelling, label_frames
-from ponita_ff.labels.pool import Lent
+from ponita_ff.labels import LabelError, LabelResult, label_frames
+from ponita_ff.labels.pool import ExternalExecutor
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def spring(traces: Path, **how: Any) -> partial[Spring]:
     return partial(Spring, str(traces), **how)
 
 
-def in_threads(frames: Any, method: Any, out: Path, **options: Any) -> Labelling:
+def in_threads(frames: Any, method: Any, out: Path, **options: Any) -> LabelResult:
     """`label_frames` without a new process, where none is needed for what is tested."""
     name = None if isinstance(method, str) else "spring"
     with ThreadPoolExecutor(1) as executor:
@@ -107,12 +107,12 @@ def test_a_frame_that_always_kills_its_process_is_given_up(frames: list[Atoms], 
     method = spring(traces, die=[2])
     result = label_frames(frames, method, tmp_path / "out.xyz", name="spring", processes=2)
     assert list(result.failures) == [2]
-    assert "frame 2: the process died that calculated it, 3 times" in result.failures[2]
+    assert "frame 2: its worker process died 3 times" in result.failures[2]
     assert calls(traces)[2] == 3
     assert energies(tmp_path / "out.xyz") == springs([0, 1, 3, 4, 5, 6, 7])
 
 
-def test_a_program_that_cannot_be_loaded_is_told_before_any_frame(frames: list[Atoms], tmp_path: Path) -> None:
+def test_a_program_that_cannot_be_loaded_is_reported_before_any_frame(frames: list[Atoms], tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="died before its first frame"):
         label_frames(frames, Deadly, tmp_path / "out.xyz")
     with pytest.raises(LabelError, match=r"cannot set up label_calculators:Unmakeable .* the licence has expired"):
@@ -130,7 +130,7 @@ label_frames([Atoms("Cu")], EMT, "out.xyz")
 """
 
 
-def test_a_script_without_guard_is_told_of_it(tmp_path: Path) -> None:
+def test_a_script_without_main_guard_is_reported(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert 'must be called under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
@@ -196,7 +196,7 @@ def test_a_stopped_command_goes_on(how: signal.Signals, frames: list[Atoms], tra
     assert calls(traces) - before == Counter(set(range(8)) - kept)
 
 
-# ------------------------------------------------------------------------------------------ lent executors
+# ------------------------------------------------------------------------------------------ external executors
 
 
 def test_few_tasks_are_under_way_at_a_time(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,20 +210,20 @@ def test_few_tasks_are_under_way_at_a_time(traces: Path, tmp_path: Path, monkeyp
             self.most = max(self.most, sum(not future.done() for future in self.futures))
             return future
 
-    monkeypatch.setattr(Lent, "in_flight", 5)
+    monkeypatch.setattr(ExternalExecutor, "max_pending", 5)
     with Counting(2) as executor:
         method = spring(traces, seconds=0.005)
         result = label_frames(make_frames(30), method, tmp_path / "out.xyz", name="spring", executor=executor)
     assert result.labelled == 30 and 3 <= executor.most <= 5
 
 
-def test_a_lent_executor_that_breaks_is_told_of_and_loses_nothing(
+def test_a_broken_external_executor_is_reported_and_loses_no_label(
     frames: list[Atoms], traces: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.xyz"
     with (
         ProcessPoolExecutor(1, get_context("spawn")) as executor,
-        pytest.raises(LabelError, match="the same call with a new executor goes on"),
+        pytest.raises(LabelError, match="the same call with a new executor continues"),
     ):
         label_frames(frames, spring(traces, die_once=[4]), out, name="spring", executor=executor)
     kept = {record["frame"] for record in records(tmp_path / "out.xyz.journal.jsonl")}
@@ -231,7 +231,7 @@ def test_a_lent_executor_that_breaks_is_told_of_and_loses_nothing(
     assert all(calls(traces)[number] == 1 for number in kept)
     with ThreadPoolExecutor(1) as executor:
         pass
-    with pytest.raises(LabelError, match="the executor takes no frames"):
+    with pytest.raises(LabelError, match="the executor accepts no tasks"):
         label_frames(frames, spring(traces), tmp_path / "other.xyz", name="spring", executor=executor)
 
 
@@ -248,7 +248,7 @@ def test_dask_with_workers_that_are_killed(frames: list[Atoms], traces: Path, tm
         distributed.Client(cluster) as client,
     ):
         result = label_frames(frames, method, tmp_path / "out.xyz", name="spring", executor=client.get_executor())
-    assert list(result.failures) == [2] and "the process died" in result.failures[2]
+    assert list(result.failures) == [2] and "its worker process died" in result.failures[2]
     assert energies(tmp_path / "out.xyz") == springs([0, 1, 3, 4, 5, 6, 7])
 
 
@@ -300,7 +300,7 @@ def test_a_torn_journal_goes_on_where_it_was(
         assert in_threads(frames, spring(traces), out).labelled == 8
         assert out.read_bytes() == whole
         assert calls(traces) - before == Counter(range(max(kept - 1, 0), 8))
-        assert ("cut off" in caplog.text) == bool(cut)
+        assert ("incomplete" in caplog.text) == bool(cut)
         caplog.clear()
     assert set(first) == set(range(8))
 
@@ -397,7 +397,7 @@ def test_where_the_labels_must_not_go(frames: list[Atoms], traces: Path, tmp_pat
     before = source.read_bytes()
     with pytest.raises(LabelError, match="is the file of the frames itself"):
         in_threads(source, spring(traces), source)
-    with pytest.raises(LabelError, match="is there already, without a journal"):
+    with pytest.raises(LabelError, match="exists already, without a journal"):
         in_threads(frames, spring(traces), source)
     with pytest.raises(LabelError, match=r"name the file .xyz or .extxyz"):
         in_threads(frames, spring(traces), tmp_path / "labels.h5")
