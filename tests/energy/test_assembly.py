@@ -10,9 +10,19 @@ import torch
 from ase import Atoms
 from predictions import Make, energy, graph_of, predict
 
+from ponita_ff.energy.assembly import (
+    Terms,
+    assemble,
+    combine,
+    forces_and_stress,
+    interaction_energies,
+    reference_energies,
+)
+from ponita_ff.energy.derivatives import differentiate
+from ponita_ff.energy.repulsion import ZBL
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.potential.potential import Potential, Prediction
-from ponita_ff.structure.graph import batch_graphs
+from ponita_ff.structure.graph import Graph, batch_graphs, edge_vectors
 
 
 def test_energy_is_scale_times_network_plus_references(make_potential: Make, make_system: Callable) -> None:
@@ -140,3 +150,131 @@ def test_far_from_the_origin_float32_is_as_good(make_potential: Make, make_syste
     far = predict(potential, atoms)
     assert abs(float(near.energy - far.energy)) < 1e-6
     assert float((near.forces - far.forces).abs().max()) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------- term by term
+
+
+def crystals(make_system: Callable) -> Graph:
+    """A batch of two periodic structures, in which atoms are close enough for repulsion."""
+    return batch_graphs([graph_of(make_system(name)) for name in ("crystal", "two atoms in a tiny cell")])
+
+
+def bare_terms(potential: Potential, graph: Graph) -> Terms:
+    """The bare network's energies and their derivatives, as a native kernel gives them."""
+    positions, strain = graph.positions.clone().requires_grad_(True), torch.zeros(len(graph.cell), 3, 3).double()
+    strain.requires_grad_(True)
+    vectors = edge_vectors(positions, graph.offsets, graph.neighbours, graph.reverse)
+    vectors = vectors + vectors @ (0.5 * (strain + strain.mT))[graph.batch]
+    energies = potential.network(graph, potential.species_of(graph), vectors)
+    return Terms(energies.detach(), *torch.autograd.grad(energies.sum(), (positions, strain)))
+
+
+def test_combine_scales_the_network_only() -> None:
+    network, repulsion = torch.tensor([1.0, -2.0]), torch.tensor([10.0, 20.0])
+    assert combine(0.5, network).tolist() == [0.5, -1.0]
+    assert combine(0.5, network, repulsion).tolist() == [10.5, 19.0]
+    assert network.tolist() == [1.0, -2.0]
+
+
+def test_forces_are_minus_the_gradient_and_stress_is_per_volume(make_system: Callable) -> None:
+    graph = crystals(make_system)
+    graph.cell[1] = graph.cell[1, [1, 0, 2]]  # left-handed: the volume is positive all the same
+    generator = np.random.default_rng(0)
+    gradient = torch.from_numpy(generator.normal(size=(6, 3)))
+    strain = torch.from_numpy(generator.normal(size=(2, 3, 3)))
+    forces, stress = forces_and_stress(graph, gradient, strain)
+    assert torch.equal(forces, -gradient)
+    volumes = [make_system(name).get_volume() for name in ("crystal", "two atoms in a tiny cell")]
+    for index, volume in enumerate(volumes):
+        assert stress[index].numpy() == pytest.approx(strain[index].numpy() / volume, rel=1e-12)
+    assert forces_and_stress(graph, None, None) == (None, None)
+    assert forces_and_stress(graph, gradient, None)[1] is None
+    assert forces_and_stress(graph, None, strain)[0] is None
+
+
+@pytest.mark.parametrize("zbl_cutoff", [None, 3.0])
+@pytest.mark.parametrize("rotations", [1, 3])
+def test_interaction_energies_are_scale_times_network_plus_repulsion(
+    zbl_cutoff: float | None, rotations: int, make_potential: Make, make_system: Callable
+) -> None:
+    potential = make_potential(scale=0.7, zbl_cutoff=zbl_cutoff, num_layers=1)
+    potential.average_rotations(rotations)
+    graph = crystals(make_system)
+    species = potential.species_of(graph)
+    vectors = edge_vectors(graph.positions, graph.offsets, graph.neighbours, graph.reverse)
+    network = [potential.network(graph, species, vectors @ rotation) for rotation in potential.rotations]
+    expected = 0.7 * sum(network) / rotations
+    if zbl_cutoff is not None:
+        repulsion = ZBL([1, 6, 8], 3.0)(species, graph.neighbours, vectors.norm(dim=-1))
+        assert float(repulsion.max()) > 0.1
+        expected = expected + repulsion
+    found = interaction_energies(potential, graph, graph.positions, graph.offsets)
+    assert found.shape == (6,)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-11)
+
+
+def test_interaction_energies_take_the_positions_and_offsets_they_are_given(
+    make_potential: Make, make_system: Callable
+) -> None:
+    potential, graph = make_potential(dtype=torch.float32), crystals(make_system)
+    moved = graph.clone()
+    moved.positions, moved.offsets = 1.01 * graph.positions, 1.01 * graph.offsets
+    found = interaction_energies(potential, graph, moved.positions, moved.offsets)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, interaction_energies(potential, moved, moved.positions, moved.offsets))
+    assert float((found - interaction_energies(potential, graph, graph.positions, graph.offsets)).abs().max()) > 1e-4
+
+
+def test_reference_energies_are_those_of_the_elements_in_float64(make_potential: Make) -> None:
+    potential = make_potential(dtype=torch.float32, references={1: -13.605693122994, 6: -1029.123456789012})
+    found = reference_energies(potential, graph_of(Atoms("OHCH", positions=np.diag([1.0, 2, 3, 4])[:, :3])))
+    assert found.dtype == torch.float64
+    assert found.tolist() == [0.0, -13.605693122994, -1029.123456789012, -13.605693122994]
+
+
+@pytest.mark.parametrize("zbl_cutoff", [None, 3.0])
+def test_assembled_from_the_bare_networks_terms_or_from_the_interaction_it_is_the_same(
+    zbl_cutoff: float | None, make_potential: Make, make_system: Callable
+) -> None:
+    """Native kernels give the bare network, to be scaled, and repulsion apart; autograd differentiates their sum."""
+    potential, graph = make_potential(scale=-0.7, zbl_cutoff=zbl_cutoff, num_layers=1), crystals(make_system)
+    network = bare_terms(potential, graph)
+    repulsion = None if zbl_cutoff is None else Terms(*potential.zbl.terms(graph))
+    energy, energies, forces, stress = assemble(potential, graph, network, repulsion, potential.scale)
+
+    # By hand, atom by atom and structure by structure.
+    references = {1: -13.6, 6: -1029.9, 8: -2041.8}
+    for atom, number in enumerate(graph.atomic_numbers.tolist()):
+        pair = 0.0 if repulsion is None else repulsion.energies[atom]
+        slope = 0.0 if repulsion is None else repulsion.gradient[atom]
+        expected = references[number] - 0.7 * float(network.energies[atom]) + float(pair)
+        assert float(energies[atom]) == pytest.approx(expected, rel=1e-14)
+        assert forces[atom].numpy() == pytest.approx((0.7 * network.gradient[atom] - slope).numpy(), rel=1e-12)
+    for index, name in enumerate(("crystal", "two atoms in a tiny cell")):
+        assert float(energy[index]) == pytest.approx(float(energies[graph.batch == index].sum()), rel=1e-14)
+        strain = -0.7 * network.strain[index] + (0.0 if repulsion is None else repulsion.strain[index])
+        assert stress[index].numpy() == pytest.approx(strain.numpy() / make_system(name).get_volume())
+    assert energy.dtype == energies.dtype == forces.dtype == stress.dtype == torch.float64
+
+    # The other convention: everything is in the first term already.
+    interaction, force, tensor = differentiate(potential, graph, stress=True)
+    volumes = torch.linalg.det(graph.cell).abs()[:, None, None]
+    other = assemble(potential, graph, Terms(interaction.detach(), -force, tensor * volumes))
+    for value, right in zip(other, (energy, energies, forces, stress), strict=True):
+        assert float(right.abs().max()) > 0.01
+        assert float((value - right).abs().max()) < 1e-9
+
+
+def test_assembled_of_what_is_wanted_only(make_potential: Make, make_system: Callable) -> None:
+    potential, graph = make_potential(zbl_cutoff=1.8), crystals(make_system)
+    network, repulsion = bare_terms(potential, graph), Terms(*potential.zbl.terms(graph))
+    energy, energies, forces, stress = assemble(potential, graph, network, repulsion, 0.5)
+    for gradient, strain, expected in (
+        (None, None, (energy, energies)),
+        (network.gradient, None, (energy, energies, forces)),
+        (None, network.strain, (energy, energies, stress)),
+    ):
+        found = assemble(potential, graph, Terms(network.energies, gradient, strain), repulsion, 0.5)
+        assert len(found) == len(expected)
+        assert all(torch.equal(value, right) for value, right in zip(found, expected, strict=True))

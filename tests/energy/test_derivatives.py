@@ -10,11 +10,12 @@ import torch
 from ase import Atoms
 from predictions import VARIANTS, Make, build, energy, graph_of, predict
 
-from ponita_ff.energy.assembly import interaction_energies
+from ponita_ff.energy import derivatives
+from ponita_ff.energy.assembly import interaction_energies, reference_energies
 from ponita_ff.energy.derivatives import differentiate
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.potential.potential import Potential
-from ponita_ff.structure.graph import batch_graphs
+from ponita_ff.structure.graph import INPUT_FIELDS, batch_graphs
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -111,3 +112,100 @@ def test_second_derivatives_for_training_reach_every_weight(make_potential: Make
     constants = {"network.readouts.0.bias", "network.readouts.1.bias", "network.layers.1.contract.bias"}
     without = {name for name, weight in potential.named_parameters() if weight.grad is None or not weight.grad.any()}
     assert without <= constants
+
+
+@pytest.mark.parametrize("forces", [False, True])
+@pytest.mark.parametrize("stress", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prediction_is_the_interaction_and_the_references(
+    dtype: torch.dtype, stress: bool, forces: bool, make_potential: Make, make_system: Callable
+) -> None:
+    potential = make_potential(dtype=dtype, zbl_cutoff=1.8, scale=0.7)
+    graph = batch_graphs([graph_of(make_system(name)) for name in ("crystal", "two atoms in a tiny cell")])
+    energies, force, tensor = differentiate(potential, graph, forces, stress)
+    assert energies.dtype == dtype
+    assert (force is not None, tensor is not None) == (forces, stress)
+    found = derivatives.predict(potential, graph, forces, stress)
+    atomic = energies.detach().double() + reference_energies(potential, graph)
+    totals = torch.stack([atomic[graph.batch == index].sum() for index in range(2)])
+    wanted = [totals, atomic, *(value for value in (force, tensor) if value is not None)]
+    assert [tuple(value.shape) for value in found] == [(2,), (6,), *[(6, 3)] * forces, *[(2, 3, 3)] * stress]
+    for value, expected in zip(found, wanted, strict=True):
+        assert value.dtype == torch.float64
+        assert not value.requires_grad
+        assert float((value - expected).abs().max()) < 1e-9
+
+
+def test_forces_do_not_depend_on_whether_stress_is_asked_for(make_potential: Make, make_system: Callable) -> None:
+    potential, graph = make_potential(zbl_cutoff=1.8), graph_of(make_system("crystal"))
+    alone, both = (differentiate(potential, graph, True, stress)[1] for stress in (False, True))
+    assert float((alone - both).abs().max()) < 1e-12
+    alone, both = (differentiate(potential, graph, forces, True)[2] for forces in (False, True))
+    assert float((alone - both).abs().max()) < 1e-12
+
+
+def test_the_graph_is_left_as_it_was(make_potential: Make, make_system: Callable) -> None:
+    graph = graph_of(make_system("crystal"))
+    before = {name: graph[name].clone() for name in INPUT_FIELDS}
+    differentiate(make_potential(), graph, True, True, create_graph=True)
+    derivatives.hessian([make_potential()], graph, [0])
+    assert all(torch.equal(graph[name], value) and not graph[name].requires_grad for name, value in before.items())
+
+
+@pytest.mark.parametrize("quantity", ["forces", "stress"])
+def test_a_loss_of_derivatives_can_be_differentiated_with_respect_to_weights(
+    quantity: str, make_potential: Make, make_system: Callable
+) -> None:
+    """Against central differences of the loss, as training by forces and stress needs it."""
+    potential = make_potential(num_layers=1, channels=4, zbl_cutoff=1.8, scale=0.7).requires_grad_(True)
+    graph = graph_of(make_system("crystal"))
+
+    def loss(create_graph: bool) -> torch.Tensor:
+        _, forces, stress = differentiate(potential, graph, stress=True, create_graph=create_graph)
+        return forces.square().sum() if quantity == "forces" else 100.0 * stress.square().sum()
+
+    loss(True).backward()
+    assert not loss(False).requires_grad
+    for weight in (potential.network.embedding.weight, potential.network.layers[0].convolution.radial.weight):
+        index, step = int(weight.grad.abs().argmax()), 1e-5
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.view(-1)[index] += sign * step
+            values.append(float(loss(False)))
+            with torch.no_grad():
+                weight.view(-1)[index] -= sign * step
+        expected = (values[0] - values[1]) / (2 * step)
+        assert abs(expected) > 1e-4
+        assert float(weight.grad.view(-1)[index]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hessian_against_central_differences_of_forces(variant: str, make_potential: Make, make_system) -> None:
+    potential, atoms = build(make_potential, **VARIANTS[variant]), make_system("triclinic, mixed pbc")
+    step, rows = 1e-4, []
+    for index in range(3 * len(atoms)):
+        forces = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions.flat[index] += sign * step
+            forces.append(predict(potential, moved).forces.flatten())
+        rows.append((forces[1] - forces[0]) / (2 * step))
+    expected = torch.stack(rows)
+    graph = graph_of(atoms)
+    found = derivatives.hessian([potential], graph, range(len(atoms)))
+    assert float(expected.abs().max()) > 0.1
+    assert float((found - expected).abs().max()) < 1e-5
+    assert torch.equal(found, found.T)
+    # A block of some atoms, in the order asked for.
+    columns = torch.tensor([9, 10, 11, 3, 4, 5])
+    block = derivatives.hessian([potential], graph, [3, 1])
+    assert float((block - found[columns][:, columns]).abs().max()) < 1e-10
+
+
+def test_hessian_of_several_models_is_that_of_their_mean_energy(make_potential: Make, make_system: Callable) -> None:
+    models = [make_potential(), make_potential(seed=1, cutoff=3.0, scale=0.5, zbl_cutoff=1.8)]
+    graph = graph_of(make_system("triclinic, mixed pbc"))
+    each = [derivatives.hessian([model], graph, [0, 2]) for model in models]
+    assert float((derivatives.hessian(models, graph, [0, 2]) - (each[0] + each[1]) / 2).abs().max()) < 1e-10
+    assert float((each[0] - each[1]).abs().max()) > 1e-2

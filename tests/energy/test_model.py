@@ -155,3 +155,28 @@ def test_pnita_has_nothing_to_average_over(make_potential: Make, make_system: Ca
 def test_no_number_of_rotations_is_refused(number: Any, tiny_potential: Potential) -> None:
     with pytest.raises(ValueError, match=f"number of rotations must be .* got {number!r}"):
         tiny_potential.average_rotations(number)
+
+
+def test_species_are_numbered_in_ascending_order(tiny_potential: Potential) -> None:
+    graph = graph_of(Atoms("OHNC", positions=3.0 * np.eye(4)[:, :3]))
+    assert tiny_potential.species == (1, 6, 8)
+    assert tiny_potential.species_of(graph).tolist() == [2, 0, -1, 1]  # −1: an element that it does not know
+
+
+def test_it_tells_its_cutoff_dtype_and_device(make_potential: Make) -> None:
+    model = make_potential(cutoff=3.5, dtype=torch.float32)
+    assert (model.cutoff, model.dtype, model.device) == (3.5, torch.float32, torch.device("cpu"))
+    assert model.double().dtype == torch.float64
+    assert model.to("meta").device == torch.device("meta")
+
+
+def test_another_grid_than_that_of_the_training_comes_with_a_warning(
+    tiny_potential: Potential, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_potential.set_grid(12)
+    assert not caplog.records
+    tiny_potential.set_grid(32)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == ("num_ori=32 is not the grid of the training: energies and forces change with it")
+    assert len(tiny_potential.network.orientations) == 32
