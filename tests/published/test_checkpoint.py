@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_cases import make_hyper, make_potential, make_state
+from published_cases import FORMS, Hyper, make_grid, make_hyper, make_potential, make_state
+from safetensors.torch import save_file
 
 from ponita_ff.potential.file import save_potential
 from ponita_ff.potential.import_published import import_checkpoint
+from ponita_ff.published.checkpoint import inferred_hyper, read_grid, read_state
 
 
 class Settings:
@@ -59,3 +61,86 @@ def test_files_that_cannot_be_imported(tmp_path: Path) -> None:
     refused("whole.pt", "there is no file", FileNotFoundError, ori_grid=tmp_path / "none.npy")
     np.savez(tmp_path / "grids.npz", a=np.zeros(3), b=np.zeros(3))
     refused("whole.pt", "name the orientation grid ori_grid", ori_grid=tmp_path / "grids.npz")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "a.b."])
+def test_state_and_grid_without_their_common_prefix(prefix: str, tmp_path: Path) -> None:
+    state, grid = make_state(make_hyper(7)), make_grid(7)
+    content = {**{prefix + name: value for name, value in state.items()}, f"{prefix}transform.ori_grid": grid}
+    torch.save(
+        {"state_dict": content, "hyper_parameters": {"layers": 2, "lr": 1e-3, "radius": 5.0}}, tmp_path / "a.ckpt"
+    )
+    found, found_grid, stated = read_state(tmp_path / "a.ckpt")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert torch.equal(found_grid, grid)
+    assert stated == {"num_layers": 2, "radius": 5.0}  # the network's own, in the names of its constructor
+
+
+def test_what_belongs_to_no_network_is_left_out(tmp_path: Path) -> None:
+    state = make_state(make_hyper(0))
+    torch.save(
+        {**{f"model.{name}": value for name, value in state.items()}, "metric": torch.ones(1)}, tmp_path / "a.pt"
+    )
+    found, grid, stated = read_state(tmp_path / "a.pt")
+    assert found.keys() == state.keys()
+    assert grid is None
+    assert stated == {}
+
+
+@pytest.mark.parametrize(("num_ori", "radius"), FORMS)
+@pytest.mark.parametrize("changes", [{}, {"multiple_readouts": False}, {"degree": 2, "num_layers": 1}])
+def test_hyper_parameters_are_inferred_from_names_and_shapes(
+    num_ori: int, radius: float | None, changes: Hyper
+) -> None:
+    hyper = make_hyper(num_ori, radius, **changes)
+    if hyper["num_layers"] == 1:
+        hyper["multiple_readouts"] = True  # one read-out after the only layer is both
+    found = inferred_hyper(make_state(hyper), make_grid(num_ori))
+    assert found == hyper
+
+
+def test_without_the_grid_some_number_of_orientations_is_inferred() -> None:
+    assert inferred_hyper(make_state(make_hyper(7)), None)["num_ori"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("basis_fn.3.weight", None, "the state lacks basis_fn.3.weight: this is no whole checkpoint"),
+        ("x_embedder.weight", torch.zeros(3), r"x_embedder.weight must be a matrix, found shape \(3,\)"),
+        ("basis_fn.1.weight", torch.zeros(8, 39), "takes 39 features: this is the position-orientation point cloud"),
+    ],
+)
+def test_shapes_that_tell_nothing_are_named(name: str, value: torch.Tensor | None, message: str) -> None:
+    state = make_state(make_hyper(0))
+    if value is None:
+        del state[name]
+    else:
+        state[name] = value
+    with pytest.raises(ValueError, match=message):
+        inferred_hyper(state, None)
+
+
+def test_grid_files(tmp_path: Path) -> None:
+    grid = make_grid(7).numpy()
+    np.save(tmp_path / "a.npy", grid)
+    np.savez(tmp_path / "one.npz", points=grid)
+    np.savez(tmp_path / "named.npz", other=np.zeros(2), ori_grid=grid)
+    for name in ("a.npy", "one.npz", "named.npz"):
+        assert np.array_equal(read_grid(tmp_path / name).numpy(), grid), name
+    np.savez(tmp_path / "two.npz", a=grid, b=grid)
+    with pytest.raises(ValueError, match=r"two\.npz has a, b: name the orientation grid ori_grid"):
+        read_grid(tmp_path / "two.npz")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_grid(tmp_path / "none.npy")
+    np.save(tmp_path / "words.npy", np.array(["a"]))
+    with pytest.raises(ValueError, match=r"ori_grid in .*words\.npy holds <U1, not numbers"):
+        read_grid(tmp_path / "words.npy")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "must be a JSON object, found list")])
+def test_hyper_parameters_that_are_no_json_object(text: str, message: str, tmp_path: Path) -> None:
+    save_file(make_state(make_hyper(0)), tmp_path / "a.safetensors", {"hyper": text})
+    with pytest.raises(ValueError, match=rf"hyper in .*a\.safetensors {message}"):
+        read_state(tmp_path / "a.safetensors")

@@ -11,6 +11,8 @@ from published_cases import Hyper, State, expected, make_graph, make_grid, make_
 from torch import Tensor
 
 from ponita_ff.potential.import_published import load_published
+from ponita_ff.published.network import PublishedConfig
+from ponita_ff.published.weights import Hyperparameters, build_published, some_names
 
 
 def test_layer_scale_multiplies_a_blocks_output() -> None:
@@ -108,3 +110,54 @@ def test_grids_that_do_not_fit_are_refused(grid: Tensor | None, message: str) ->
     hyper = make_hyper()
     with pytest.raises(ValueError, match=message):
         load_published(make_state(hyper), hyper, grid)
+
+
+def test_names_of_many() -> None:
+    assert some_names(["a", "b"]) == "a, b"
+    assert some_names(list("abcd")) == "a, b, c, d"
+    assert some_names(list("abcdef")) == "a, b, c, d and 2 more"
+
+
+def test_hyper_parameters_in_the_names_of_this_package() -> None:
+    config = Hyperparameters(**make_hyper(7, 4.0, basis_dim=None, multiple_readouts=False)).config(envelope_power=5)
+    assert config == PublishedConfig(
+        cutoff=4.0,
+        num_ori=7,
+        channels=8,
+        num_layers=2,
+        basis_dim=8,  # that of the channels where none is given
+        degree=3,
+        widening=2,
+        multiple_readouts=False,
+        envelope_power=5,
+    )
+
+
+def test_every_weight_is_where_the_authors_have_it() -> None:
+    hyper, grid = make_hyper(7), make_grid(7)
+    state = make_state(hyper)
+    network, numbers = build_published(state, hyper, grid, species=[8, 1])
+    assert numbers == [1, 8]
+    assert torch.equal(network.embedding.weight, state["x_embedder.weight"][:, [1, 8]].T)
+    assert torch.equal(network.orientations, grid)
+    assert torch.equal(network.orientation_weights, torch.full((7,), 1.0 / 7.0, dtype=torch.float64))
+    block = network.layers[1]
+    assert torch.equal(block.convolution.fibre.weight, state["interaction_layers.1.conv.fiber_kernel.weight"])
+    assert torch.equal(block.contract.bias, state["interaction_layers.1.linear_2.bias"])
+    assert torch.equal(network.spatial_basis.network[2].weight, state["basis_fn.3.weight"])
+    assert torch.equal(network.readouts[0].weight, state["read_out_layers.0.weight"])
+
+
+@pytest.mark.parametrize("power", [5, 6])
+def test_the_envelopes_power_is_that_of_the_state(power: int) -> None:
+    hyper, grid = make_hyper(7), make_grid(7)
+    state = make_state(hyper)
+    state["windowing_fn.p"] = torch.tensor(float(power))
+    network, _ = build_published(state, hyper, grid)
+    assert network.config.envelope_power == network.envelope_power == power
+
+
+def test_making_it_draws_no_random_numbers_of_the_user() -> None:
+    before = torch.random.get_rng_state()
+    build_published(make_state(make_hyper(0)), make_hyper(0))
+    assert torch.equal(torch.random.get_rng_state(), before)
