@@ -43,7 +43,7 @@ CompiledPrediction = Callable[[list[Tensor]], tuple[Tensor, ...]]
 
 _FORMAT = "ponita_ff package 2"
 
-#: As in compilation.py; and the number of threads is asked for when the code runs, not when it is made.
+#: As in compiled.py; and the number of threads is asked for when the code runs, not when it is made.
 _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False, "cpp.dynamic_threads": True}
 
 #: Atoms of the example and neighbours of each. Sizes that are equal in the example are taken to be equal always: so

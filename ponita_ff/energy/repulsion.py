@@ -62,7 +62,7 @@ class ZBL(nn.Module):
     def pair_terms(
         self, charge_i: NDArray[np.float64], charge_j: NDArray[np.float64], distance: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Energies (eV) of pairs of nuclei and their derivatives by the distance (eV/Å), each array of shape (pairs,).
+        """Energies (eV) of pairs of nuclei, and derivatives with respect to the distance (eV/Å); shape (pairs,) each.
 
         The same as :meth:`forward`, a whole pair each, differentiated by hand: what a step of dynamics can afford.
         """

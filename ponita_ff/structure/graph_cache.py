@@ -37,7 +37,7 @@ class GraphCache:
 
     Args:
         cutoff: Å; None for all pairs of a molecule.
-        skin: Å, not negative; 0 makes a list every time.
+        skin: Å, not negative; with 0 a list holds only while no atom moves.
         device: Where graphs shall be.
 
     Attributes:

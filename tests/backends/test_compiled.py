@@ -124,7 +124,10 @@ def test_calculator_goes_on_where_compiling_fails(
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler here")
 def test_compiled_calculator_equals_the_eager_one(caplog: pytest.LogCaptureFixture, make_potential: Callable) -> None:
-    potential = make_potential(dtype=torch.float32, channels=8, num_layers=1, l_max=1, num_ori=6, zbl_cutoff=1.3)
+    # As small as a network can be that has every part of it.
+    shape = {"channels": 4, "num_layers": 1, "l_max": 1, "num_ori": 6, "widening": 1}
+    radial = {"num_bessel": 2, "radial_hidden": 8, "radial_basis": 4}
+    potential = make_potential(dtype=torch.float32, zbl_cutoff=1.3, **shape, **radial)
     eager, compiled = PonitaCalculator(potential, backend="eager"), PonitaCalculator(potential, backend="compiled")
     atoms = Atoms("OCH", positions=[[0, 0, 0], [0.1, 0, 1.2], [0.9, 0.3, 1.7]])
     for _ in range(3):

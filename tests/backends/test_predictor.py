@@ -177,32 +177,3 @@ def test_what_is_not_asked_for_is_left_out(
         found = predict(graph, *wanted)
         assert len(found) == len(expected)
         assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(found, expected, strict=True))
-
-
-def test_a_predictor_serves_until_the_potential_changes(tiny_potential: Potential) -> None:
-    first = tiny_potential.predictor("eager")
-    assert tiny_potential.predictor("eager") is first
-    changes: list[Callable[[], Any]] = [
-        lambda: tiny_potential.network.embedding.weight.add_(0.1),
-        lambda: tiny_potential.set_grid(32),
-        lambda: tiny_potential.average_rotations(2),
-        lambda: tiny_potential.reference_energies.add_(1.0),
-        lambda: setattr(tiny_potential, "scale", 2.0),
-        lambda: tiny_potential.float(),
-        lambda: tiny_potential.load_state_dict(tiny_potential.state_dict()),
-    ]
-    for index, change in enumerate(changes):
-        change()
-        after = tiny_potential.predictor("eager")
-        assert after is not first, index
-        assert tiny_potential.predictor("eager") is after
-        first = after
-    assert tiny_potential.predictor("compiled") is not first
-
-
-def test_changed_weights_are_what_is_evaluated(make_potential: Make, make_system: Callable) -> None:
-    atoms, potential = make_system("molecule"), make_potential(dtype=torch.float32)
-    before = potential.evaluate([atoms]).energies[0]
-    potential.network.readouts[0].bias.add_(2.0)
-    assert potential.evaluate([atoms]).energies[0] == pytest.approx(before + 2.0 * len(atoms) / 2, abs=1e-3)
-    assert copy.deepcopy(potential).evaluate([atoms]).energies[0] == potential.evaluate([atoms]).energies[0]

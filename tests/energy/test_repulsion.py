@@ -1,4 +1,4 @@
-"""Short-range repulsion, sums over structures and reference energies."""
+"""Short-range repulsion."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from ase import Atoms, units
 from torch import Tensor
 
-from ponita_ff.energy.references import fit_reference_energies, reference_vector
 from ponita_ff.energy.repulsion import ZBL
-from ponita_ff.structure.graph import build_graph, sum_over_structures
+from ponita_ff.structure.graph import batch_graphs, build_graph, edge_vectors
 
 CUTOFF = 1.6
 
@@ -75,30 +74,44 @@ def test_zbl_is_repulsive_everywhere() -> None:
     assert (slope < 0).all()
 
 
-@pytest.mark.parametrize("number", [1, 3, 64, 65, 100])
-def test_sum_over_structures(number: int) -> None:
-    generator = np.random.default_rng(number)
-    batch = np.sort(np.concatenate((np.arange(number), generator.integers(0, number, 50))))
-    values = generator.normal(size=len(batch))
-    expected = np.bincount(batch, values, minlength=number)
-    result = sum_over_structures(torch.from_numpy(values), torch.from_numpy(batch), number)
-    assert result.numpy() == pytest.approx(expected, abs=1e-13)
+@pytest.mark.parametrize("charges", [(1, 1), (1, 8), (6, 8), (92, 118)])
+def test_pair_terms_are_the_formula_and_its_slope(charges: tuple[int, int]) -> None:
+    zbl, r, step = ZBL([1, 6, 8], CUTOFF), np.linspace(0.05, CUTOFF - 1e-3, 40), 1e-6
+    first, second = (np.full(len(r), float(z)) for z in charges)
+    energy, slope = zbl.pair_terms(first, second, r)
+    assert energy == pytest.approx([zbl_pair(*charges, x, CUTOFF) for x in r], rel=3e-3)
+    higher, lower = (zbl.pair_terms(first, second, r + sign * step)[0] for sign in (1, -1))
+    assert slope == pytest.approx((higher - lower) / (2 * step), rel=1e-6, abs=1e-5)
+    swapped = zbl.pair_terms(second, first, r)
+    assert np.array_equal(swapped[0], energy)
+    assert np.array_equal(swapped[1], slope)
 
 
-def test_fitted_references_are_found_where_the_data_tells_them() -> None:
-    true = {1: -13.6, 6: -1029.9, 8: -2041.8}
-    counts = np.random.default_rng(0).integers(1, 9, (20, 3)).astype(float)
-    fitted = fit_reference_energies([1, 6, 8], counts, counts @ np.array(list(true.values())))
-    assert fitted == pytest.approx(true, rel=1e-10)
+@pytest.mark.parametrize("names", [("crystal",), ("crystal", "one atom in a tiny cell", "two atoms in a tiny cell")])
+def test_terms_are_what_autograd_makes_of_the_energies(names: tuple[str, ...], make_system: Callable) -> None:
+    """Energies, gradient and strain derivative written out by hand, for a step of dynamics, against torch's."""
+    graphs = []
+    for name in names:
+        atoms = make_system(name)
+        graphs.append(build_graph(atoms.numbers, atoms.positions, 4.0, np.asarray(atoms.cell), atoms.pbc))
+    graph = batch_graphs(graphs)
+    zbl = ZBL([1, 6, 8], 3.5)
+    species = torch.tensor([{1: 0, 6: 1, 8: 2}[z] for z in graph.atomic_numbers.tolist()])
+    positions = graph.positions.clone().requires_grad_(True)
+    strain = torch.zeros(len(names), 3, 3, dtype=torch.float64, requires_grad=True)
+    vectors = edge_vectors(positions, graph.offsets, graph.neighbours, graph.reverse)
+    vectors = vectors + vectors @ (0.5 * (strain + strain.mT))[graph.batch]
+    energies = zbl(species, graph.neighbours, vectors.norm(dim=-1))
+    expected = (energies.detach(), *torch.autograd.grad(energies.sum(), (positions, strain)))
+    for value, right in zip(zbl.terms(graph), expected, strict=True):
+        assert value.dtype == torch.float64
+        assert value.shape == right.shape
+        assert float(right.abs().max()) > 0.1
+        assert float((value - right).abs().max()) < 1e-10 * float(right.abs().max())
 
 
-def test_fitted_references_of_a_single_molecule_give_its_own_energy() -> None:
-    counts = np.array([[6.0, 2.0, 1.0]] * 4)
-    fitted = fit_reference_energies([1, 6, 8], counts, np.array([-4200.1, -4200.2, -4199.9, -4199.8]))
-    assert 6 * fitted[1] + 2 * fitted[6] + fitted[8] == pytest.approx(-4200.0, rel=1e-12)
-
-
-def test_reference_vector_is_in_float64_and_in_the_order_of_species() -> None:
-    vector = reference_vector([1, 6, 8], {8: -2041.123456789012, 1: -13.6})
-    assert vector.dtype == torch.float64
-    assert vector.tolist() == [-13.6, 0.0, -2041.123456789012]
+def test_terms_of_atoms_that_are_far_apart_are_zero() -> None:
+    graph = build_graph(np.array([6, 8]), np.array([[0.0, 0, 0], [0, 0, CUTOFF]]), 4.0)
+    energies, gradient, strain = ZBL([6, 8], CUTOFF).terms(graph)
+    assert (energies.shape, gradient.shape, strain.shape) == ((2,), (2, 3), (1, 3, 3))
+    assert not energies.any() and not gradient.any() and not strain.any()

@@ -17,6 +17,7 @@ from ponita_ff.structure.graph import (
     edge_vectors,
     gather_neighbours,
     graphs_of,
+    sum_over_structures,
 )
 from ponita_ff.structure.neighbours import neighbour_list
 
@@ -197,3 +198,13 @@ def test_gather_gradient_is_that_of_plain_indexing(irregular: Graph) -> None:
 def test_pbc_without_a_cell_is_refused() -> None:
     with pytest.raises(ValueError, match="cell"):
         build_graph(np.array([1]), np.zeros((1, 3)), 4.0, None, True)
+
+
+@pytest.mark.parametrize("number", [1, 3, 64, 65, 100])
+def test_sum_over_structures(number: int) -> None:
+    generator = np.random.default_rng(number)
+    batch = np.sort(np.concatenate((np.arange(number), generator.integers(0, number, 50))))
+    values = generator.normal(size=len(batch))
+    expected = np.bincount(batch, values, minlength=number)
+    result = sum_over_structures(torch.from_numpy(values), torch.from_numpy(batch), number)
+    assert result.numpy() == pytest.approx(expected, abs=1e-13)
