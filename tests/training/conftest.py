@@ -55,7 +55,7 @@ def settings(frames_path: Path) -> dict[str, object]:
             "validate_every": 10,
             "checkpoint_every": 5,
             "learning_rate": 0.01,
-            "muon_rate": 1.0,
+            "muon_lr_multiplier": 1.0,
         },
         "device": "cpu",
     }

@@ -17,35 +17,35 @@ from ase.io import read, write
 
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.potential.file import read_header
-from ponita_ff.training.parallel import Processes, deal
-from ponita_ff.training.trainer import _Batches
+from ponita_ff.training.parallel import Processes, balance
+from ponita_ff.training.trainer import _BatchSampler
 
 
 def test_deal_gives_every_structure_once_and_about_as_many_atoms() -> None:
     sizes = np.random.default_rng(0).integers(1, 30, size=24).tolist()
-    dealt = deal(sizes, 3)
+    dealt = balance(sizes, 3)
     assert sorted(position for hand in dealt for position in hand) == list(range(24))
     atoms = [sum(sizes[position] for position in hand) for hand in dealt]
     assert max(atoms) - min(atoms) <= min(sizes) + 1
 
 
 def test_deal_leaves_nobody_without() -> None:
-    assert all(deal([1, 1, 50], 3))
+    assert all(balance([1, 1, 50], 3))
 
 
 def test_parts_of_a_batch_make_it_up(frames: InMemoryFrames) -> None:
-    whole = _Batches(frames, 7, 0, 0, Processes()).part(3)
-    parts = [_Batches(frames, 7, 0, 0, Processes(rank, 3)).part(3) for rank in range(3)]
+    whole = _BatchSampler(frames, 7, 0, 0, Processes()).shard(3)
+    parts = [_BatchSampler(frames, 7, 0, 0, Processes(rank, 3)).shard(3) for rank in range(3)]
     assert sorted(index for part in parts for index in part.indices) == sorted(whole.indices)
-    assert sum(part.shares[0] for part in parts) == pytest.approx(1.0)
-    assert sum(part.shares[1] for part in parts) == pytest.approx(1.0)
+    assert sum(part.fractions[0] for part in parts) == pytest.approx(1.0)
+    assert sum(part.fractions[1] for part in parts) == pytest.approx(1.0)
     for part in parts:
         assert [whole.indices[position] for position in part.positions] == part.indices
 
 
 def test_more_processes_than_frames_in_a_batch(frames: InMemoryFrames) -> None:
-    with pytest.raises(ValueError, match=r"batch of 3 frames cannot be dealt out to 4 processes"):
-        _Batches(frames, 3, 0, 0, Processes(0, 4))
+    with pytest.raises(ValueError, match=r"batch of 3 frames cannot be distributed over 4 processes"):
+        _BatchSampler(frames, 3, 0, 0, Processes(0, 4))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from methanol import make_frames
 
 from ponita_ff.data import InMemoryFrames
-from ponita_ff.training.replay import mixed, split_replay
+from ponita_ff.training.replay import mix_frames, split_replay
 
 
 def test_every_third_frame_only_measures(frames: InMemoryFrames) -> None:
@@ -21,11 +21,11 @@ def test_every_third_frame_only_measures(frames: InMemoryFrames) -> None:
 def test_replayed_frames_are_about_their_share(new: int, share: float, frames: InMemoryFrames) -> None:
     fresh = make_frames(new, seed=1)
     replay = InMemoryFrames(dataclasses.replace(f, source="replayed") for f in frames)
-    both = mixed(fresh, replay, share)
+    both = mix_frames(fresh, replay, share)
     replayed = sum(frame.source == "replayed" for frame in both)
     assert replayed / len(both) == pytest.approx(share, abs=0.09)
     assert {frame.source for frame in both} == {frame.source for frame in (*fresh, *replay)}
 
 
 def test_without_replay_nothing_changes(frames: InMemoryFrames) -> None:
-    assert mixed(frames, InMemoryFrames([]), 0.5) is frames
+    assert mix_frames(frames, InMemoryFrames([]), 0.5) is frames

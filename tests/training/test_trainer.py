@@ -23,8 +23,8 @@ from ase.io import read, write
 
 from ponita_ff.data import DataError, InMemoryFrames
 from ponita_ff.network.orientations import random_rotations
-from ponita_ff.potential import file as checkpoint
 from ponita_ff.potential.file import load_potential, read_header
+from ponita_ff.provenance import weights_hash
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
@@ -83,7 +83,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_a_finish_goes_on_with_the_trained_potential(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["finish"] = {"num_ori": 12, "share": 0.4, "learning_rate": 1e-4, "warmup_steps": 2}
+    settings["final_stage"] = {"num_ori": 12, "share": 0.4, "learning_rate": 1e-4, "warmup_steps": 2}
     run(settings, tmp_path)
     first, last = (read_header(folder / "potential.safetensors") for folder in (tmp_path / "first", tmp_path))
     assert (first["network"]["num_ori"], last["network"]["num_ori"]) == (6, 12)
@@ -91,7 +91,7 @@ def test_a_finish_goes_on_with_the_trained_potential(settings: dict[str, Any], t
     assert last["metadata"]["started_from"]["weights_sha256"] == first["weights_sha256"]
     assert last["metadata"]["started_from"]["num_ori"] == 6
     assert last["weights_sha256"] != first["weights_sha256"]
-    assert TrainConfig.from_yaml(tmp_path / "config.yaml").finish is not None
+    assert TrainConfig.from_yaml(tmp_path / "config.yaml").final_stage is not None
     with pytest.raises(ValueError, match="already holds a run"):
         run(settings, tmp_path)
 
@@ -99,7 +99,7 @@ def test_a_finish_goes_on_with_the_trained_potential(settings: dict[str, Any], t
 def test_a_run_with_a_finish_stopped_in_either_part_goes_on(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings["finish"] = {"num_ori": 12, "share": 0.5}
+    settings["final_stage"] = {"num_ori": 12, "share": 0.5}
     whole = run(settings, tmp_path / "whole")
     original = Trainer._train_step
     steps = 0
@@ -228,7 +228,7 @@ def test_resume_without_or_with_damaged_checkpoint_is_refused(settings: dict[str
     with pytest.raises(ValueError, match="made by another version of ponita_ff"):
         run(settings, tmp_path / "run", resume=True)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="not a whole training checkpoint"):
+    with pytest.raises(ValueError, match="not a complete training checkpoint"):
         run(settings, tmp_path / "run", resume=True)
 
 
@@ -274,7 +274,7 @@ def test_streamed_set_gives_the_same_weights(
     write_hdf5(path, frames, provenance={"made by": "test"})
     settings = {**settings, "data": {**settings["data"], "path": str(path)}}
     cached = run(settings, tmp_path / "cached")
-    monkeypatch.setattr("ponita_ff.training.trainer._CACHED_FRAMES", 0)
+    monkeypatch.setattr("ponita_ff.training.trainer._MAX_CACHED_FRAMES", 0)
     assert run(settings, tmp_path / "streamed") == cached
     assert run({**settings, "workers": 1}, tmp_path / "workers") == cached
 
@@ -290,11 +290,11 @@ def test_rotations_are_uniform_rotations() -> None:
 
 def test_rotation_augmentation_keeps_distances_and_labels(settings: dict[str, Any], frames: InMemoryFrames) -> None:
     from ponita_ff.structure.graph import batch_graphs
-    from ponita_ff.training.trainer import _rotate
+    from ponita_ff.training.trainer import _rotate_structures
 
     graph = batch_graphs([frame_graph(frames[i], 4.0) for i in range(2)])
     before = graph.clone()
-    _rotate(graph, torch.from_numpy(random_rotations(2, (3,))))
+    _rotate_structures(graph, torch.from_numpy(random_rotations(2, (3,))))
     assert not torch.allclose(graph.positions, before.positions)
     for part in (slice(0, 6), slice(6, 12)):
         torch.testing.assert_close(
@@ -374,11 +374,11 @@ def test_further_frames_all_train(
 ) -> None:
     path = tmp_path / "water.xyz"
     write(path, water, format="extxyz")
-    config = TrainConfig.from_mapping({**settings, "data": {**settings["data"], "further": [str(path)]}})
+    config = TrainConfig.from_mapping({**settings, "data": {**settings["data"], "extra_train": [str(path)]}})
     data = prepare_data(config.data, tmp_path)
     assert [len(frame) for frame in data.train] == 12 * [6] + 8 * [3]
     assert (len(data.validation), len(data.test)) == (4, 4)
-    assert (data.provenance["further_file"], data.provenance["further"]) == ("water.xyz", 8)
+    assert (data.provenance["extra_train_file"], data.provenance["extra_train"]) == ("water.xyz", 8)
 
 
 def test_an_element_that_the_sample_missed_is_named(
@@ -404,7 +404,7 @@ def test_the_finished_potential_averages_over_rotations(settings: dict[str, Any]
     assert len(averaged.rotations) == 4
     assert averaged.metadata["training"]["steps"] == 30
     averaged.average_rotations(1)
-    assert checkpoint.weights_hash(averaged.state_dict()) == plain
+    assert weights_hash(averaged.state_dict()) == plain
 
 
 def test_average_soon_forgets_the_first_weights(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_average_soon_forgets_the_first_weights(settings: dict[str, Any], tmp_pa
     for number, weights in enumerate(seen):
         decay = min(0.999, number / (number + 10))
         expected = decay * expected + (1 - decay) * weights
-    torch.testing.assert_close(trainer._averaged.values, expected)
+    torch.testing.assert_close(trainer.ema_weights.values, expected)
 
 
 def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -434,4 +434,4 @@ def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Pat
     loaded = load_potential(tmp_path / "potential.safetensors").state_dict()
     for name, tensor in average.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
-    assert checkpoint.weights_hash(loaded) == read_header(tmp_path / "potential.safetensors")["weights_sha256"]
+    assert weights_hash(loaded) == read_header(tmp_path / "potential.safetensors")["weights_sha256"]

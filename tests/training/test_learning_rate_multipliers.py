@@ -11,7 +11,7 @@ from ponita_ff.data import InMemoryFrames
 from ponita_ff.potential.file import save_potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import TrainConfig
-from ponita_ff.training.speeds import speeds
+from ponita_ff.training.learning_rate_multipliers import learning_rate_multipliers
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def found(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> A
                 "optimiser": {**settings["optimiser"], **optimiser},
             }
         )
-        return speeds(build_potential(config, frames), config)
+        return learning_rate_multipliers(build_potential(config, frames), config)
 
     return make
 
@@ -43,22 +43,22 @@ def test_all_weights_at_one_speed_need_no_factors(found: Any) -> None:
 
 
 def test_readouts_only(found: Any) -> None:
-    assert trained(found(trains="readouts")) == {f"readouts.{i}.{k}" for i in range(3) for k in ("weight", "bias")}
+    assert trained(found(trainable="readouts")) == {f"readouts.{i}.{k}" for i in range(3) for k in ("weight", "bias")}
 
 
 def test_last_layers(found: Any) -> None:
-    parts = {".".join(name.split(".")[:2]) for name in trained(found(trains="layers", last_layers=2))}
+    parts = {".".join(name.split(".")[:2]) for name in trained(found(trainable="layers", last_layers=2))}
     assert parts == {"layers.1", "layers.2", "readouts.0", "readouts.1", "readouts.2"}
 
 
 def test_low_rank(found: Any) -> None:
-    names = trained(found(trains="low-rank")) - trained(found(trains="readouts"))
+    names = trained(found(trainable="low-rank")) - trained(found(trainable="readouts"))
     assert names == {f"layers.{i}.{k}.weight" for i in range(3) for k in ("expand", "contract")}
 
 
 def test_new_elements_train_their_embedding(found: Any) -> None:
-    assert "embedding.weight" not in trained(found(trains="readouts"))
-    assert "embedding.weight" in trained(found(trains="readouts", extra_species=("S",)))
+    assert "embedding.weight" not in trained(found(trainable="readouts"))
+    assert "embedding.weight" in trained(found(trainable="readouts", extra_species=("S",)))
 
 
 def test_rates_fall_with_distance_from_the_end(found: Any) -> None:
