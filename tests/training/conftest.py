@@ -15,6 +15,19 @@ from methanol import make_frames
 from ponita_ff.data import InMemoryFrames
 
 
+@pytest.fixture
+def drawn_plots() -> None:
+    """For tests that look at the plots of a run."""
+
+
+@pytest.fixture(autouse=True)
+def plots_left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no plots, which take longer than their training, except where a test asks for ``drawn_plots``."""
+    if "drawn_plots" not in request.fixturenames:
+        for name in ("plot_learning_curve", "plot_parity"):
+            monkeypatch.setattr(f"ponita_ff.training.run.{name}", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def frames() -> InMemoryFrames:
     """Twenty frames."""

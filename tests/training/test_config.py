@@ -142,7 +142,7 @@ def test_every_preset_is_valid(name: str, settings: dict[str, Any]) -> None:
     TrainConfig.from_mapping({**settings, "preset": name})
 
 
-def test_a_finish_divides_time_and_steps(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_final_stage_divides_time_and_steps(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["optimiser"] |= {"steps": 100, "time": "2m"}
     assert [folder for _, folder in TrainConfig.from_mapping(settings).stages(tmp_path)] == [tmp_path]
     settings |= {"final_stage": {"num_ori": 12, "share": 0.3, "learning_rate": 1e-4}, "potential": {"rotations": 2}}
@@ -158,7 +158,7 @@ def test_a_finish_divides_time_and_steps(settings: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize(("own", "finer"), [(6, 13), (0, 12)])
-def test_a_finish_needs_grids(own: int, finer: int, settings: dict[str, Any]) -> None:
+def test_a_final_stage_needs_grids(own: int, finer: int, settings: dict[str, Any]) -> None:
     settings["model"] |= {"num_ori": own, "l_max": 0}
     with pytest.raises(ConfigError, match=rf"final_stage\.num_ori.*got {finer} and {own}"):
         TrainConfig.from_mapping({**settings, "final_stage": {"num_ori": finer}})

@@ -140,8 +140,8 @@ def test_replay_at_another_level_of_theory(base: Path, water_path: Path, tmp_pat
     np.testing.assert_allclose(shift, 5000.0, atol=1.0)
 
 
-def test_a_finish_replays_at_the_new_level_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second part starts from a potential of the new level, but the replayed frames are still the base's."""
+def test_a_final_stage_replays_at_the_new_level(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts from a potential of the new level, but the replayed frames are still the base's."""
     shifted = [dataclasses.replace(frame, energy=frame.energy + 5000.0) for frame in make_frames(8, seed=5)]
     write(tmp_path / "shifted.xyz", [frame.to_atoms() for frame in shifted], format="extxyz")
     seen: list[list[float]] = []

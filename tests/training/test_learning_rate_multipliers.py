@@ -1,4 +1,4 @@
-"""What trains, and how fast."""
+"""Which weights are trained, and how fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ponita_ff.training.learning_rate_multipliers import learning_rate_multiplie
 
 @pytest.fixture
 def found(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> Any:
-    """Speeds of a network of three layers, by what the settings say of the optimiser."""
+    """Multipliers of a network of three layers for settings of the optimiser."""
     settings["model"] = {**settings["model"], "num_layers": 3}
     base = tmp_path / "base.safetensors"
     save_potential(build_potential(TrainConfig.from_mapping(settings), frames), base)
@@ -34,11 +34,11 @@ def found(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> A
     return make
 
 
-def trained(factors: dict[str, float]) -> set[str]:
-    return {name.removeprefix("network.") for name, factor in factors.items() if factor}
+def trained(multipliers: dict[str, float]) -> set[str]:
+    return {name.removeprefix("network.") for name, multiplier in multipliers.items() if multiplier}
 
 
-def test_all_weights_at_one_speed_need_no_factors(found: Any) -> None:
+def test_equal_rates_need_no_multipliers(found: Any) -> None:
     assert found() is None
 
 
@@ -62,8 +62,8 @@ def test_new_elements_train_their_embedding(found: Any) -> None:
 
 
 def test_rates_fall_with_distance_from_the_end(found: Any) -> None:
-    factors = found(layer_decay=0.5)
-    assert factors["network.readouts.0.weight"] == 1.0
-    assert factors["network.layers.2.expand.weight"] == 0.5
-    assert factors["network.layers.0.convolution.radial.weight"] == 0.125
-    assert factors["network.embedding.weight"] == factors["network.radial_basis.network.0.bias"] == 0.0625
+    multipliers = found(layer_decay=0.5)
+    assert multipliers["network.readouts.0.weight"] == 1.0
+    assert multipliers["network.layers.2.expand.weight"] == 0.5
+    assert multipliers["network.layers.0.convolution.radial.weight"] == 0.125
+    assert multipliers["network.embedding.weight"] == multipliers["network.radial_basis.network.0.bias"] == 0.0625

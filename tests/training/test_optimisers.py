@@ -149,8 +149,8 @@ def test_muon_lr_multiplier_multiplies_the_rate_of_matrices_alone(network: Ponit
         torch.testing.assert_close(one - before[name], factor * (other - before[name]), rtol=1e-4, atol=1e-6)
 
 
-def test_speeds_multiply_what_a_step_changes(network: Ponita) -> None:
-    """Frozen weights stay to the last bit; half the speed is half the change."""
+def test_multipliers_scale_the_change_of_a_step(network: Ponita) -> None:
+    """Frozen weights stay the same to the last bit; half the learning rate is half the change."""
     twin = copy.deepcopy(network)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     chosen = dict.fromkeys(before, 0.0) | {"layers.1.expand.weight": 0.5, "readouts.0.weight": 1.0}

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from torch._inductor import config as inductor_config
 
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.kernels.build import KernelError, compiler
@@ -74,6 +75,7 @@ def test_stress_loss(potential: Potential, frames: InMemoryFrames) -> None:
 
 
 @pytest.mark.parametrize("backend", ["compiled", pytest.param("native", marks=needs_compiler)])
+@inductor_config.patch(cpp_wrapper=True)  # one file with all kernels: each file takes seconds for its headers alone
 def test_step_equals_eager(backend: str, potential: Potential, batch: Graph) -> None:
     eager = TrainingStep(potential, LossConfig())
     loss = eager(batch).loss
