@@ -103,7 +103,7 @@ def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str,
     class Recorded(Trainer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            self.curve = Curve(60 * minutes, lambda: self._averaged.values.clone())
+            self.curve = Curve(60 * minutes, lambda: self.ema_weights.values.clone())
             trainers.append(self)
 
         def _train_step(self, *arguments: Any) -> Any:
