@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ponita_ff.settings import SettingsError
-from ponita_ff.training.config import PRESETS, ConfigError, FinalStageConfig, TrainConfig
+from ponita_ff.settings import Section, SettingsError
+from ponita_ff.training.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    FinalStageConfig,
+    LossConfig,
+    OptimiserConfig,
+    PotentialConfig,
+    TrainConfig,
+    UnitsConfig,
+)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +173,13 @@ def test_a_final_stage_needs_grids(own: int, finer: int, settings: dict[str, Any
     settings["model"] |= {"num_ori": own, "l_max": 0}
     with pytest.raises(ConfigError, match=rf"final_stage\.num_ori.*got {finer} and {own}"):
         TrainConfig.from_mapping({**settings, "final_stage": {"num_ori": finer}})
+
+
+@pytest.mark.parametrize(
+    "section",
+    [TrainConfig, DataConfig, UnitsConfig, PotentialConfig, LossConfig, OptimiserConfig, FinalStageConfig],
+)
+def test_every_setting_is_described(section: type[Section]) -> None:
+    """One entry under Attributes for each, in the order of the fields."""
+    entries = re.findall(r"(?m)^ {8}(\w+): ", str(section.__doc__).partition("Attributes:")[2])
+    assert entries == list(section.model_fields)
