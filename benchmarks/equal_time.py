@@ -34,10 +34,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ponita_ff.data import Frame, read_frames, rmd17_split
+from ponita_ff.provenance import describe_hardware
 from ponita_ff.training import run
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
-from ponita_ff.training.run import describe_hardware
 from ponita_ff.training.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -103,12 +103,12 @@ def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str,
     class Recorded(Trainer):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            self.curve = Curve(60 * minutes, lambda: self._averaged.values.clone())
+            self.curve = Curve(60 * minutes, lambda: self.ema_weights.values.clone())
             trainers.append(self)
 
         def _train_step(self, *arguments: Any) -> Any:
             terms = super()._train_step(*arguments)
-            self.curve.tick(self.state_seconds)
+            self.curve.tick(self.elapsed_seconds)
             return terms
 
     with patch.object(run, "Trainer", Recorded):
@@ -117,8 +117,8 @@ def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str,
     frames, end = read_frames(test_file), trainer.state.history[-1]["seconds"]
 
     def test(weights: torch.Tensor) -> tuple[float, float]:
-        trainer._averaged.values.copy_(weights)
-        errors = evaluate(trainer.average, frames).errors
+        trainer.ema_weights.values.copy_(weights)
+        errors = evaluate(trainer.ema_potential, frames).errors
         return errors.energy_mae, errors.forces_mae
 
     return {"curve": trainer.curve.errors(end, test), "steps": trainer.state.step}

@@ -51,7 +51,7 @@ from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
 from ponita_ff.training.evaluate import evaluate
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.plots import plain_numbers
-from ponita_ff.training.replay import at_level
+from ponita_ff.training.replay import with_reference_energies_of
 from ponita_ff.training.run import train
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -114,7 +114,10 @@ def known_errors(potential: Potential, base: Potential, data: Path, molecule: st
         if other != molecule:
             frames = read_frames(data_file(data, other, "test"), index=slice(None, None, KNOWN_STEP))
             found[other] = (
-                1e3 * evaluate(potential, at_level(frames, base, potential), backend="auto").errors.forces_mae
+                1e3
+                * evaluate(
+                    potential, with_reference_energies_of(potential, frames, base), backend="auto"
+                ).errors.forces_mae
             )
     return found
 
@@ -150,7 +153,7 @@ def base(data: Path, work: Path, further: Path | None, molecule: str, minutes: f
     config = TrainConfig.from_mapping(
         {
             "name": name,
-            "data": {"path": files, "protocol": "rmd17", "further": [str(further)] if further else []},
+            "data": {"path": files, "protocol": "rmd17", "extra_train": [str(further)] if further else []},
             "potential": {"zbl_cutoff": 1.0},
             "optimiser": {"time": f"{minutes:g}m", "warmup_steps": 500, "ema_decay": 0.999, "validate_every": 5000},
         }

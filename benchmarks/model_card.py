@@ -43,8 +43,9 @@ from ponita_ff.audit.symmetry import under_rotations
 from ponita_ff.data import read_frames
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import load_potential, read_header
+from ponita_ff.provenance import describe_hardware
 from ponita_ff.training.finetune import REPLAY_FILE
-from ponita_ff.training.run import describe_hardware
+from ponita_ff.training.legacy import rename_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
 
 def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     """The card as Markdown; every number is the file's or ``card.json``'s."""
-    metadata, network = header["metadata"], header["network"]
+    metadata, network = rename_metadata(header["metadata"]), header["network"]
     data, training = metadata.get("data", {}), metadata.get("training", {})
     lines = [
         f"# {name}",
@@ -288,7 +289,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "| | |",
         "|---|---|",
         f"| training frames | {data.get('train')} of `{data.get('file')}` (SHA-256 `{data.get('sha256')}`) |",
-        *_render_further(data),
+        *_render_extra_train(data),
         f"| validation frames | {data.get('validation')} of the same files, split seed {data.get('split_seed')} |",
         f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
         f"| reference energies | {metadata.get('reference_energies_from')}{_caveat(metadata)} |",
@@ -382,12 +383,14 @@ def _caveat(metadata: dict[str, Any]) -> str:
     return "; one molecule cannot tell its elements' energies apart, so only totals of this molecule mean anything"
 
 
-def _render_further(data: dict[str, Any]) -> list[str]:
+def _render_extra_train(data: dict[str, Any]) -> list[str]:
     """A row of the frames that train beside those of the split."""
-    if "further" not in data:
+    if "extra_train" not in data:
         return []
-    digest = data["further_sha256"]
-    return [f"| of these from other files | {data['further']} of `{data['further_file']}` (SHA-256 `{digest}`) |"]
+    digest = data["extra_train_sha256"]
+    return [
+        f"| of these from other files | {data['extra_train']} of `{data['extra_train_file']}` (SHA-256 `{digest}`) |"
+    ]
 
 
 def _render_formulas(metadata: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ponita_ff.training.run import describe_hardware
+from ponita_ff.provenance import describe_hardware
 
 __all__ = ["add_result"]
 

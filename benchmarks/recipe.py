@@ -52,10 +52,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Adam": {"optimiser.kind": "adam"},
     "learning rate 5e-4": {"optimiser.learning_rate": 5e-4},
     "learning rate 2e-3": {"optimiser.learning_rate": 2e-3},
-    "Muon's rate times 1": {"optimiser.muon_rate": 1.0},
-    "Muon's rate times 2": {"optimiser.muon_rate": 2.0},
-    "Muon's rate times 8": {"optimiser.muon_rate": 8.0},
-    "Muon's rate times 16": {"optimiser.muon_rate": 16.0},
+    "Muon's rate times 1": {"optimiser.muon_lr_multiplier": 1.0},
+    "Muon's rate times 2": {"optimiser.muon_lr_multiplier": 2.0},
+    "Muon's rate times 8": {"optimiser.muon_lr_multiplier": 8.0},
+    "Muon's rate times 16": {"optimiser.muon_lr_multiplier": 16.0},
     "32 channels": {"model.channels": 32},
     "96 channels": {"model.channels": 96},
     "128 channels": {"model.channels": 128},
@@ -156,8 +156,8 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
         "steps": run.state.step,
         "seconds": last["seconds"],
         "parameters": sum(p.numel() for p in potential.parameters()),
-        "backend": run.step_function.backend,
-    } | rotation_error(run.average, data.validation)
+        "backend": run.training_step.backend,
+    } | rotation_error(run.ema_potential, data.validation)
 
 
 def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) -> dict[str, Any]:

@@ -375,7 +375,7 @@ class Worker:
 
     def facts(self, _: str) -> dict[str, Any]:
         """What runs here."""
-        from ponita_ff.training.run import describe_hardware  # a second's imports, for one worker of many
+        from ponita_ff.provenance import describe_hardware
 
         return {
             "hardware": describe_hardware(torch.device("cpu")),

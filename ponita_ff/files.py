@@ -1,32 +1,29 @@
-"""What every file that this package writes has in common: written whole or not at all, and traceable."""
+"""Atomic writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import platform
 import tempfile
-from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["package_versions", "weights_hash", "write_atomically", "write_json", "write_text"]
+__all__ = ["write_atomically", "write_json", "write_text"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path beside ``path``, then rename: the old file stays until the new is whole.
+    """Write a temporary file in the folder of ``path``, then rename it; an old file is replaced only by a complete one.
+
+    Args:
+        path: The file; missing folders are created.
+        write: Called with the path of the temporary file, which it writes.
 
     Raises:
-        OSError: Naming the file and the reason; nothing at ``path`` has changed.
+        OSError: Naming the file and the reason (full disk, no permission); nothing at ``path`` has changed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,38 +38,28 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a full disk in torch and safetensors
         code = getattr(error, "errno", None) or errno.EIO
-        raise OSError(code, f"cannot write {path}: {error}; what was there before is untouched") from error
+        raise OSError(code, f"cannot write {path}: {error}; the file that was there before is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; see :func:`write_atomically`."""
+    """Write a text file (UTF-8) completely or not at all.
+
+    Raises:
+        OSError: As :func:`write_atomically`.
+    """
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file for people to read, whole or not at all."""
+    """Write an indented JSON file completely or not at all.
+
+    Raises:
+        OSError: As :func:`write_atomically`.
+        TypeError, ValueError: For content that JSON cannot hold; nothing at ``path`` has changed.
+    """
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what made a file."""
-    versions = {"python": platform.python_version()}
-    for name in ("ponita-ff", "torch", "ase", "numpy", "matscipy", "torch-geometric"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions

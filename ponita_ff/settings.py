@@ -1,7 +1,8 @@
-"""What all settings have in common: one way to read, merge and change them, and every wrong field is named."""
+"""Settings: read them from YAML, merge and change them, and name every wrong field."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ class SettingsError(ValueError):
 
 
 class Section(BaseModel):
-    """A mapping of settings that takes no others."""
+    """Base class of settings: a mapping in which an unknown field is an error and defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 def wrong_fields(error: ValidationError) -> str:
-    """A line for each wrong field: its dotted name, what is wrong with it, and what was given."""
+    """Describe a validation error.
+
+    Returns:
+        A line for each wrong field: its dotted name, what is wrong, and the value that was given.
+    """
     lines = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
@@ -32,14 +37,14 @@ def wrong_fields(error: ValidationError) -> str:
 
 
 def read_yaml(path: Path, example: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read a mapping of settings from a YAML file.
 
     Args:
-        path: The file; an empty one is an empty mapping.
-        example: What such a file may hold, for the error message.
+        path: The file; an empty file is an empty mapping.
+        example: An example of such a mapping, for the error message.
 
     Raises:
-        SettingsError: For a missing file or one that holds anything else.
+        SettingsError: For a file that cannot be read, is not YAML, or is not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -55,10 +60,16 @@ def read_yaml(path: Path, example: str) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Values by dotted name from texts NAME=VALUE, with the value in YAML.
+    """Parse assignments of the form NAME=VALUE.
+
+    Args:
+        assignments: Texts with a dotted name and a value in YAML, e.g. ``optimiser.batch_size=10``.
+
+    Returns:
+        Values by dotted name.
 
     Raises:
-        SettingsError: For a text that is no such assignment.
+        SettingsError: For a text that is not such an assignment.
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
@@ -73,35 +84,38 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any], source: str = "settings") -> dict[str, Any]:
-    """A copy of nested settings in which some fields, given by dotted names, are replaced.
+    """A copy of nested settings with some fields replaced.
+
+    Args:
+        values: Nested settings.
+        changes: New values by dotted name, e.g. ``{"optimiser.steps": 100}``. A mapping replaces a whole section.
+        source: Where the settings are from, for the error message.
 
     Raises:
-        SettingsError: Where a name leads through something that is not a mapping.
+        SettingsError: For a name that leads through a value that is not a mapping.
     """
+    result = copy.deepcopy(dict(values))
     for name, value in changes.items():
-        *parents, _ = name.split(".")
-        inner: Any = values
+        *parents, field = name.split(".")
+        section: Any = result
         for depth, parent in enumerate(parents):
-            inner = inner.get(parent, {})
-            if not isinstance(inner, Mapping):
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
                 path = ".".join(parents[: depth + 1])
-                raise SettingsError(f"{source}: {path} must be a mapping of settings, got {inner!r}")
-        for part in reversed(name.split(".")):
-            value = {part: value}
-        values = _replaced(values, value, len(parents) + 1)
-    return dict(values)
+                raise SettingsError(f"{source}: {path} must be a mapping of settings, got {section!r}")
+        section[field] = value
+    return result
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with others on top, field by field."""
+    """A copy of nested settings with others on top, field by field.
+
+    Args:
+        base: Nested settings.
+        changes: Nested settings that replace those of ``base``; a section is merged, anything else replaced.
+    """
     result = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
     return result
-
-
-def _replaced(base: Mapping[str, Any], change: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """As ``merged``, but the value at this depth replaces what was there, a mapping too."""
-    [(key, value)] = change.items()
-    return {**base, key: value if depth == 1 else _replaced(base.get(key, {}), value, depth - 1)}

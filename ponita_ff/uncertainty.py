@@ -13,9 +13,10 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from ponita_ff.files import weights_hash, write_json
+from ponita_ff.files import write_json
 from ponita_ff.potential.file import name_before_version_3
 from ponita_ff.potential.potential import Potential
+from ponita_ff.provenance import weights_hash
 
 if TYPE_CHECKING:
     from ponita_ff.data import Frame

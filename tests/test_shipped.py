@@ -50,8 +50,8 @@ def test_settings_are_valid_and_make_this_network(folder: Path) -> None:
     config = TrainConfig.from_yaml(folder / "config.yaml")
     network = read_header(find_potential(folder.name))["network"]
     expected = config.model.model_dump(exclude_none=True)
-    if config.finish is not None:
-        expected["num_ori"] = config.finish.num_ori
+    if config.final_stage is not None:
+        expected["num_ori"] = config.final_stage.num_ori
     for name, value in expected.items():
         assert network[name] == value
 

@@ -31,8 +31,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ponita_ff.energy.derivatives import predict
 from ponita_ff.energy.model import EnergyModel
-from ponita_ff.files import package_versions, weights_hash, write_atomically
+from ponita_ff.files import write_atomically
 from ponita_ff.kernels.build import cache_folder
+from ponita_ff.provenance import package_versions, weights_hash
 from ponita_ff.structure.graph import INPUT_FIELDS, Graph
 
 __all__ = ["AheadOfTimeError", "CompiledPrediction", "compile_ahead_of_time", "compiled_path", "load_compiled"]

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ponita_ff.files import package_versions, weights_hash, write_atomically
+from ponita_ff.files import write_atomically
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
+from ponita_ff.provenance import package_versions, weights_hash
 from ponita_ff.published.network import PublishedConfig, PublishedPonita
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Settings of a training run, all validated at the start, each refusal naming its field."""
+"""Settings of a training run, all validated at the start; an error names the field that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,43 +10,51 @@ from pydantic import Field, ValidationError, model_validator
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.orientations import GRID_SIZES
 from ponita_ff.settings import Section, SettingsError, merged, read_yaml, with_changes, wrong_fields
+from ponita_ff.training.legacy import rename_overrides, rename_settings
 
 __all__ = [
     "CHECKPOINT_FILE",
-    "FIRST_STAGE",
+    "FIRST_STAGE_FOLDER",
     "POTENTIAL_FILE",
     "PRESETS",
     "ConfigError",
     "DataConfig",
-    "FinishConfig",
+    "FinalStageConfig",
     "LossConfig",
     "OptimiserConfig",
     "PotentialConfig",
     "TrainConfig",
+    "UnitsConfig",
 ]
 
 
-#: In the folder of a run: its state, from which it can go on, and its result.
+#: Files in the folder of a run: the state from which it resumes, and the trained potential.
 CHECKPOINT_FILE, POTENTIAL_FILE = "checkpoint.pt", "potential.safetensors"
 
-#: Folder of the first part of a run with two, in that of the run.
-FIRST_STAGE = "first"
+#: Folder of the first stage of a run with a final stage, inside the folder of the run.
+FIRST_STAGE_FOLDER = "first"
 
-#: Defaults that belong together. ``fast``: the least error for the time that training and a step of dynamics take.
-#: ``accurate``: finished on a finer grid of orientations: less error and far less dependence on how a molecule is
-#: turned, for 2.7 times the arithmetic of a step.
+#: Defaults that belong together, by the name of the preset. ``accurate``: the error is smaller and depends far less on
+#: how a molecule is rotated, for 2.7 times the arithmetic of a step.
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
-    "accurate": {"finish": {"num_ori": 32}},
+    "accurate": {"final_stage": {"num_ori": 32}},
 }
+
+Files = Path | Annotated[list[Path], Field(min_length=1)]
 
 
 class ConfigError(SettingsError):
-    """A setting that cannot be used; the message names the file and every wrong field."""
+    """Settings that cannot be used; the message names the file and every wrong field."""
 
 
 class UnitsConfig(Section):
-    """Units of a data file that does not say its own, e.g. ``{energy: kcal/mol, length: Angstrom}``."""
+    """Units of data files that do not state their own.
+
+    Attributes:
+        energy: Unit of energies: ``eV``, ``meV``, ``kcal/mol``, ``kJ/mol``, ``Hartree`` or ``Rydberg``.
+        length: Unit of lengths: ``Angstrom``, ``Bohr`` or ``nm``. Forces are in energy / length.
+    """
 
     energy: str
     length: str
@@ -56,31 +64,39 @@ class DataConfig(Section):
     """Labelled frames and how they are split.
 
     Attributes:
-        path: Training (and validation) frames, a file or a list of files; a relative path starts at the config file's
-            folder.
-        test: Frames for the report at the end, never seen in training, a file or a list of files; None for none, or
-            the split's own.
-        protocol: ``"rmd17"`` is the published protocol: of the 1,000 official training frames of each file 950 train,
-            50 validate.
-        train: Number of training frames, drawn at random.
-        validation: Number of validation frames, drawn at random from the rest.
+        path: File or list of files with the frames to train and validate on. A relative path starts at the folder of
+            the settings file.
+        test: File or list of files with frames for the errors reported at the end; they are never trained on. None: no
+            test frames, or those of ``test_frames``.
+        protocol: How ``path`` is split. ``random``: ``train``, ``validation`` and ``test_frames`` frames are drawn at
+            random. ``rmd17``: the published protocol of rMD17; of the 1,000 official training frames in each file, 950
+            train and 50 validate.
+        train: Number of training frames, drawn at random. Needed for the random protocol.
+        validation: Number of validation frames, drawn at random from the rest. Needed for the random protocol.
         test_frames: Number of test frames, drawn at random from what then remains of ``path``.
-        seed: Of the split.
-        further: Files whose frames all train, beside those of the split; they say their own units.
-        replay: Files of frames that the start was trained on, or the like, to go on training on, so that what it knew
-            is not forgotten. They say their own units. Every third of them never trains: it measures what the start
-            knew.
-        replay_share: Their share of the frames trained on; both kinds are repeated as often as that takes.
+        seed: Seed of the split.
+        extra_train: Files whose frames are all trained on, in addition to the training frames of ``path``. These files
+            must state their own units.
+        replay: Files of frames that the potential in ``potential.start`` was trained on. Training on them as well keeps
+            it from forgetting them. Every third frame is held out to measure this. These files must state their own
+            units.
+        replay_share: Fraction of an epoch that is replayed frames, between 0 and 1. New and replayed frames are
+            repeated as often as that takes.
+        units: Units of ``path`` and ``test`` files that do not state their own, e.g.
+            ``{energy: kcal/mol, length: Angstrom}``. None: the files state them.
+        energy_key: Name of the energies in the files. None: the usual names of the format.
+        forces_key: Name of the forces in the files. None: the usual names of the format.
+        stress_key: Name of the stresses in the files. None: the usual names of the format.
     """
 
-    path: Path | Annotated[list[Path], Field(min_length=1)]
-    test: Path | Annotated[list[Path], Field(min_length=1)] | None = None
+    path: Files
+    test: Files | None = None
     protocol: Literal["random", "rmd17"] = "random"
     train: Annotated[int, Field(ge=1)] | None = None
     validation: Annotated[int, Field(ge=1)] | None = None
     test_frames: Annotated[int, Field(ge=0)] = 0
     seed: int = 0
-    further: list[Path] = Field(default=[])
+    extra_train: list[Path] = Field(default=[])
     replay: list[Path] = Field(default=[])
     replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
     units: UnitsConfig | None = None
@@ -100,19 +116,20 @@ class DataConfig(Section):
 
 
 class PotentialConfig(Section):
-    """Scale and reference energies around the network.
+    """What surrounds the network: reference energies, repulsion, species, and weights to start from.
 
     Attributes:
-        reference_energies: ``"least-squares"`` fits one energy per species (with a start: the smallest change of the
-            start's that makes its energies right on average); a path reads isolated atoms from a structure file; a
-            mapping gives eV by chemical symbol; ``"keep"`` leaves a start's as they are and fits new elements only.
-        zbl_cutoff: Å of the optional ZBL repulsion.
-        extra_species: Chemical symbols beyond those in the training set.
-        start: A potential file whose weights, scale and reference energies the training starts from, instead of
-            random ones; its network must be the one that ``model`` describes, but for the number of orientations.
-            Elements that it does not know begin as the nearest one in the periodic table that it knows.
-        rotations: Rotations of the orientation grid that the finished potential averages over, at proportional cost;
-            training does not see them.
+        reference_energies: Energy of each species that is subtracted before training. ``least-squares``: fitted to the
+            training energies; with ``start``, the smallest change of its reference energies that makes its energies
+            right on average. ``keep``: those of ``start``; only new elements are fitted. A path: isolated atoms in a
+            structure file. A mapping: eV by chemical symbol, e.g. ``{H: -13.6, O: -2041.8}``.
+        zbl_cutoff: Cutoff of the ZBL repulsion between nuclei in Å; at most ``model.cutoff``. None: no repulsion.
+        extra_species: Chemical symbols of elements that the potential knows in addition to those in the training set.
+        start: Potential file whose weights, scale and reference energies training starts from. None: random weights.
+            ``model`` must describe its network, except for the number of orientations. The embedding of a new element
+            starts from that of the nearest known element in the periodic table.
+        rotations: Number of rotations of the orientation grid that the finished potential averages over. The cost of
+            an evaluation is proportional to it. Training does not use it.
     """
 
     reference_energies: dict[str, float] | Literal["least-squares", "keep"] | Path = "least-squares"
@@ -123,10 +140,14 @@ class PotentialConfig(Section):
 
 
 class LossConfig(Section):
-    """Loss = energy · L(ΔE / atoms) + forces · L(ΔF) + stress · L(Δσ), eV and Å.
+    """Loss = energy · L(ΔE / atoms) + forces · L(ΔF) + stress · L(Δσ), with energies in eV and lengths in Å.
 
-    ``mae``: L is the mean absolute value for energies and the mean Euclidean norm per atom for forces; ``mse``: the
-    mean square.
+    Attributes:
+        kind: The function L. ``mae``: mean absolute error of energies and mean Euclidean norm of the force error per
+            atom. ``mse``: mean square error.
+        energy: Weight of the error of the energy per atom (eV).
+        forces: Weight of the error of the forces (eV/Å).
+        stress: Weight of the error of the stress (eV/Å³); above 0, every frame needs a stress.
     """
 
     kind: Literal["mae", "mse"] = "mae"
@@ -136,20 +157,38 @@ class LossConfig(Section):
 
 
 class OptimiserConfig(Section):
-    """Linear warm-up, cosine to zero, clipped gradients, exponential moving average of the weights.
+    """Optimiser and its schedule: linear warm-up, then a cosine to zero, with clipped gradients and averaged weights.
 
-    ``kind``: ``muon`` is Muon for the matrices of the layers, at ``muon_rate`` times the learning rate, and Adam for
-    the rest; ``adam`` is Adam for all.
-
-    With a start, ``trains`` chooses what changes: ``all``; the ``readouts`` alone; the last ``last_layers`` layers
-    (``layers``) and the readouts; or the readouts and a product of rank ``rank`` that is added to each matrix of the
-    layers (``low-rank``). The embedding does, too, where there are new elements. ``layer_decay`` multiplies the
-    learning rate once for every layer that lies between a weight and the end.
+    Attributes:
+        kind: ``muon``: Muon for the matrices of the layers, Adam for all other weights. ``adam``: Adam for all weights.
+        learning_rate: Largest learning rate, reached after the warm-up.
+        muon_lr_multiplier: Learning rate of Muon divided by that of Adam.
+        batch_size: Structures in a batch.
+        steps: Number of training steps. With ``time``, the run ends with whichever is reached first. None: no limit.
+        time: Wall-clock time of training, e.g. ``90s``, ``30m``, ``2h``, ``1d``. The schedule fits itself to it. None:
+            no limit.
+        warmup_steps: Number of steps in which the learning rate rises from zero.
+        clip_norm: Largest norm of the gradient with respect to all weights; a longer one is scaled down to it.
+        ema_decay: Decay of the exponential moving average of the weights per step; validation and the finished
+            potential use the average.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        trainable: Which weights of ``potential.start`` are trained. ``all``: all weights. ``readouts``: the readouts.
+            ``layers``: the last ``last_layers`` layers and the readouts. ``low-rank``: the readouts and, for each
+            matrix of the layers, a product of rank ``rank`` that is added to it (LoRA). The embedding is trained as
+            well where there are new elements.
+        last_layers: Number of layers that are trained with ``trainable: layers``.
+        rank: Rank of the products with ``trainable: low-rank``.
+        layer_decay: Factor of the learning rate for each layer between a weight and the end of the network. 1: the
+            same learning rate in all layers.
+        patience: Training stops after this many validations without a better one, and the best weights are kept. None:
+            no early stopping.
+        validate_every: Steps between two validations.
+        checkpoint_every: Steps between two checkpoints.
     """
 
     kind: Literal["muon", "adam"] = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    muon_rate: Annotated[float, Field(gt=0)] = 4.0
+    muon_lr_multiplier: Annotated[float, Field(gt=0)] = 4.0
     batch_size: Annotated[int, Field(ge=1)] = 5
     steps: Annotated[int, Field(ge=1)] | None = None
     time: Annotated[str, Field(pattern=r"^\d+(\.\d+)?\s*[smhd]$")] | None = None
@@ -157,7 +196,7 @@ class OptimiserConfig(Section):
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    trains: Literal["all", "readouts", "layers", "low-rank"] = "all"
+    trainable: Literal["all", "readouts", "layers", "low-rank"] = "all"
     last_layers: Annotated[int, Field(ge=1)] = 1
     rank: Annotated[int, Field(ge=1)] = 4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -167,26 +206,26 @@ class OptimiserConfig(Section):
 
     @property
     def seconds(self) -> float | None:
-        """The wall-clock budget in seconds, or None."""
+        """``time`` in seconds, or None."""
         if self.time is None:
             return None
         return float(self.time[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[self.time[-1]]
 
-    def part(self, share: float) -> OptimiserConfig:
-        """The same for a part of the time and the steps."""
-        steps = None if self.steps is None else max(1, round(share * self.steps))
-        seconds = None if self.seconds is None else f"{share * self.seconds:.3f}s"
-        return self.model_copy(update={"steps": steps, "time": seconds})
+    def for_fraction(self, fraction: float) -> OptimiserConfig:
+        """The same settings for a fraction of the time and the steps."""
+        steps = None if self.steps is None else max(1, round(fraction * self.steps))
+        time = None if self.seconds is None else f"{fraction * self.seconds:.3f}s"
+        return self.model_copy(update={"steps": steps, "time": time})
 
 
-class FinishConfig(Section):
-    """A last part of the run that goes on with the trained potential on a finer grid of orientations.
+class FinalStageConfig(Section):
+    """A second stage at the end of the run that continues training on a finer grid of orientations.
 
     Attributes:
-        num_ori: The grid.
-        share: Of the run's time or steps.
-        learning_rate: At its start; it falls to zero again.
-        warmup_steps: Until it is reached.
+        num_ori: Number of orientations of the finer grid.
+        share: Fraction of the run's time or steps that the final stage takes, between 0 and 1.
+        learning_rate: Largest learning rate of the final stage; it falls to zero again.
+        warmup_steps: Number of steps in which the learning rate of the final stage rises from zero.
     """
 
     num_ori: Annotated[int, Field(ge=1)] = 32
@@ -195,14 +234,27 @@ class FinishConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
 
 
-def _unlisted(paths: list[Path], like: Path | list[Path]) -> Path | list[Path]:
-    return paths if isinstance(like, list) else paths[0]
-
-
 class TrainConfig(Section):
-    """A whole run.
+    """Settings of a training run.
 
-    ``preset`` chooses defaults for fields that are not given (:data:`PRESETS`).
+    Attributes:
+        preset: Defaults for fields that are not given. ``fast``: smallest error for the time of training and of an
+            MD step. ``accurate``: a final stage on 32 orientations; the error is smaller and depends far less on how a
+            molecule is rotated, for 2.7 times the arithmetic of a step.
+        data: Labelled frames and how they are split.
+        model: The network.
+        potential: What surrounds the network: reference energies, repulsion, species, and weights to start from.
+        loss: Weights and kind of the loss.
+        optimiser: Optimiser, schedule and length of the run.
+        final_stage: A second stage on a finer grid of orientations. None: there is none.
+        name: Name of the potential, written to its file.
+        seed: Seed of the initial weights, the order of the frames and the random rotations.
+        dtype: Floating-point type of the weights and of training, ``float32`` or ``float64``.
+        device: Device to train on, e.g. ``cpu``, ``cuda`` or ``cuda:1``. ``auto``: a GPU if there is one.
+        backend: How a step is computed. ``native``: C++ kernels on the CPU. ``compiled``: compiled by torch.
+            ``eager``: plain torch. ``auto``: native for float32 on the CPU if the kernels can be built, else eager.
+        rotate: Whether every structure of a batch is rotated at random in each step (data augmentation).
+        workers: Number of processes that prepare batches. 0: the training process prepares them itself.
     """
 
     preset: Literal["fast", "accurate"] = "fast"
@@ -211,7 +263,7 @@ class TrainConfig(Section):
     potential: PotentialConfig = PotentialConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
-    finish: FinishConfig | None = None
+    final_stage: FinalStageConfig | None = None
     name: str = "potential"
     seed: int = 0
     dtype: Literal["float32", "float64"] = "float32"
@@ -228,21 +280,27 @@ class TrainConfig(Section):
 
     @classmethod
     def from_mapping(cls, values: Any, source: str = "settings") -> TrainConfig:
-        """Validate a mapping.
+        """Validate nested settings; names of earlier versions are translated.
+
+        Args:
+            values: Settings as read from YAML or JSON.
+            source: Where they are from, for messages.
 
         Raises:
-            ConfigError: Naming every wrong field.
+            SettingsError: Naming every wrong field.
         """
         try:
-            config = cls.model_validate(values)
+            config = cls.model_validate(rename_settings(values, source))
         except ValidationError as error:
             raise ConfigError(f"{source} has settings that cannot be used:\n{wrong_fields(error)}") from None
-        config._check_together(source)
+        config._check_consistency(source)
         return config
 
     @classmethod
     def from_yaml(cls, path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
-        """Read a YAML file; relative paths in it start at its folder.
+        """Read a YAML file; names of earlier versions are translated.
+
+        Relative paths in the file start at its folder, those in ``overrides`` at the working directory.
 
         Args:
             path: The file.
@@ -251,70 +309,91 @@ class TrainConfig(Section):
         Raises:
             SettingsError: For a missing or malformed file or a wrong field.
         """
-        values = with_changes(read_yaml(path, "data: {path: FILE}"), overrides or {}, str(path))
-        config = cls.from_mapping(values, str(path))
-        config._resolve_paths(path.parent, set(overrides or {}))
+        values = rename_settings(read_yaml(path, "data: {path: FILE}"), str(path))
+        overrides = rename_overrides(overrides or {})
+        config = cls.from_mapping(with_changes(values, overrides, str(path)), str(path))
+        config._resolve_paths(path.parent, set(overrides))
         return config
 
-    def _resolve_paths(self, folder: Path, given: set[str]) -> None:
-        """Relative paths start at the file's folder, those given on the command line at the working directory."""
+    def _resolve_paths(self, folder: Path, overridden: set[str]) -> None:
+        """Make all paths absolute: relative to ``folder``, or to the working directory for overridden fields."""
 
         def resolve(path: Path, field: str) -> Path:
-            return ((Path() if field in given else folder) / path).resolve()
+            return ((Path() if field in overridden else folder) / path).resolve()
 
-        self.data.path = _unlisted([resolve(path, "data.path") for path in self.data.files], self.data.path)
-        if self.data.test is not None:
-            self.data.test = _unlisted([resolve(path, "data.test") for path in self.data.test_files], self.data.test)
-        self.data.further = [resolve(path, "data.further") for path in self.data.further]
-        self.data.replay = [resolve(path, "data.replay") for path in self.data.replay]
-        if self.potential.start is not None:
-            self.potential.start = resolve(self.potential.start, "potential.start")
-        if isinstance(self.potential.reference_energies, Path):
-            self.potential.reference_energies = resolve(
-                self.potential.reference_energies, "potential.reference_energies"
-            )
+        def resolve_files(files: Path | list[Path], field: str) -> Path | list[Path]:
+            return [resolve(path, field) for path in files] if isinstance(files, list) else resolve(files, field)
+
+        data, potential = self.data, self.potential
+        data.path = resolve_files(data.path, "data.path")
+        if data.test is not None:
+            data.test = resolve_files(data.test, "data.test")
+        data.extra_train = [resolve(path, "data.extra_train") for path in data.extra_train]
+        data.replay = [resolve(path, "data.replay") for path in data.replay]
+        if potential.start is not None:
+            potential.start = resolve(potential.start, "potential.start")
+        if isinstance(potential.reference_energies, Path):
+            potential.reference_energies = resolve(potential.reference_energies, "potential.reference_energies")
 
     def stages(self, out: Path) -> list[tuple[TrainConfig, Path]]:
-        """The run's parts, each with its folder: one, in ``out``, or with ``finish`` one in ``out/first`` before it."""
-        if self.finish is None:
+        """The stages of the run, each with its folder.
+
+        Args:
+            out: Folder of the run.
+
+        Returns:
+            One stage in ``out``; with ``final_stage``, a first stage in ``out/first`` and then the final one in
+            ``out``, which starts from the potential of the first.
+        """
+        if self.final_stage is None:
             return [(self, out)]
-        first, potential = out / FIRST_STAGE, self.potential
-        beginning = self.model_copy(
+        first_folder = out / FIRST_STAGE_FOLDER
+        return [(self._first_stage(), first_folder), (self._last_stage(self.final_stage, first_folder), out)]
+
+    def _first_stage(self) -> TrainConfig:
+        assert self.final_stage is not None
+        return self.model_copy(
             update={
-                "finish": None,
-                "potential": potential.model_copy(update={"rotations": 1}),
-                "optimiser": self.optimiser.part(1.0 - self.finish.share),
+                "final_stage": None,
+                "potential": self.potential.model_copy(update={"rotations": 1}),
+                "optimiser": self.optimiser.for_fraction(1.0 - self.final_stage.share),
             }
         )
-        end = self.model_copy(
+
+    def _last_stage(self, stage: FinalStageConfig, first_folder: Path) -> TrainConfig:
+        start = {"start": first_folder / POTENTIAL_FILE, "reference_energies": "keep"}
+        rates = {"learning_rate": stage.learning_rate, "warmup_steps": stage.warmup_steps}
+        return self.model_copy(
             update={
-                "finish": None,
-                "model": self.model.model_copy(update={"num_ori": self.finish.num_ori}),
-                "potential": potential.model_copy(
-                    update={"start": first / POTENTIAL_FILE, "reference_energies": "keep"}
-                ),
-                "optimiser": self.optimiser.part(self.finish.share).model_copy(
-                    update={
-                        "learning_rate": self.finish.learning_rate,
-                        "warmup_steps": self.finish.warmup_steps,
-                    }
-                ),
+                "final_stage": None,
+                "model": self.model.model_copy(update={"num_ori": stage.num_ori}),
+                "potential": self.potential.model_copy(update=start),
+                "optimiser": self.optimiser.for_fraction(stage.share).model_copy(update=rates),
             }
         )
-        return [(beginning, first), (end, out)]
 
-    def same_run(self, other: TrainConfig) -> bool:
-        """Whether a checkpoint of one may be continued with the other: all that shapes results must be equal.
+    def can_resume(self, other: TrainConfig) -> bool:
+        """Whether a checkpoint made with ``other`` can be resumed with these settings.
 
-        The length of the run, where and how fast it runs, how often it is looked at, and what is made of the result
-        may differ.
+        All settings that change the weights must be equal. The length of the run, device and backend, how often it is
+        validated and saved, and the test set may differ.
         """
         free: dict[str, Any] = dict.fromkeys(("preset", "device", "workers", "backend"), True)
         free["data"], free["potential"] = {"test"}, {"rotations"}
         free["optimiser"] = {"time", "steps", "patience", "checkpoint_every", "validate_every"}
         return self.model_dump(mode="json", exclude=free) == other.model_dump(mode="json", exclude=free)
 
-    def _check_together(self, source: str) -> None:
+    def _check_consistency(self, source: str) -> None:
+        """Check fields that depend on one another.
+
+        Raises:
+            ConfigError: Naming every wrong field.
+        """
+        problems = [*self._problems(), *self._problems_without_start()]
+        if problems:
+            raise ConfigError(f"{source} has settings that cannot be used:\n  " + "\n  ".join(problems))
+
+    def _problems(self) -> list[str]:
         problems = []
         if self.optimiser.steps is None and self.optimiser.time is None:
             problems.append("optimiser: give steps or time, so that the run has an end")
@@ -322,24 +401,24 @@ class TrainConfig(Section):
             problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
         if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
             problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
-        if self.finish is not None and (self.model.num_ori == 0 or self.finish.num_ori not in GRID_SIZES):
+        stage = self.final_stage
+        if stage is not None and (self.model.num_ori == 0 or stage.num_ori not in GRID_SIZES):
             problems.append(
-                f"finish.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
-                f"got {self.finish.num_ori} and {self.model.num_ori}"
+                f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
+                f"got {stage.num_ori} and {self.model.num_ori}"
             )
-        if self.potential.start is None:
-            problems += [
-                f"{field}: means something with potential.start only"
-                for field, given in (
-                    ("data.replay", bool(self.data.replay)),
-                    ("optimiser.trains", self.optimiser.trains != "all"),
-                    ("potential.reference_energies: keep", self.potential.reference_energies == "keep"),
-                )
-                if given
-            ]
-        if self.optimiser.trains == "layers" and self.optimiser.last_layers > self.model.num_layers:
+        if self.optimiser.trainable == "layers" and self.optimiser.last_layers > self.model.num_layers:
             problems.append(f"optimiser.last_layers: the network has {self.model.num_layers} layers")
         if self.loss.energy + self.loss.forces + self.loss.stress == 0:
             problems.append("loss: at least one weight must be above zero")
-        if problems:
-            raise ConfigError(f"{source} has settings that cannot be used:\n  " + "\n  ".join(problems))
+        return problems
+
+    def _problems_without_start(self) -> list[str]:
+        if self.potential.start is not None:
+            return []
+        given = {
+            "data.replay": bool(self.data.replay),
+            "optimiser.trainable": self.optimiser.trainable != "all",
+            "potential.reference_energies: keep": self.potential.reference_energies == "keep",
+        }
+        return [f"{field}: needs potential.start, a potential to start from" for field, used in given.items() if used]

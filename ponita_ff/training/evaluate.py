@@ -15,14 +15,25 @@ from ponita_ff.data import Frame
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import Graph, batch_graphs, build_graph
 
-__all__ = ["Errors", "Evaluation", "FormulaErrors", "evaluate", "frame_graph"]
+__all__ = ["Errors", "Evaluation", "FormulaErrors", "check_frame", "evaluate", "frame_graph"]
 
-#: With more chemical formulas than these, errors of each are no summary.
-_MOST_FORMULAS = 100
+#: Errors by chemical formula are reported for at most this many formulas; for more they would be no summary.
+_MAX_FORMULAS = 100
+
+#: Arrays that are collected from all batches.
+_QUANTITIES = ("energy", "energy_label", "forces", "forces_label", "stress", "stress_label")
 
 
 def frame_graph(frame: Frame, cutoff: float | None) -> Graph:
-    """Graph of a labelled frame, with its labels."""
+    """Graph of a frame with its labels.
+
+    Args:
+        frame: A labelled frame.
+        cutoff: Cutoff of the neighbour list in Å; None for a complete graph.
+
+    Returns:
+        A graph with ``energy`` (1,) in eV, ``forces`` (N, 3) in eV/Å and, if labelled, ``stress`` (1, 3, 3) in eV/Å³.
+    """
     periodic = bool(frame.pbc.any())
     graph = build_graph(frame.numbers, frame.positions, cutoff, frame.cell if periodic else None, frame.pbc)
     graph.energy = torch.tensor([frame.energy], dtype=torch.float64)
@@ -34,7 +45,13 @@ def frame_graph(frame: Frame, cutoff: float | None) -> Graph:
 
 @dataclass(frozen=True)
 class FormulaErrors:
-    """Errors of the frames with one chemical formula, eV and eV/Å."""
+    """Errors of the frames with one chemical formula.
+
+    Attributes:
+        frames: Number of frames.
+        energy_mae: Mean absolute error of energies, eV.
+        forces_mae: Mean absolute error of force components, eV/Å.
+    """
 
     frames: int
     energy_mae: float
@@ -43,9 +60,18 @@ class FormulaErrors:
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors in eV, eV/Å and eV/Å³; ``stress_mae`` is None where there are no labels.
+    """Errors of a potential on labelled frames.
 
-    ``by_formula`` has those of every chemical formula (Hill order) where there are several, up to a hundred.
+    Attributes:
+        frames: Number of frames.
+        energy_mae: Mean absolute error of energies, eV.
+        energy_rmse: Root mean square error of energies, eV.
+        energy_mae_per_atom: Mean absolute error of energies per atom, eV.
+        forces_mae: Mean absolute error of force components, eV/Å.
+        forces_rmse: Root mean square error of force components, eV/Å.
+        forces_mae_by_element: ``forces_mae`` by chemical symbol.
+        stress_mae: Mean absolute error of stress components, eV/Å³; None without stress labels.
+        by_formula: Errors by chemical formula (Hill order) if there are between 2 and 100 formulas, else empty.
     """
 
     frames: int
@@ -59,13 +85,22 @@ class Errors:
     by_formula: dict[str, FormulaErrors] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """The errors as a dictionary for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions beside labels: energies (n,), forces (total atoms, 3), and the errors between them."""
+    """Predictions and labels of n frames with N atoms in total.
+
+    Attributes:
+        errors: Errors of the predictions.
+        energy: Predicted energies, shape (n,), eV.
+        energy_label: Labels of the energies, same shape.
+        forces: Predicted forces, shape (N, 3), eV/Å.
+        forces_label: Labels of the forces, same shape.
+        num_atoms: Atoms of each frame, shape (n,).
+    """
 
     errors: Errors
     energy: NDArray[np.float64]
@@ -81,7 +116,7 @@ def _batches(frames: Sequence[Frame], batch_size: int) -> Iterator[list[Frame]]:
 
 
 def check_frame(potential: Potential, frame: Frame) -> None:
-    """Refuse a frame with elements that the potential does not know.
+    """Check that the potential knows all elements of a frame.
 
     Raises:
         ValueError: Naming the frame, its first such atom and the known elements.
@@ -102,89 +137,91 @@ def evaluate(
     """Predict every frame and compare with its labels.
 
     Args:
-        potential: Not changed.
-        frames: At least one.
-        batch_size: Frames per pass.
+        potential: The potential; it is not changed.
+        frames: Labelled frames, at least one.
+        batch_size: Frames in a batch.
         progress: Called with the number of frames done so far.
         backend: See :class:`ponita_ff.backends.predictor.Predictor`.
 
     Raises:
-        ValueError: For no frames, elements that the potential does not know, or a backend that does not exist.
+        ValueError: Without frames, for elements that the potential does not know, or for an unknown backend.
     """
     if len(frames) == 0:
         raise ValueError("no frames to evaluate: the data set or its split is empty")
     predict = potential.predictor(backend)
-    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("e", "e0", "f", "f0", "s", "s0")}
-    numbers: list[NDArray[np.int64]] = []
+    rows: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _QUANTITIES}
+    structures: list[NDArray[np.int64]] = []
     done = 0
-    for chunk in _batches(frames, batch_size):
-        for frame in chunk:
+    for batch in _batches(frames, batch_size):
+        for frame in batch:
             check_frame(potential, frame)
-        graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in chunk]).to(potential.device)
-        with_stress = all(frame.stress is not None for frame in chunk)
+        graph = batch_graphs([frame_graph(frame, potential.cutoff) for frame in batch]).to(potential.device)
+        with_stress = all(frame.stress is not None for frame in batch)
         energy, _, forces, *stress = predict(graph, with_stress)
-        rows["e"].append(energy.cpu().numpy())
-        rows["e0"].append(np.array([frame.energy for frame in chunk]))
-        rows["f"].append(forces.cpu().numpy())
-        rows["f0"].append(np.concatenate([frame.forces for frame in chunk]))
+        rows["energy"].append(energy.cpu().numpy())
+        rows["energy_label"].append(np.array([frame.energy for frame in batch]))
+        rows["forces"].append(forces.cpu().numpy())
+        rows["forces_label"].append(np.concatenate([frame.forces for frame in batch]))
         if with_stress:
-            rows["s"].append(stress[0].cpu().numpy())
-            rows["s0"].append(np.stack([frame.stress for frame in chunk if frame.stress is not None]))
-        numbers.extend(frame.numbers for frame in chunk)
-        done += len(chunk)
+            rows["stress"].append(stress[0].cpu().numpy())
+            rows["stress_label"].append(np.stack([frame.stress for frame in batch if frame.stress is not None]))
+        structures.extend(frame.numbers for frame in batch)
+        done += len(batch)
         if progress is not None:
             progress(done)
-    joined = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
-    counts = np.array([len(z) for z in numbers])
+    values = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
+    num_atoms = np.array([len(numbers) for numbers in structures])
     return Evaluation(
-        errors=_errors(joined, numbers, counts),
-        energy=joined["e"],
-        energy_label=joined["e0"],
-        forces=joined["f"],
-        forces_label=joined["f0"],
-        num_atoms=counts,
+        errors=_errors(values, structures, num_atoms),
+        energy=values["energy"],
+        energy_label=values["energy_label"],
+        forces=values["forces"],
+        forces_label=values["forces_label"],
+        num_atoms=num_atoms,
     )
 
 
 def _errors(
-    values: dict[str, NDArray[np.float64]], structures: list[NDArray[np.int64]], counts: NDArray[np.int64]
+    values: dict[str, NDArray[np.float64]], structures: list[NDArray[np.int64]], num_atoms: NDArray[np.int64]
 ) -> Errors:
-    energy, forces = values["e"] - values["e0"], values["f"] - values["f0"]
+    energy, forces = values["energy"] - values["energy_label"], values["forces"] - values["forces_label"]
     numbers = np.concatenate(structures)
     elements = sorted({int(z) for z in numbers})
+    stress_mae = float(np.abs(values["stress"] - values["stress_label"]).mean()) if "stress" in values else None
     return Errors(
-        frames=len(counts),
+        frames=len(num_atoms),
         energy_mae=float(np.abs(energy).mean()),
         energy_rmse=float(np.sqrt(np.square(energy).mean())),
-        energy_mae_per_atom=float(np.abs(energy / counts).mean()),
+        energy_mae_per_atom=float(np.abs(energy / num_atoms).mean()),
         forces_mae=float(np.abs(forces).mean()),
         forces_rmse=float(np.sqrt(np.square(forces).mean())),
         forces_mae_by_element={chemical_symbols[z]: float(np.abs(forces[numbers == z]).mean()) for z in elements},
-        stress_mae=float(np.abs(values["s"] - values["s0"]).mean()) if "s" in values else None,
-        by_formula=_by_formula(energy, forces, structures, counts),
+        stress_mae=stress_mae,
+        by_formula=_errors_by_formula(energy, forces, structures, num_atoms),
     )
 
 
-def _by_formula(
+def _errors_by_formula(
     energy: NDArray[np.float64],
     forces: NDArray[np.float64],
     structures: list[NDArray[np.int64]],
-    counts: NDArray[np.int64],
+    num_atoms: NDArray[np.int64],
 ) -> dict[str, FormulaErrors]:
+    """Errors by chemical formula; empty for a single one or for too many."""
     names: dict[bytes, str] = {}
     for numbers in structures:
         key = np.sort(numbers).tobytes()
         if key not in names:
             names[key] = Atoms(numbers).get_chemical_formula()
-    if not 1 < len(names) <= _MOST_FORMULAS:
+    if not 1 < len(names) <= _MAX_FORMULAS:
         return {}
-    of_frame = np.array([names[np.sort(numbers).tobytes()] for numbers in structures])
-    of_atom = np.repeat(of_frame, counts)
+    frame_formulas = np.array([names[np.sort(numbers).tobytes()] for numbers in structures])
+    atom_formulas = np.repeat(frame_formulas, num_atoms)
     return {
         name: FormulaErrors(
-            frames=int((of_frame == name).sum()),
-            energy_mae=float(np.abs(energy[of_frame == name]).mean()),
-            forces_mae=float(np.abs(forces[of_atom == name]).mean()),
+            frames=int((frame_formulas == name).sum()),
+            energy_mae=float(np.abs(energy[frame_formulas == name]).mean()),
+            forces_mae=float(np.abs(forces[atom_formulas == name]).mean()),
         )
         for name in sorted(names.values())
     }

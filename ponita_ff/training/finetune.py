@@ -1,7 +1,7 @@
-"""Fine-tuning: a trained potential goes on to new molecules, elements, levels of theory; what it forgets is told.
+"""Fine-tuning: train a potential further on a new molecule, element or level of theory, and measure what it forgets.
 
-A fine-tuning run is a training run (:mod:`ponita_ff.training.run`) with a start, settings that suit few frames, and
-errors before and after on the new frames and on what the start knew.
+A fine-tuning run is a training run (:mod:`ponita_ff.training.run`) that starts from a potential, with settings that
+suit few frames. It reports errors before and after on new frames and on held-out replayed frames.
 """
 
 from __future__ import annotations
@@ -20,27 +20,32 @@ from ponita_ff.settings import with_changes
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import POTENTIAL_FILE, ConfigError, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate
-from ponita_ff.training.replay import at_level
+from ponita_ff.training.legacy import rename_overrides
+from ponita_ff.training.replay import with_reference_energies_of
 from ponita_ff.training.run import TrainingData, prepare_data, train
 
-__all__ = ["Change", "finetune", "finetune_config"]
+__all__ = ["REPLAY_FILE", "ErrorChange", "finetune", "finetune_config"]
 
 logger = logging.getLogger(__name__)
 
-#: Beside a base potential's file: frames of all that it knows, labelled by itself.
+#: File beside that of a base potential: frames of what it was trained on, labelled by itself.
 REPLAY_FILE = "replay.xyz"
 
-#: Share of the frames that validate, and their least number.
-_VALIDATION, _LEAST = 0.1, 2
+#: Fraction of the frames that validate, and the smallest number of them.
+_VALIDATION_FRACTION, _MIN_VALIDATION = 0.1, 2
 
 
 @dataclass(frozen=True)
-class Change:
-    """Errors on some frames before and after; eV and eV/Å.
+class ErrorChange:
+    """Errors on some frames before and after fine-tuning.
 
     Attributes:
-        name: What the frames are: ``"new: test"``, ``"known: replay"``, …
-        frames: How many.
+        name: Which frames: ``"new: validation"``, ``"new: test"`` or ``"replay holdout"``.
+        frames: Number of frames.
+        energy_before: Mean absolute error of energies before, eV.
+        energy_after: The same after.
+        forces_before: Mean absolute error of force components before, eV/Å.
+        forces_after: The same after.
     """
 
     name: str
@@ -59,19 +64,22 @@ def finetune_config(
     frames: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Settings for fine-tuning, with what suits the number of frames.
+    """Settings for fine-tuning that suit the number of frames.
 
     Args:
-        base: A potential file or the name of a shipped one.
-        data: Labelled frames of the new level of theory; a tenth of them (at least two) validate.
-        test: Frames for the errors, never seen in training; none: those that validate are shown.
-        replay: Frames of what the base knows, trained on as well; None: ``replay.xyz`` beside the base's file if
-            there is one; empty: none.
-        frames: Use only so many of ``data``, drawn at random.
-        overrides: Values by dotted name for any field of :class:`TrainConfig`, e.g. ``{"optimiser.time": "30m"}``.
+        base: A potential file or the name of a shipped potential.
+        data: Files of labelled frames to train on; a tenth of the frames (at least two) validate.
+        test: Files of frames for the errors reported at the end, never trained on.
+        replay: Files of frames that the base was trained on, which are trained on as well. None: ``replay.xyz`` beside
+            the base's file, if there is one. Empty: no replay.
+        frames: Number of frames of ``data`` to use, drawn at random. None: all.
+        overrides: Values by dotted name for any field of :class:`TrainConfig`, e.g. ``{"optimiser.time": "30m"}``;
+            names of earlier versions are translated.
 
     Raises:
-        ConfigError, DataError, FileNotFoundError: Naming what is wrong.
+        SettingsError: For settings that cannot be used, a base of the published form, or too few frames.
+        DataError: For data that cannot be used.
+        FileNotFoundError: For a base that does not exist.
     """
     path = find_potential(base)
     if replay is None:
@@ -81,9 +89,9 @@ def finetune_config(
     if header["form"] != "force-field":
         raise ConfigError(f"{path} holds a network of the published form, which is not trained here")
     number = sum(len(read_frames(file)) for file in data) if frames is None else frames
-    validation = max(_LEAST, round(_VALIDATION * number))
+    validation = max(_MIN_VALIDATION, round(_VALIDATION_FRACTION * number))
     if number <= validation:
-        raise ConfigError(f"{number} frames are too few to fine-tune on: {validation} are needed to validate alone")
+        raise ConfigError(f"{number} frames are too few to fine-tune on: {validation} are needed for validation alone")
     settings: dict[str, Any] = {
         "name": data[0].stem,
         "data": {
@@ -98,11 +106,11 @@ def finetune_config(
     }
     if test:
         settings["data"]["test"] = [str(file) for file in test]
-    return TrainConfig.from_mapping(with_changes(settings, overrides or {}), "these settings")
+    return TrainConfig.from_mapping(with_changes(settings, rename_overrides(overrides or {})), "these settings")
 
 
 def _schedule(frames: int) -> dict[str, Any]:
-    """Length, rates and average for so many frames; ``benchmarks/finetune.py`` measures what they give."""
+    """Schedule for a number of frames; ``benchmarks/finetune.py`` measures its results."""
     steps = int(min(20_000, max(1_000, 200 * frames**0.75)))
     return {
         "steps": steps,
@@ -114,26 +122,30 @@ def _schedule(frames: int) -> dict[str, Any]:
     }
 
 
-def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: bool = True) -> list[Change]:
-    """Train from ``config.potential.start`` and tell what it brought and what it cost.
+def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: bool = True) -> list[ErrorChange]:
+    """Train from ``config.potential.start`` and measure errors before and after.
 
     Args:
         config: See :func:`finetune_config`.
-        out: Folder of the run; its ``potential.safetensors`` holds lineage and errors.
-        resume: Continue from the folder's checkpoint.
+        out: Folder of the run. Its ``potential.safetensors`` records the start and the errors before and after.
+        resume: Continue from the checkpoint in the folder.
         progress: Whether to show a progress bar.
 
     Returns:
-        Errors before and after: on the new frames, and on replayed frames that never trained.
+        Errors before and after on the new frames and on the replay holdout.
 
     Raises:
-        ConfigError, DataError, ValueError, OSError: Before any work is lost, naming what is wrong.
+        SettingsError, DataError: For settings or data that cannot be used.
+        ValueError: For replayed frames with elements that the start does not know, or as in
+            :func:`ponita_ff.training.run.train`.
+        OSError: If the folder cannot be written.
     """
     if config.potential.start is None:
-        raise ConfigError("fine-tuning needs potential.start, the potential that it goes on from")
+        raise ConfigError("fine-tuning needs potential.start, a potential to start from")
     if not config.data.replay:
         logger.warning(
-            "no frames to replay: what %s knew will be forgotten, and nothing measures how much (data.replay)",
+            "no frames to replay (data.replay): the potential will forget what %s was trained on, and how much it "
+            "forgets is not measured",
             config.potential.start.name,
         )
     data = prepare_data(config.data, out)
@@ -142,7 +154,7 @@ def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: boo
     potential = load_potential(out / POTENTIAL_FILE)
     after = _errors(potential, config.potential.start, data)
     changes = [
-        Change(name, old.frames, old.energy_mae, after[name].energy_mae, old.forces_mae, after[name].forces_mae)
+        ErrorChange(name, old.frames, old.energy_mae, after[name].energy_mae, old.forces_mae, after[name].forces_mae)
         for name, old in before.items()
     ]
     potential.metadata["finetuning"] = [asdict(change) for change in changes]
@@ -152,10 +164,11 @@ def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: boo
 
 
 def _errors(potential: Potential, start: Path, data: TrainingData) -> dict[str, Errors]:
-    """On each kind of frames; what the start knew is compared at the start's own level of theory."""
-    kinds: dict[str, Sequence[Frame]] = {"new: validation": data.validation}
+    """Errors by the name of the frames; replayed ones are compared relative to the potential's reference energies."""
+    frames_by_name: dict[str, Sequence[Frame]] = {"new: validation": data.validation}
     if len(data.test):
-        kinds["new: test"] = data.test
-    if len(data.known):
-        kinds["known: replay"] = at_level(data.known, load_potential(start), potential)
-    return {name: evaluate(potential, frames).errors for name, frames in kinds.items()}
+        frames_by_name["new: test"] = data.test
+    if len(data.replay_holdout):
+        holdout = with_reference_energies_of(potential, data.replay_holdout, load_potential(start))
+        frames_by_name["replay holdout"] = holdout
+    return {name: evaluate(potential, frames).errors for name, frames in frames_by_name.items()}

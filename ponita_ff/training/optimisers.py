@@ -1,7 +1,7 @@
-"""Muon for the matrices of the layers and Adam for all other weights, over memory that a step goes through once.
+"""Muon for the matrices of the layers and Adam for all other weights, on weights that share one tensor.
 
-All trained weights lie behind one another in one tensor and so do their gradients: norm, average and Adam's update are
-then a handful of operations whatever the number of weights.
+All trained weights are views of one flat tensor, and so are their gradients. Clipping, averaging and Adam's update then
+take a handful of operations, whatever the number of parameters.
 """
 
 from __future__ import annotations
@@ -15,48 +15,54 @@ from torch import Tensor, nn
 
 from ponita_ff.network.block import ConvNeXt
 
-__all__ = ["FlatWeights", "LowRank", "Muon", "Optimiser", "layer_matrices", "orthogonalised"]
+__all__ = ["FlatWeights", "LowRankAdam", "Muon", "Optimiser", "layer_matrices", "orthogonalise"]
 
-#: Coefficients of the quintic Newton–Schulz iteration, and how often it runs (Jordan et al., Muon, 2024).
-_NEWTON_SCHULZ, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+#: Coefficients a, b, c of the quintic Newton–Schulz iteration and the number of iterations (Jordan et al., Muon, 2024).
+_NEWTON_SCHULZ_COEFFICIENTS, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
-#: Rows of matrices from which on more than one thread pays: waking them takes longer than narrower ones do.
-_WIDE = 96
+#: The smaller dimension of a matrix from which several threads are faster than one: below, waking them takes longer.
+_MULTITHREADED_MIN_DIMENSION = 96
 
-#: Root mean square of an update by Adam, which Muon's is scaled to (Liu et al., arXiv:2502.16982, equation 4).
-_ADAM_SIZE = 0.2
+#: Root mean square of Adam's update; Muon's is scaled to it (Liu et al., arXiv:2502.16982, equation 4).
+_ADAM_UPDATE_RMS = 0.2
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """About U Vᵀ of every matrix U S Vᵀ, shape (number, rows, columns): singular values end up between 0.7 and 1.2.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Approximate U Vᵀ of every matrix U S Vᵀ; the singular values of the result are between 0.7 and 1.2.
 
-    Newton–Schulz iteration x ← (a + b x xᵀ + c (x xᵀ)²) x of Muon (Jordan et al., 2024). The factors are polynomials of
-    the first x xᵀ, the smaller of the two Gram matrices, so that they are multiplied up there: half the arithmetic. In
-    the dtype that comes in: bfloat16, as published, is far slower on a CPU that does not know it.
+    Newton–Schulz iteration x ← (a + b x xᵀ + c (x xᵀ)²) x of Muon (Jordan et al., 2024). All factors are polynomials of
+    the initial x xᵀ, the smaller of the two Gram matrices, so they are multiplied with one another first. That halves
+    the arithmetic. The dtype is that of the input: bfloat16, as published, is slow on CPUs without it.
+
+    Args:
+        matrices: Shape (number, rows, columns).
+
+    Returns:
+        A tensor of the same shape.
     """
-    a, b, c = _NEWTON_SCHULZ
+    a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-    gram, total = x @ x.mT, None
-    for iteration in range(_ITERATIONS):
+    gram, product = x @ x.mT, None
+    for iteration in range(_NEWTON_SCHULZ_STEPS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        total = factor if total is None else factor @ total
-        if iteration + 1 < _ITERATIONS:
+        product = factor if product is None else factor @ product
+        if iteration + 1 < _NEWTON_SCHULZ_STEPS:
             gram = factor @ gram @ factor
-    x = total @ x
+    x = product @ x
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al., Muon, 2024), for stacks of matrices of one shape.
+    """Muon: gradient descent with orthogonalised Nesterov momentum (Jordan et al., 2024), for stacks of matrices.
 
     Args:
-        params: Tensors (number, rows, columns).
-        lr: Learning rate: an update has the size that Adam's has at this rate (arXiv:2502.16982, equation 4).
-        momentum: Share of the past in the average of gradients, which looks ahead as Nesterov's.
-        weight_decay: Decoupled, times the learning rate.
+        params: Stacks of matrices of one shape, each (number, rows, columns).
+        lr: Learning rate; an update has the root mean square of Adam's at this rate (arXiv:2502.16982, equation 4).
+        momentum: Decay of the exponential moving average of the gradients.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
     """
 
     def __init__(
@@ -66,31 +72,31 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change the weights by their gradients."""
+        """Update the weights from their gradients."""
         for group in self.param_groups:
             for weights in group["params"]:
                 if weights.grad is None:
                     continue
-                average = self.state[weights].setdefault("average", torch.zeros_like(weights))
-                average.lerp_(weights.grad, 1.0 - group["momentum"])
-                update = orthogonalised(torch.lerp(weights.grad, average, group["momentum"]))
-                size = _ADAM_SIZE * max(weights.shape[-2:]) ** 0.5
-                weights.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)
+                momentum = self.state[weights].setdefault("momentum_buffer", torch.zeros_like(weights))
+                momentum.lerp_(weights.grad, 1.0 - group["momentum"])
+                update = orthogonalise(torch.lerp(weights.grad, momentum, group["momentum"]))
+                scale = _ADAM_UPDATE_RMS * max(weights.shape[-2:]) ** 0.5
+                weights.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
-class LowRank:
-    """Adam on factors: a matrix of a stack becomes W + L R, of which only L and R train (LoRA, arXiv:2106.09685).
+class LowRankAdam:
+    """Low-rank adaptation (LoRA, arXiv:2106.09685): each matrix becomes W + L R, and Adam trains L and R only.
 
-    The matrices themselves are written over in every step, so that nobody else need know.
+    Every step writes W + L R into the matrix itself, so the network needs no change.
 
     Args:
-        stacks: Tensors (number, rows, columns) with gradients, changed in place.
-        rank: Columns of L and rows of R.
+        stacks: Stacks of matrices (number, rows, columns) with gradients; changed in place.
+        rank: Number of columns of L and of rows of R.
     """
 
     def __init__(self, stacks: list[nn.Parameter], rank: int) -> None:
         self._stacks = stacks
-        self._first = [stack.detach().clone() for stack in stacks]
+        self._initial = [stack.detach().clone() for stack in stacks]
         generator = torch.Generator().manual_seed(0)
         self._factors: list[nn.Parameter] = []
         for stack in stacks:
@@ -101,35 +107,36 @@ class LowRank:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """As every optimiser has them."""
+        """Parameter groups of Adam, as in ``torch.optim.Optimizer``."""
         return self._adam.param_groups
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change the factors by the matrices' gradients, and the matrices with them."""
-        pairs = list(zip(self._stacks, self._first, self._factors[::2], self._factors[1::2], strict=True))
-        for stack, _, left, right in pairs:
+        """Update the factors from the matrices' gradients (chain rule), then the matrices from the factors."""
+        rows = list(zip(self._stacks, self._initial, self._factors[::2], self._factors[1::2], strict=True))
+        for stack, _, left, right in rows:
             assert stack.grad is not None
             left.grad, right.grad = stack.grad @ right.mT, left.mT @ stack.grad
         self._adam.step()
-        for stack, first, left, right in pairs:
-            stack.copy_(first + left @ right)
+        for stack, initial, left, right in rows:
+            stack.copy_(initial + left @ right)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """State of Adam, factors and initial matrices."""
         factors = [factor.detach() for factor in self._factors]
-        return {"adam": self._adam.state_dict(), "factors": factors, "first": self._first}
+        return {"adam": self._adam.state_dict(), "factors": factors, "initial": self._initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from such a state."""
+        """Continue from a state of :meth:`state_dict`."""
         self._adam.load_state_dict(state["adam"])
+        saved = [*state["factors"], *state["initial"]]
         with torch.no_grad():
-            for own, saved in zip([*self._factors, *self._first], [*state["factors"], *state["first"]], strict=True):
-                own.copy_(saved)
+            for tensor, value in zip([*self._factors, *self._initial], saved, strict=True):
+                tensor.copy_(value)
 
 
-class _Part(Protocol):
-    """What changes some of the weights."""
+class _SomeWeightsOptimiser(Protocol):
+    """Optimiser of some of the weights."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -139,63 +146,71 @@ class _Part(Protocol):
 
 
 class FlatWeights:
-    """The trainable weights of a module in one tensor, of which they become views; so do their gradients.
+    """Makes the trainable parameters of a module views of one flat tensor, and their gradients views of another.
 
     Args:
         module: Its parameters keep names, shapes and values.
-        matrices: Names of parameters that come in stacks of one shape.
+        matrices: Names of matrices; those of one shape become one stack.
 
     Attributes:
-        values: All weights, shape (number,).
-        gradients: Theirs.
-        stacks: The matrices, each (number, rows, columns).
-        rest: What is in no stack, shape (number,).
+        values: All trainable weights, shape (number of weights,).
+        gradients: Their gradients, same shape.
+        stacks: The stacks of matrices, each (number, rows, columns); views of ``values``.
+        rest: All weights that are in no stack, one dimension; a view of ``values``.
     """
 
     def __init__(self, module: nn.Module, matrices: set[str]) -> None:
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        shapes: dict[torch.Size, list[str]] = {}
-        rest = [name for name in trained if name not in matrices]
-        for name in trained:
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        rest = [name for name in trainable if name not in matrices]
+        names_by_shape: dict[torch.Size, list[str]] = {}
+        for name in trainable:
             if name in matrices:
-                shapes.setdefault(trained[name].shape, []).append(name)
-        self._sizes = {name: trained[name].numel() for names in (rest, *shapes.values()) for name in names}
-        ordered = [trained[name] for name in self._sizes]
-        self.values = torch.cat([p.detach().flatten() for p in ordered])
+                names_by_shape.setdefault(trainable[name].shape, []).append(name)
+        ordered = [*rest, *(name for names in names_by_shape.values() for name in names)]
+        self._sizes = {name: trainable[name].numel() for name in ordered}
+        self.values = torch.cat([trainable[name].detach().flatten() for name in ordered])
         self.gradients = torch.zeros_like(self.values)
         start = 0
-        for parameter in ordered:
-            parameter.data, parameter.grad = (self._piece(flat, start, parameter.shape) for flat in self._both())
+        for name in ordered:
+            parameter = trainable[name]
+            parameter.data = _view(self.values, start, parameter.shape)
+            parameter.grad = _view(self.gradients, start, parameter.shape)
             start += parameter.numel()
-        start = sum(trained[name].numel() for name in rest)
+        start = sum(self._sizes[name] for name in rest)
         self.rest = self._parameter(0, torch.Size((start,)))
         self.stacks = []
-        for shape, members in shapes.items():
-            self.stacks.append(self._parameter(start, torch.Size((len(members), *shape))))
+        for shape, names in names_by_shape.items():
+            self.stacks.append(self._parameter(start, torch.Size((len(names), *shape))))
             start += self.stacks[-1].numel()
 
-    def spread(self, numbers: Mapping[str, float]) -> Tensor:
-        """A number for each parameter, by name, at each of its weights, shape (number,)."""
-        parts = [torch.full((size,), numbers[name]) for name, size in self._sizes.items()]
-        return torch.cat(parts).to(self.values)
+    def per_weight(self, per_parameter: Mapping[str, float]) -> Tensor:
+        """Repeat a number for each parameter, by name, for all of its weights.
 
-    def _both(self) -> tuple[Tensor, Tensor]:
-        return self.values, self.gradients
+        Args:
+            per_parameter: A number for every trainable parameter.
 
-    @staticmethod
-    def _piece(flat: Tensor, start: int, shape: torch.Size) -> Tensor:
-        return flat[start : start + shape.numel()].view(shape)
+        Returns:
+            Shape (number of weights,), in the order of ``values``.
+        """
+        pieces = [torch.full((size,), per_parameter[name]) for name, size in self._sizes.items()]
+        return torch.cat(pieces).to(self.values)
 
     def _parameter(self, start: int, shape: torch.Size) -> nn.Parameter:
-        parameter = nn.Parameter(self._piece(self.values, start, shape))
-        parameter.grad = self._piece(self.gradients, start, shape)
+        parameter = nn.Parameter(_view(self.values, start, shape))
+        parameter.grad = _view(self.gradients, start, shape)
         return parameter
 
 
+def _view(flat: Tensor, start: int, shape: torch.Size) -> Tensor:
+    """A view of some elements of a flat tensor."""
+    return flat[start : start + shape.numel()].view(shape)
+
+
 @contextmanager
-def _one_thread(when: bool) -> Iterator[None]:
+def _single_thread(enabled: bool) -> Iterator[None]:
+    """Run on one thread if ``enabled``, and restore the number of threads."""
     threads = torch.get_num_threads()
-    if when and threads > 1:
+    if enabled and threads > 1:
         torch.set_num_threads(1)
     try:
         yield
@@ -205,29 +220,34 @@ def _one_thread(when: bool) -> Iterator[None]:
 
 
 def layer_matrices(module: nn.Module) -> set[str]:
-    """Names of the weights of linear maps between a layer's features: those that Muon is for.
+    """Names of the matrices that Muon trains: the linear maps from features to features in each layer.
 
-    Radial and fibre kernels, embedding and readout are no maps from features to features; Adam does as well for them,
-    at less cost (``benchmarks/recipe.py``).
+    Kernels, embedding and readouts do not map features to features; for them Adam is as good and costs less
+    (``benchmarks/recipe.py``).
     """
     return {
         f"{name}.{linear}.weight"
-        for name, part in module.named_modules()
-        if isinstance(part, ConvNeXt)
+        for name, block in module.named_modules()
+        if isinstance(block, ConvNeXt)
         for linear in ("expand", "contract")
     }
 
 
 class Optimiser:
-    """Changes the weights of a module by their gradients, which lie in each parameter's ``grad``.
+    """Updates the weights of a module from the gradients in each parameter's ``grad``.
 
     Args:
-        module: Its trainable parameters; on its device from now on.
+        module: Its trainable parameters are updated. Move it to its device before.
         kind: ``"muon"``: Muon for the matrices of the layers, Adam for the rest. ``"adam"``: Adam for all.
-        weight_decay: Decoupled.
-        speeds: By parameter's name, what its learning rate is multiplied by; 0 leaves it as it is. None: 1 for all.
-        muon_rate: Times the learning rate of all other weights: that of Muon's matrices.
-        rank: Changes the matrices of the layers by products of this rank only, with Adam; None: as they come.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        multipliers: Factor of the learning rate by parameter's name; 0 freezes a parameter. None: 1 for all.
+        rank: Rank of the products that are added to the matrices of the layers and trained in their place, with Adam
+            (:class:`LowRankAdam`). None: the matrices themselves are trained.
+        muon_lr_multiplier: Learning rate of Muon divided by that of Adam.
+
+    Attributes:
+        matrices: Names of the parameters in the stacks of ``weights``.
+        weights: The weights and gradients of the module.
     """
 
     def __init__(
@@ -235,42 +255,47 @@ class Optimiser:
         module: nn.Module,
         kind: Literal["muon", "adam"],
         weight_decay: float,
-        speeds: Mapping[str, float] | None = None,
+        multipliers: Mapping[str, float] | None = None,
         rank: int | None = None,
-        muon_rate: float = 1.0,
+        muon_lr_multiplier: float = 1.0,
     ) -> None:
-        #: Names of the parameters that lie in stacks.
         self.matrices = layer_matrices(module) if kind == "muon" or rank is not None else set()
         self.weights = FlatWeights(module, self.matrices)
-        self._muon_rate = muon_rate
-        self._speeds = None if speeds is None else self.weights.spread(speeds)
-        self._parts: list[_Part] = [
+        self._muon_lr_multiplier = muon_lr_multiplier
+        self._multipliers = None if multipliers is None else self.weights.per_weight(multipliers)
+        self._optimisers: list[_SomeWeightsOptimiser] = [
             torch.optim.AdamW([self.weights.rest], lr=0.0, weight_decay=weight_decay, fused=True)
         ]
         if rank is not None:
-            self._parts.append(LowRank(self.weights.stacks, rank))
+            self._optimisers.append(LowRankAdam(self.weights.stacks, rank))
         elif self.weights.stacks:
-            self._parts.append(Muon(self.weights.stacks, lr=0.0, weight_decay=weight_decay))
+            self._optimisers.append(Muon(self.weights.stacks, lr=0.0, weight_decay=weight_decay))
 
-    def step(self, rate: float, clip_norm: float) -> None:
-        """One step at a learning rate, with the gradient of all weights cut down to a norm."""
+    def step(self, learning_rate: float, clip_norm: float) -> None:
+        """Update the weights.
+
+        Args:
+            learning_rate: Learning rate of Adam.
+            clip_norm: Largest norm of the gradient with respect to all weights; a longer one is scaled down to it.
+        """
         gradients, values = self.weights.gradients, self.weights.values
-        narrow = all(min(stack.shape[-2:]) < _WIDE for stack in self.weights.stacks)
-        with _one_thread(narrow and gradients.device.type == "cpu"):
+        small = all(min(stack.shape[-2:]) < _MULTITHREADED_MIN_DIMENSION for stack in self.weights.stacks)
+        with _single_thread(small and gradients.device.type == "cpu"):
             gradients.mul_((clip_norm / (gradients.norm() + 1e-6)).clamp(max=1.0))
-            before = None if self._speeds is None else values.clone()
-            for part in self._parts:
-                for group in part.param_groups:
-                    group["lr"] = rate * self._muon_rate if isinstance(part, Muon) else rate
-                part.step()
-            if before is not None and self._speeds is not None:
-                values.copy_(torch.lerp(before, values, self._speeds))
+            before = None if self._multipliers is None else values.clone()
+            for optimiser in self._optimisers:
+                multiplier = self._muon_lr_multiplier if isinstance(optimiser, Muon) else 1.0
+                for group in optimiser.param_groups:
+                    group["lr"] = learning_rate * multiplier
+                optimiser.step()
+            if before is not None and self._multipliers is not None:
+                values.copy_(torch.lerp(before, values, self._multipliers))
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """State of all parts."""
-        return [part.state_dict() for part in self._parts]
+        """State of the optimisers."""
+        return [optimiser.state_dict() for optimiser in self._optimisers]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Continue from such a state."""
-        for part, state in zip(self._parts, states, strict=True):
-            part.load_state_dict(state)
+        """Continue from a state of :meth:`state_dict`."""
+        for optimiser, state in zip(self._optimisers, states, strict=True):
+            optimiser.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Several processes, started by ``torchrun``, that train one potential together."""
+"""Data-parallel training: several processes, started by ``torchrun``, train one potential together."""
 
 from __future__ import annotations
 
@@ -10,72 +10,75 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["Processes", "deal", "joined_processes"]
+__all__ = ["Processes", "balance", "process_group"]
 
 
 class Processes:
-    """The processes of a run and which of them this is; a single one needs no communication.
+    """The processes of a run, and which of them this one is. A single process does not communicate.
 
-    Attributes:
+    Args:
         rank: Number of this process, from 0.
-        size: How many there are.
+        world_size: Number of processes.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
 
     @property
-    def leads(self) -> bool:
-        """Whether this one validates, logs and writes."""
+    def is_main(self) -> bool:
+        """Whether this process is the one that validates, logs and writes."""
         return self.rank == 0
 
-    def sum_(self, tensor: Tensor) -> None:
-        """Put the sum over all processes in place of each one's tensor."""
-        if self.size > 1:
+    def all_reduce_(self, tensor: Tensor) -> None:
+        """Replace the tensor by its sum over all processes."""
+        if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.world_size > 1:
             torch.distributed.barrier()
 
-    def from_leader_(self, tensor: Tensor) -> None:
-        """Put the leading process's tensor in place of each one's."""
-        if self.size > 1:
+    def broadcast_(self, tensor: Tensor) -> None:
+        """Replace the tensor by that of the main process."""
+        if self.world_size > 1:
             torch.distributed.broadcast(tensor, src=0)
 
 
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, connected; this one alone without it.
+def process_group(device: torch.device) -> Iterator[Processes]:
+    """Connect the processes that ``torchrun`` started; without it, this process is the only one.
 
     Args:
-        device: Where tensors will lie: decides the way of communication.
+        device: Where tensors will be; NCCL is used for GPUs, Gloo for the CPU.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield Processes()
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), size)
+        yield Processes(torch.distributed.get_rank(), world_size)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Positions of a batch's structures, dealt out so that each process gets about as many atoms.
+def balance(sizes: Sequence[int], num_processes: int) -> list[list[int]]:
+    """Distribute a batch's structures over processes so that each gets about as many atoms.
 
-    The largest first, each to the process with the fewest atoms so far.
+    Greedy: the largest structure first, each to the process with the fewest atoms so far.
 
     Args:
         sizes: Atoms of each structure; at least as many structures as processes.
-        hands: Number of processes.
+        num_processes: Number of processes.
+
+    Returns:
+        For each process, the positions of its structures in the batch, ascending.
     """
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    atoms = [0] * hands
+    assigned: list[list[int]] = [[] for _ in range(num_processes)]
+    atoms = [0] * num_processes
     for position in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
-        least = atoms.index(min(atoms))
-        dealt[least].append(position)
-        atoms[least] += sizes[position]
-    return [sorted(positions) for positions in dealt]
+        smallest = atoms.index(min(atoms))
+        assigned[smallest].append(position)
+        atoms[smallest] += sizes[position]
+    return [sorted(positions) for positions in assigned]

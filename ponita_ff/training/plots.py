@@ -1,4 +1,4 @@
-"""Pictures of training runs, as PNG files."""
+"""Plots of training runs, as PNG files."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ __all__ = ["plain_numbers", "plot_learning_curve", "plot_parity"]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a PNG without pyplot, which would keep global state and want a display."""
+    """Write a PNG without pyplot, which has global state and may need a display."""
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
 def plain_numbers(axis: Axis) -> None:
-    """1, 2, 5, 10, … at a logarithmic axis: powers of ten would run into each other where it spans few."""
+    """Label a logarithmic axis at 1, 2, 5, 10, … with plain numbers, which suits an axis that spans few decades."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def plot_learning_curve(
-    history: Sequence[Mapping[str, float]], path: Path, first: Sequence[Mapping[str, float]] = ()
+    history: Sequence[Mapping[str, float]], path: Path, first_stage: Sequence[Mapping[str, float]] = ()
 ) -> None:
     """Validation errors of the averaged weights against steps, both axes logarithmic.
 
     Args:
         history: Rows of ``metrics.csv``.
-        path: Of the PNG file.
-        first: Rows of the part of the run that came before, on a coarser grid.
+        path: The PNG file.
+        first_stage: Rows of the first stage, on a coarser grid, in a run with a final stage.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    before = first[-1]["step"] if first else 0.0
-    if first:
-        axes.axvline(before, color="0.5", linestyle=":", label="finer grid from here")
-    steps = [*(row["step"] for row in first), *(before + row["step"] for row in history)]
-    rows = [*first, *history]
+    offset = first_stage[-1]["step"] if first_stage else 0.0
+    if first_stage:
+        axes.axvline(offset, color="0.5", linestyle=":", label="final stage (finer grid)")
+    steps = [*(row["step"] for row in first_stage), *(offset + row["step"] for row in history)]
+    rows = [*first_stage, *history]
     for key, label, marker in (
         ("validation_forces_mae", "force MAE (meV/Å)", "o"),
         ("validation_energy_mae", "energy MAE (meV)", "s"),
@@ -62,7 +62,13 @@ def plot_learning_curve(
 
 
 def plot_parity(result: Evaluation, title: str, path: Path) -> None:
-    """Predicted against reference energies per atom and force components."""
+    """Predicted against reference energies per atom and force components.
+
+    Args:
+        result: Predictions and labels.
+        title: Title of the figure.
+        path: The PNG file.
+    """
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     per_atom, label = result.energy / result.num_atoms, result.energy_label / result.num_atoms

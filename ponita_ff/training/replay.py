@@ -1,4 +1,4 @@
-"""Frames of what a start knows, trained on beside new ones, so that it is not forgotten."""
+"""Replay: frames that a start was trained on are trained on beside new ones, so that they are not forgotten."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ from collections.abc import Sequence
 from ponita_ff.data import Frame, InMemoryFrames, JoinedFrames
 from ponita_ff.potential.potential import Potential
 
-__all__ = ["at_level", "mixed", "split_replay"]
+__all__ = ["mix_frames", "split_replay", "with_reference_energies_of"]
 
-#: One frame in so many measures what the start knew, and never trains.
-_HELD_OUT = 3
+#: Every n-th replayed frame is held out.
+_HOLDOUT_INTERVAL = 3
 
 
 def split_replay(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Sequence[Frame]]:
-    """Frames to train on, and frames that only measure: every third."""
-    held_out = range(_HELD_OUT - 1, len(frames), _HELD_OUT)
-    trained = [index for index in range(len(frames)) if index not in held_out]
-    return InMemoryFrames(frames[index] for index in trained), InMemoryFrames(frames[index] for index in held_out)
+    """Split replayed frames into those to train on and the holdout, every third frame, which only measures."""
+    holdout = range(_HOLDOUT_INTERVAL - 1, len(frames), _HOLDOUT_INTERVAL)
+    train = [index for index in range(len(frames)) if index not in holdout]
+    return InMemoryFrames(frames[index] for index in train), InMemoryFrames(frames[index] for index in holdout)
 
 
-def at_level(frames: Sequence[Frame], base: Potential, potential: Potential) -> Sequence[Frame]:
-    """The frames with the energies that they would have with ``potential``'s reference energies instead of ``base``'s.
+def with_reference_energies_of(potential: Potential, frames: Sequence[Frame], base: Potential) -> Sequence[Frame]:
+    """Frames labelled at the level of theory of ``base``, with energies relative to ``potential``'s reference energies.
 
-    A start's frames may be of another level of theory than the new ones, whose reference energies differ by far more
-    than anything that matters between atoms.
+    Replayed frames may be of another level of theory than the new ones. Its reference energies differ by far more than
+    interaction energies do, so the energies of replayed frames are shifted by the difference.
+
+    Args:
+        potential: Its reference energies replace those of ``base``.
+        frames: Frames whose energies (eV) belong to ``base``.
+        base: The potential that ``potential`` started from.
 
     Raises:
         ValueError: Naming a frame with elements that one of the two does not know.
     """
     old, new = (dict(zip(p.species, p.reference_energies.tolist(), strict=True)) for p in (base, potential))
     shifts = {z: new[z] - old[z] for z in old if z in new}
-    moved = []
+    shifted = []
     for frame in frames:
         unknown = {int(z) for z in frame.numbers} - set(shifts)
         if unknown:
@@ -40,12 +45,12 @@ def at_level(frames: Sequence[Frame], base: Potential, potential: Potential) -> 
                 f"{frame.source}: a frame for replay has elements {sorted(unknown)} (atomic numbers) that the start "
                 "does not know: replay only what it was trained on"
             )
-        moved.append(dataclasses.replace(frame, energy=frame.energy + sum(shifts[int(z)] for z in frame.numbers)))
-    return InMemoryFrames(moved)
+        shifted.append(dataclasses.replace(frame, energy=frame.energy + sum(shifts[int(z)] for z in frame.numbers)))
+    return InMemoryFrames(shifted)
 
 
-def mixed(new: Sequence[Frame], replay: Sequence[Frame], share: float) -> Sequence[Frame]:
-    """New frames and replayed ones, whole sets repeated so that about ``share`` of an epoch are replayed ones."""
+def mix_frames(new: Sequence[Frame], replay: Sequence[Frame], share: float) -> Sequence[Frame]:
+    """New and replayed frames, each set repeated as a whole, so that about ``share`` of an epoch is replayed frames."""
     if not len(replay):
         return new
     ratio = len(replay) * (1 - share) / (len(new) * share)

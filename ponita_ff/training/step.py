@@ -1,4 +1,4 @@
-"""One training step: loss and its gradient for a batch, by one of the backends."""
+"""One training step: the loss of a batch and its gradient with respect to the weights, by one of the backends."""
 
 from __future__ import annotations
 
@@ -25,16 +25,29 @@ __all__ = ["LossTerms", "TrainingStep"]
 
 logger = logging.getLogger(__name__)
 
-#: Graph fields that a step reads, in the order in which a traced step takes them.
+#: Fields of a graph that a step reads, in the order in which a traced step takes them.
 _FIELDS = (*INPUT_FIELDS, "energy", "forces")
 
-#: Keeps the norm of a force error differentiable at zero, far under any force that matters, (eV/Å)².
-_NORM_FLOOR = 1e-14
+#: Added to the squared norm of a force error, so that the norm is differentiable at zero; far below the square of any
+#: force that matters, (eV/Å)².
+_NORM_EPS = 1e-14
+
+#: Mean error of rows, by the kind of the loss.
+_MEAN_ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda error: error.square().mean(),
+    "mae": lambda error: (error.square().sum(-1) + _NORM_EPS).sqrt().mean(),
+}
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a step prints: the loss and mean absolute errors of its batch (eV per structure, eV/Å)."""
+    """Loss and errors of a batch, all scalars.
+
+    Attributes:
+        loss: The loss.
+        energy_mae: Mean absolute error of the energy, eV per structure.
+        forces_mae: Mean absolute error of the force components, eV/Å.
+    """
 
     loss: Tensor
     energy_mae: Tensor
@@ -45,46 +58,46 @@ def _loss(
     potential: Potential,
     settings: LossConfig,
     graph: Graph,
-    shares: Tensor,
+    fractions: Tensor,
     energies: Tensor,
     forces: Tensor,
     stress: Tensor | None,
 ) -> LossTerms:
-    """Loss of interaction energies (N,), forces (N, 3) and stress (B, 3, 3) against a batch's labels.
+    """Loss of predictions against the labels of a batch.
 
-    ``shares`` (2,): of the structures and of the atoms of the whole batch, those in this graph.
+    Args:
+        potential: For its reference energies.
+        settings: Weights and kind of the loss.
+        graph: The batch of B structures with N atoms, or this process's shard of it, with labels.
+        fractions: Fractions of the whole batch's structures and atoms that ``graph`` has, shape (2,).
+        energies: Interaction energies of atoms, shape (N,), eV.
+        forces: Shape (N, 3), eV/Å.
+        stress: Shape (B, 3, 3), eV/Å³, or None where it is not in the loss.
     """
-    of_structures, of_atoms = shares
-    number = graph.cell.shape[0]
+    structure_fraction, atom_fraction = fractions
+    num_structures = graph.cell.shape[0]
     reference = reference_energies(potential, graph)
-    label = graph.energy - sum_over_structures(reference, graph.batch, number)
-    ones = torch.ones_like(reference)
-    energy_error = sum_over_structures(energies.double(), graph.batch, number) - label
-    per_atom = energy_error / sum_over_structures(ones, graph.batch, number)
+    label = graph.energy - sum_over_structures(reference, graph.batch, num_structures)
+    num_atoms = sum_over_structures(torch.ones_like(reference), graph.batch, num_structures)
+    energy_error = sum_over_structures(energies.double(), graph.batch, num_structures) - label
     force_error = forces - graph.forces
-    size = _SIZES[settings.kind]
-    loss = settings.energy * of_structures * size(per_atom.unsqueeze(-1))
-    loss = loss + settings.forces * of_atoms * size(force_error)
+    mean_error = _MEAN_ERRORS[settings.kind]
+    loss = settings.energy * structure_fraction * mean_error((energy_error / num_atoms).unsqueeze(-1))
+    loss = loss + settings.forces * atom_fraction * mean_error(force_error)
     if stress is not None:
-        loss = loss + settings.stress * of_structures * size((stress - graph.stress).flatten(1))
+        loss = loss + settings.stress * structure_fraction * mean_error((stress - graph.stress).flatten(1))
     energy_mae, forces_mae = energy_error.detach().abs().mean(), force_error.detach().abs().mean()
-    return LossTerms(loss, of_structures * energy_mae, of_atoms * forces_mae)
-
-
-_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mse": lambda error: error.square().mean(),
-    "mae": lambda error: (error.square().sum(-1) + _NORM_FLOOR).sqrt().mean(),
-}
+    return LossTerms(loss, structure_fraction * energy_mae, atom_fraction * forces_mae)
 
 
 class _LossModule(nn.Module):
-    """Potential and loss as one module, so that ``functional_call`` can be given other weights."""
+    """Potential and loss in one module, so that ``functional_call`` can evaluate the loss for given weights."""
 
     def __init__(self, potential: Potential, settings: LossConfig) -> None:
         super().__init__()
         self.potential, self.settings = potential, settings
 
-    def forward(self, graph: Graph, shares: Tensor, for_compile: bool) -> LossTerms:
+    def forward(self, graph: Graph, fractions: Tensor, for_compile: bool) -> LossTerms:
         energies, forces, stress = differentiate(
             self.potential,
             graph,
@@ -94,82 +107,88 @@ class _LossModule(nn.Module):
             for_compile=for_compile,
         )
         assert forces is not None
-        return _loss(self.potential, self.settings, graph, shares, energies, forces, stress)
+        return _loss(self.potential, self.settings, graph, fractions, energies, forces, stress)
 
 
 class TrainingStep:
-    """Computes the loss of a batch and leaves its gradient in the parameters' ``grad``.
+    """Computes the loss of a batch and writes its gradient into the ``grad`` of the potential's parameters.
 
     Args:
-        potential: Its parameters are differentiated; nothing else of it changes.
+        potential: The loss is differentiated with respect to its trainable parameters. It is not changed otherwise.
         settings: Weights and kind of the loss.
-        backend: ``"native"``: C++ kernels for the force-field form on the CPU; goes on eagerly, with a warning, where
-            they are not to be had. ``"compiled"``: the whole step (see :class:`ShapeCompiler`), worth it where all
-            batches have the same shape, as for one molecule. ``"eager"``: as torch runs it. ``"auto"``: native for
-            float32 on the CPU wherever it can be had, else eager.
+        backend: ``"native"``: C++ kernels for the force-field form on the CPU; eager, with a warning, where they are
+            not available. ``"compiled"``: the whole step is compiled by torch for each of the first shapes of batches
+            (see :class:`ShapeCompiler`), which is worth it where all batches have one shape, as for one molecule.
+            ``"eager"``: plain torch. ``"auto"``: native for float32 on the CPU where available, else eager.
 
     Raises:
-        ValueError: For a backend that does not exist.
+        ValueError: For an unknown backend.
 
     Attributes:
-        backend: What really computes: ``"native"``, ``"compiled"`` or ``"eager"``.
+        backend: The backend in use: ``"native"``, ``"compiled"`` or ``"eager"``.
     """
 
     def __init__(self, potential: Potential, settings: LossConfig, backend: str = "eager") -> None:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential, self._settings = potential, settings
-        self._native = _native(potential, backend)
+        self._native = _native_differentiation(potential, backend)
         self.backend = "native" if self._native else "compiled" if backend == "compiled" else "eager"
-        self._named = {name: p for name, p in potential.named_parameters() if p.requires_grad}
+        self._parameters = {name: p for name, p in potential.named_parameters() if p.requires_grad}
         self._module = _LossModule(potential, settings)
         self._fields = (*_FIELDS, "stress") if settings.stress > 0 else _FIELDS
-        self._function: Function = partial(self._evaluate, for_compile=False)
+        self._function: Function = partial(self._loss_and_gradients, for_compile=False)
         if self.backend == "compiled":
-            self._function = ShapeCompiler(partial(self._evaluate, for_compile=True), self._function)
+            self._function = ShapeCompiler(partial(self._loss_and_gradients, for_compile=True), self._function)
 
-    def __call__(self, graph: Graph, shares: tuple[float, float] = (1.0, 1.0)) -> LossTerms:
-        """Loss terms of the batch, detached.
+    def __call__(self, graph: Graph, fractions: tuple[float, float] = (1.0, 1.0)) -> LossTerms:
+        """Compute loss and gradient.
 
         Args:
-            graph: The batch, or a part of it.
-            shares: Of the structures and of the atoms of the whole batch, those in ``graph``: terms and gradients of
-                parts add up to those of the whole.
+            graph: The batch with its labels, or a shard of it.
+            fractions: Fractions of the whole batch's structures and atoms that ``graph`` has. Loss terms and gradients
+                of all shards add up to those of the whole batch.
+
+        Returns:
+            Detached loss terms.
         """
-        part = torch.tensor(shares, dtype=torch.float64, device=graph.positions.device)
-        for parameter in self._named.values():
+        fraction_tensor = torch.tensor(fractions, dtype=torch.float64, device=graph.positions.device)
+        for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if self._native is not None:
-            return self._natively(graph, part, self._native)
-        tensors = [*(graph[name] for name in self._fields), part]
-        parameters = [p.detach() for p in self._named.values()]
+            return self._native_step(graph, fraction_tensor, self._native)
+        tensors = [*(graph[name] for name in self._fields), fraction_tensor]
+        parameters = [p.detach() for p in self._parameters.values()]
         with torch.no_grad():
             loss, energy_mae, forces_mae, *gradients = self._function(parameters, tensors)
-        torch._foreach_copy_([p.grad for p in self._named.values() if p.grad is not None], gradients)
+        torch._foreach_copy_([p.grad for p in self._parameters.values() if p.grad is not None], gradients)
         return LossTerms(loss, energy_mae, forces_mae)
 
-    def _natively(self, graph: Graph, shares: Tensor, native: NativeDifferentiation) -> LossTerms:
+    def _native_step(self, graph: Graph, fractions: Tensor, native: NativeDifferentiation) -> LossTerms:
         found = native(graph, self._settings.stress > 0)
         with torch.enable_grad():
-            terms = _loss(self._potential, self._settings, graph, shares, found.energies, found.forces, found.stress)
-        found.gradients(terms.loss, {name: p.grad for name, p in self._named.items() if p.grad is not None})
+            terms = _loss(self._potential, self._settings, graph, fractions, found.energies, found.forces, found.stress)
+        found.gradients(terms.loss, {name: p.grad for name, p in self._parameters.items() if p.grad is not None})
         return replace(terms, loss=terms.loss.detach())
 
-    def _evaluate(self, parameters: list[Tensor], tensors: list[Tensor], for_compile: bool) -> tuple[Tensor, ...]:
+    def _loss_and_gradients(
+        self, parameters: list[Tensor], tensors: list[Tensor], for_compile: bool
+    ) -> tuple[Tensor, ...]:
+        """The loss terms, then the gradient with respect to each parameter; a function of tensors only, for tracing."""
         with torch.enable_grad():
             leaves = [p.detach().requires_grad_(True) for p in parameters]
-            weights = dict(zip((f"potential.{name}" for name in self._named), leaves, strict=True))
-            *fields, shares = tensors
+            weights = dict(zip((f"potential.{name}" for name in self._parameters), leaves, strict=True))
+            *fields, fractions = tensors
             graph = Graph(**dict(zip(self._fields, fields, strict=True)))
-            terms = functional_call(self._module, weights, (graph, shares, for_compile))
-            # The last layer's constants may not matter to a loss without energies: no gradient then, not an error.
+            terms = functional_call(self._module, weights, (graph, fractions, for_compile))
+            # A loss without energies does not depend on the last layer's biases: their gradient is zero, not an error.
             gradients = torch.autograd.grad(terms.loss, leaves, materialize_grads=True)
         return terms.loss.detach(), terms.energy_mae, terms.forces_mae, *gradients
 
 
-def _native(potential: Potential, backend: str) -> NativeDifferentiation | None:
-    """The kernels; None, said in the log, where they are not to be had or, for "auto", not the better choice."""
+def _native_differentiation(potential: Potential, backend: str) -> NativeDifferentiation | None:
+    """The native kernels, or None if they are not asked for, not available (logged), or not the default choice."""
     if backend not in ("auto", "native"):
         return None
     if backend == "auto" and (potential.dtype != torch.float32 or potential.device.type != "cpu"):

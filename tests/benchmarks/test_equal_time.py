@@ -56,7 +56,7 @@ def test_own_run(equal_time: ModuleType, tmp_path: Path, monkeypatch: pytest.Mon
     write_springs(tmp_path)
     settings = {
         "model": {"cutoff": 4.0, "num_ori": 6, "channels": 8, "num_layers": 1, "l_max": 1},
-        "optimiser": {"warmup_steps": 10, "learning_rate": 0.01, "muon_rate": 1.0},
+        "optimiser": {"warmup_steps": 10, "learning_rate": 0.01, "muon_lr_multiplier": 1.0},
     }
     monkeypatch.setattr(equal_time, "SETTINGS", settings)
     arguments = ["--data", tmp_path, "--molecule", "water", "--contender", "ponita_ff", "--minutes", "0.1"]

@@ -132,7 +132,7 @@ def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path
     arguments = ["finetune", base, frames, "--out", tmp_path / "tuned", "--replay", frames, "--no-progress"]
     result = call(*arguments, "--frames", 8, "--test", frames, "--set", "optimiser.steps=4")
     assert result.exit_code == 0, result.output
-    for row in (r"new: validation \(2\)", r"new: test \(12\)", r"known: replay \(4\)"):
+    for row in (r"new: validation \(2\)", r"new: test \(12\)", r"replay holdout \(4\)"):
         assert re.search(row + r" +\d+\.\d -> \d+\.\d +\d+\.\d -> \d+\.\d", result.output)
     assert (tmp_path / "tuned" / "potential.safetensors").is_file()
     again = call("finetune", base, frames, "--out", tmp_path / "tuned", "--resume", "--set", "optimiser.steps=6")

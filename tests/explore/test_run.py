@@ -62,7 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {
         "data": {"path": str(folder / "frames.xyz"), "train": 16, "validation": 4},
         "model": {"cutoff": 4.0, "num_ori": 6, "channels": 8, "num_layers": 1, "l_max": 2},
-        "optimiser": {"steps": 200, "batch_size": 4, "learning_rate": 0.01, "muon_rate": 1.0},
+        "optimiser": {"steps": 200, "batch_size": 4, "learning_rate": 0.01, "muon_lr_multiplier": 1.0},
     }
     train(TrainConfig.from_mapping(settings), folder / "run", progress=False)
     return folder / "run" / "potential.safetensors"
@@ -86,7 +86,7 @@ def quick(folder: Path) -> dict[str, Any]:
         "training": {
             "optimiser.steps": 30,
             "optimiser.learning_rate": 6e-3,
-            "optimiser.muon_rate": 1.0,
+            "optimiser.muon_lr_multiplier": 1.0,
             "optimiser.checkpoint_every": 10,
         },
     }

@@ -19,10 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ponita_ff.files import weights_hash, write_atomically
+from ponita_ff.files import write_atomically
 from ponita_ff.potential import file as checkpoint
 from ponita_ff.potential.file import PotentialFileError, find_potential, load_potential, read_header, save_potential
 from ponita_ff.potential.potential import Potential
+from ponita_ff.provenance import weights_hash
 from ponita_ff.structure.graph import build_graph
 
 FILES = Path(__file__).parents[1] / "files"

@@ -15,6 +15,19 @@ from methanol import make_frames
 from ponita_ff.data import InMemoryFrames
 
 
+@pytest.fixture
+def drawn_plots() -> None:
+    """For tests that look at the plots of a run."""
+
+
+@pytest.fixture(autouse=True)
+def plots_left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no plots, which take longer than their training, except where a test asks for ``drawn_plots``."""
+    if "drawn_plots" not in request.fixturenames:
+        for name in ("plot_learning_curve", "plot_parity"):
+            monkeypatch.setattr(f"ponita_ff.training.run.{name}", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def frames() -> InMemoryFrames:
     """Twenty frames."""
@@ -55,7 +68,7 @@ def settings(frames_path: Path) -> dict[str, object]:
             "validate_every": 10,
             "checkpoint_every": 5,
             "learning_rate": 0.01,
-            "muon_rate": 1.0,
+            "muon_lr_multiplier": 1.0,
         },
         "device": "cpu",
     }

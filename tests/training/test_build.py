@@ -141,3 +141,20 @@ def test_a_new_element_begins_as_its_nearest(
 def test_replay_keeps_all_elements_of_the_start(settings: dict[str, Any], frames: InMemoryFrames, base: Path) -> None:
     settings["data"] = {**settings["data"], "replay": ["anything.xyz"]}
     assert started(settings, frames, base).species == (1, 6, 7, 8)
+
+
+def test_reference_energies_and_scale(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> None:
+    config = TrainConfig.from_mapping(settings)
+    potential = build_potential(config, frames)
+    counts = torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64)
+    mean = np.mean([frame.energy for frame in frames])
+    assert float(counts @ potential.reference_energies) == pytest.approx(mean, abs=1e-9)
+    forces = np.concatenate([frame.forces for frame in frames])
+    assert potential.scale == pytest.approx(np.sqrt(np.square(forces).mean()))
+    settings["potential"] = {"reference_energies": {"H": -1.0, "C": -2.0, "O": -3.0}, "extra_species": ["N"]}
+    with pytest.raises(ConfigError, match="7"):
+        build_potential(TrainConfig.from_mapping(settings), frames)
+    settings["potential"]["reference_energies"]["N"] = -4.0
+    potential = build_potential(TrainConfig.from_mapping(settings), frames)
+    assert potential.species == (1, 6, 7, 8)
+    assert potential.reference_energies.tolist() == [-1.0, -2.0, -4.0, -3.0]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ponita_ff.settings import SettingsError
-from ponita_ff.training.config import PRESETS, ConfigError, FinishConfig, TrainConfig
+from ponita_ff.settings import Section, SettingsError
+from ponita_ff.training.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    FinalStageConfig,
+    LossConfig,
+    OptimiserConfig,
+    PotentialConfig,
+    TrainConfig,
+    UnitsConfig,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +106,16 @@ def test_only_speed_and_length_may_differ_on_resume(settings: dict[str, Any]) ->
     longer["optimiser"]["steps"] = 60
     longer["data"]["test"] = longer["data"]["path"]
     other["optimiser"]["learning_rate"] = 0.02
-    assert config.same_run(TrainConfig.from_mapping(longer))
-    assert not config.same_run(TrainConfig.from_mapping(other))
+    assert config.can_resume(TrainConfig.from_mapping(longer))
+    assert not config.can_resume(TrainConfig.from_mapping(other))
 
 
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
-        ("data", "replay", ["old.xyz"], r"data\.replay: means something with potential\.start only"),
-        ("optimiser", "trains", "readouts", r"optimiser\.trains: means something with potential\.start only"),
-        ("potential", "reference_energies", "keep", r"keep: means something with potential\.start only"),
+        ("data", "replay", ["old.xyz"], r"data\.replay: needs potential\.start"),
+        ("optimiser", "trainable", "readouts", r"optimiser\.trainable: needs potential\.start"),
+        ("potential", "reference_energies", "keep", r"keep: needs potential\.start"),
     ],
 )
 def test_what_needs_a_start(settings: dict[str, Any], section: str, field: str, value: Any, message: str) -> None:
@@ -117,20 +128,20 @@ def test_what_needs_a_start(settings: dict[str, Any], section: str, field: str, 
 
 def test_more_last_layers_than_layers(settings: dict[str, Any]) -> None:
     settings["potential"] = {"start": "base.safetensors"}
-    settings["optimiser"] |= {"trains": "layers", "last_layers": 5}
+    settings["optimiser"] |= {"trainable": "layers", "last_layers": 5}
     with pytest.raises(ConfigError, match=r"optimiser\.last_layers: the network has \d layers"):
         TrainConfig.from_mapping(settings)
 
 
 def test_presets_are_defaults(settings: dict[str, Any]) -> None:
     """What is given wins; the rest comes from the preset, and a saved configuration says all."""
-    assert TrainConfig.from_mapping(settings).finish is None
+    assert TrainConfig.from_mapping(settings).final_stage is None
     config = TrainConfig.from_mapping({**settings, "preset": "accurate"})
-    assert config.finish == FinishConfig(num_ori=32)
+    assert config.final_stage == FinalStageConfig(num_ori=32)
     assert config.model.channels == settings["model"]["channels"]
-    own = TrainConfig.from_mapping({**settings, "preset": "accurate", "finish": {"share": 0.5}})
-    assert own.finish == FinishConfig(num_ori=32, share=0.5)
-    assert TrainConfig.from_mapping({**settings, "preset": "accurate", "finish": None}).finish is None
+    own = TrainConfig.from_mapping({**settings, "preset": "accurate", "final_stage": {"share": 0.5}})
+    assert own.final_stage == FinalStageConfig(num_ori=32, share=0.5)
+    assert TrainConfig.from_mapping({**settings, "preset": "accurate", "final_stage": None}).final_stage is None
     assert TrainConfig.from_mapping(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match="preset"):
         TrainConfig.from_mapping({**settings, "preset": "best"})
@@ -142,10 +153,10 @@ def test_every_preset_is_valid(name: str, settings: dict[str, Any]) -> None:
     TrainConfig.from_mapping({**settings, "preset": name})
 
 
-def test_a_finish_divides_time_and_steps(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_final_stage_divides_time_and_steps(settings: dict[str, Any], tmp_path: Path) -> None:
     settings["optimiser"] |= {"steps": 100, "time": "2m"}
     assert [folder for _, folder in TrainConfig.from_mapping(settings).stages(tmp_path)] == [tmp_path]
-    settings |= {"finish": {"num_ori": 12, "share": 0.3, "learning_rate": 1e-4}, "potential": {"rotations": 2}}
+    settings |= {"final_stage": {"num_ori": 12, "share": 0.3, "learning_rate": 1e-4}, "potential": {"rotations": 2}}
     (first, folder), (last, out) = TrainConfig.from_mapping(settings).stages(tmp_path)
     assert (folder, out) == (tmp_path / "first", tmp_path)
     assert (first.optimiser.steps, last.optimiser.steps) == (70, 30)
@@ -158,7 +169,17 @@ def test_a_finish_divides_time_and_steps(settings: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize(("own", "finer"), [(6, 13), (0, 12)])
-def test_a_finish_needs_grids(own: int, finer: int, settings: dict[str, Any]) -> None:
+def test_a_final_stage_needs_grids(own: int, finer: int, settings: dict[str, Any]) -> None:
     settings["model"] |= {"num_ori": own, "l_max": 0}
-    with pytest.raises(ConfigError, match=rf"finish\.num_ori.*got {finer} and {own}"):
-        TrainConfig.from_mapping({**settings, "finish": {"num_ori": finer}})
+    with pytest.raises(ConfigError, match=rf"final_stage\.num_ori.*got {finer} and {own}"):
+        TrainConfig.from_mapping({**settings, "final_stage": {"num_ori": finer}})
+
+
+@pytest.mark.parametrize(
+    "section",
+    [TrainConfig, DataConfig, UnitsConfig, PotentialConfig, LossConfig, OptimiserConfig, FinalStageConfig],
+)
+def test_every_setting_is_described(section: type[Section]) -> None:
+    """One entry under Attributes for each, in the order of the fields."""
+    entries = re.findall(r"(?m)^ {8}(\w+): ", str(section.__doc__).partition("Attributes:")[2])
+    assert entries == list(section.model_fields)

@@ -19,8 +19,8 @@ from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.training import run as training_run
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import evaluate
-from ponita_ff.training.finetune import Change, finetune, finetune_config
-from ponita_ff.training.replay import at_level, split_replay
+from ponita_ff.training.finetune import ErrorChange, finetune, finetune_config
+from ponita_ff.training.replay import split_replay, with_reference_energies_of
 from ponita_ff.training.run import train
 
 
@@ -32,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings: dict[str, Any] = {
         "data": {"path": str(folder / "frames.xyz"), "train": 16, "validation": 4},
         "model": {"cutoff": 4.0, "num_ori": 6, "channels": 8, "num_layers": 2, "l_max": 2},
-        "optimiser": {"steps": 300, "batch_size": 4, "learning_rate": 0.01, "muon_rate": 1.0},
+        "optimiser": {"steps": 300, "batch_size": 4, "learning_rate": 0.01, "muon_lr_multiplier": 1.0},
     }
     train(TrainConfig.from_mapping(settings), folder / "run", progress=False)
     write(folder / "run" / "replay.xyz", [frame.to_atoms() for frame in make_frames(15, seed=3)], format="extxyz")
@@ -46,12 +46,12 @@ def water_path(water: list[Atoms], tmp_path: Path) -> Path:
     return path
 
 
-def run(base: Path, data: Path, out: Path, **overrides: Any) -> dict[str, Change]:
+def run(base: Path, data: Path, out: Path, **overrides: Any) -> dict[str, ErrorChange]:
     """Fine-tune for a second."""
     short = {
         "optimiser.steps": 150,
         "optimiser.learning_rate": 5e-3,
-        "optimiser.muon_rate": 1.0,
+        "optimiser.muon_lr_multiplier": 1.0,
         "optimiser.batch_size": 4,
     }
     given = {name.replace("__", "."): value for name, value in overrides.items()}
@@ -61,10 +61,10 @@ def run(base: Path, data: Path, out: Path, **overrides: Any) -> dict[str, Change
 
 def test_it_learns_the_new_and_keeps_the_old(base: Path, water_path: Path, tmp_path: Path) -> None:
     changes = run(base, water_path, tmp_path / "run")
-    new, known = changes["new: validation"], changes["known: replay"]
+    new, known = changes["new: validation"], changes["replay holdout"]
     assert (new.frames, known.frames) == (2, 5)
     assert new.forces_after < 0.5 * new.forces_before
-    forgetful = run(base, water_path, tmp_path / "alone", data__replay_share=1e-3)["known: replay"]
+    forgetful = run(base, water_path, tmp_path / "alone", data__replay_share=1e-3)["replay holdout"]
     assert forgetful.forces_before == known.forces_before
     assert known.forces_after < 0.5 * forgetful.forces_after
 
@@ -82,7 +82,7 @@ def test_the_file_records_where_it_comes_from(base: Path, water_path: Path, tmp_
 
 
 def test_readouts_alone(base: Path, water_path: Path, tmp_path: Path) -> None:
-    run(base, water_path, tmp_path / "run", optimiser__trains="readouts")
+    run(base, water_path, tmp_path / "run", optimiser__trainable="readouts")
     before, after = (load_potential(path).state_dict() for path in (base, tmp_path / "run" / "potential.safetensors"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"network.readouts.{i}.{k}" for i in (0, 1) for k in ("weight", "bias")} | {"reference_energies"}
@@ -90,7 +90,7 @@ def test_readouts_alone(base: Path, water_path: Path, tmp_path: Path) -> None:
 
 def test_low_rank_resumes_bit_for_bit(base: Path, water_path: Path, tmp_path: Path) -> None:
     """The factors are part of the checkpoint."""
-    whole = finetune_config(base, [water_path], overrides={"optimiser.steps": 20, "optimiser.trains": "low-rank"})
+    whole = finetune_config(base, [water_path], overrides={"optimiser.steps": 20, "optimiser.trainable": "low-rank"})
     finetune(whole, tmp_path / "whole", progress=False)
     half = whole.model_copy(deep=True)
     half.optimiser.checkpoint_every = 5
@@ -131,17 +131,17 @@ def test_replay_at_another_level_of_theory(base: Path, water_path: Path, tmp_pat
     changes = run(base, path, tmp_path / "run")
     known = split_replay(read_frames(base.with_name("replay.xyz")))[1]
     own = evaluate(load_potential(base), known).errors
-    assert changes["known: replay"].energy_before == pytest.approx(own.energy_mae, rel=1e-4)
-    assert changes["known: replay"].forces_before == pytest.approx(own.forces_mae, rel=1e-4)
+    assert changes["replay holdout"].energy_before == pytest.approx(own.energy_mae, rel=1e-4)
+    assert changes["replay holdout"].forces_before == pytest.approx(own.forces_mae, rel=1e-4)
     assert changes["new: validation"].energy_before < 5.0
     potential, origin = load_potential(tmp_path / "run" / "potential.safetensors"), load_potential(base)
-    moved = at_level(water, origin, potential)
+    moved = with_reference_energies_of(potential, water, origin)
     shift = np.array([new.energy - old.energy for new, old in zip(moved, water, strict=True)])
     np.testing.assert_allclose(shift, 5000.0, atol=1.0)
 
 
-def test_a_finish_replays_at_the_new_level_too(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second part starts from a potential of the new level, but the replayed frames are still the base's."""
+def test_a_final_stage_replays_at_the_new_level(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts from a potential of the new level, but the replayed frames are still the base's."""
     shifted = [dataclasses.replace(frame, energy=frame.energy + 5000.0) for frame in make_frames(8, seed=5)]
     write(tmp_path / "shifted.xyz", [frame.to_atoms() for frame in shifted], format="extxyz")
     seen: list[list[float]] = []
@@ -152,7 +152,7 @@ def test_a_finish_replays_at_the_new_level_too(base: Path, tmp_path: Path, monke
             seen.append([frame.energy for frame in args[2]])
 
     monkeypatch.setattr(training_run, "Trainer", Spy)
-    run(base, tmp_path / "shifted.xyz", tmp_path / "run", optimiser__steps=4, finish={"num_ori": 12, "share": 0.5})
+    run(base, tmp_path / "shifted.xyz", tmp_path / "run", optimiser__steps=4, final_stage={"num_ori": 12, "share": 0.5})
     first, last = seen
     assert last == pytest.approx(first, abs=0.1)
     assert load_potential(tmp_path / "run" / "potential.safetensors").network.config.num_ori == 12
@@ -173,14 +173,14 @@ def test_no_replay_is_said_aloud(
     config = finetune_config(base, [water_path], replay=[], overrides={"optimiser.steps": 2})
     changes = finetune(config, tmp_path / "run", progress=False)
     assert [change.name for change in changes] == ["new: validation"]
-    assert "will be forgotten" in caplog.text
+    assert "will forget" in caplog.text
 
 
 def test_mistakes_are_named(base: Path, water_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 frames are too few to fine-tune on"):
         finetune_config(base, [water_path], frames=2)
-    with pytest.raises(ConfigError, match=r"optimiser\.trains"):
-        finetune_config(base, [water_path], overrides={"optimiser.trains": "everything"})
+    with pytest.raises(ConfigError, match=r"optimiser\.trainable"):
+        finetune_config(base, [water_path], overrides={"optimiser.trainable": "everything"})
     with pytest.raises(FileNotFoundError, match="neither a file nor a shipped potential"):
         finetune_config("nothing", [water_path])
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
-from ponita_ff.training.optimisers import FlatWeights, Muon, Optimiser, layer_matrices, orthogonalised
+from ponita_ff.training.optimisers import FlatWeights, Muon, Optimiser, layer_matrices, orthogonalise
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def random_gradients(module: nn.Module, seed: int) -> None:
 def test_orthogonalised_keeps_directions_and_evens_out_singular_values(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
-    inner = u.mT @ orthogonalised(matrices) @ vh.mT
+    inner = u.mT @ orthogonalise(matrices) @ vh.mT
     found = inner.diagonal(dim1=-2, dim2=-1)
     torch.testing.assert_close(inner, torch.diag_embed(found), rtol=0, atol=1e-10)
     large = s > 0.05 * s[:, :1]
@@ -45,11 +45,11 @@ def test_orthogonalised_is_the_published_iteration() -> None:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
-    torch.testing.assert_close(orthogonalised(matrix), x, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(orthogonalise(matrix), x, rtol=1e-10, atol=1e-10)
 
 
 def test_orthogonalised_zero_is_zero() -> None:
-    assert not orthogonalised(torch.zeros(1, 3, 4)).any()
+    assert not orthogonalise(torch.zeros(1, 3, 4)).any()
 
 
 def test_muon_is_torch_s(network: Ponita) -> None:
@@ -137,11 +137,11 @@ def test_state_goes_on_where_it_stood(kind: Literal["muon", "adam"], network: Po
     assert torch.equal(first.weights.values, second.weights.values)
 
 
-def test_muon_rate_multiplies_the_rate_of_matrices_alone(network: Ponita) -> None:
+def test_muon_lr_multiplier_multiplies_the_rate_of_matrices_alone(network: Ponita) -> None:
     twin = copy.deepcopy(network)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for module, rate in ((network, 3.0), (twin, 1.0)):
-        optimiser = Optimiser(module, "muon", 0.0, muon_rate=rate)
+        optimiser = Optimiser(module, "muon", 0.0, muon_lr_multiplier=rate)
         random_gradients(module, 0)
         optimiser.step(0.01, 1e9)
     for (name, one), other in zip(network.named_parameters(), twin.parameters(), strict=True):
@@ -149,8 +149,8 @@ def test_muon_rate_multiplies_the_rate_of_matrices_alone(network: Ponita) -> Non
         torch.testing.assert_close(one - before[name], factor * (other - before[name]), rtol=1e-4, atol=1e-6)
 
 
-def test_speeds_multiply_what_a_step_changes(network: Ponita) -> None:
-    """Frozen weights stay to the last bit; half the speed is half the change."""
+def test_multipliers_scale_the_change_of_a_step(network: Ponita) -> None:
+    """Frozen weights stay the same to the last bit; half the learning rate is half the change."""
     twin = copy.deepcopy(network)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     chosen = dict.fromkeys(before, 0.0) | {"layers.1.expand.weight": 0.5, "readouts.0.weight": 1.0}

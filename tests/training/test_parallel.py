@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -17,35 +16,37 @@ from ase.io import read, write
 
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.potential.file import read_header
-from ponita_ff.training.parallel import Processes, deal
-from ponita_ff.training.trainer import _Batches
+from ponita_ff.training.config import TrainConfig
+from ponita_ff.training.parallel import Processes, balance
+from ponita_ff.training.run import train
+from ponita_ff.training.trainer import _BatchSampler, read_metrics
 
 
-def test_deal_gives_every_structure_once_and_about_as_many_atoms() -> None:
+def test_balance_gives_every_structure_once_and_about_as_many_atoms() -> None:
     sizes = np.random.default_rng(0).integers(1, 30, size=24).tolist()
-    dealt = deal(sizes, 3)
-    assert sorted(position for hand in dealt for position in hand) == list(range(24))
-    atoms = [sum(sizes[position] for position in hand) for hand in dealt]
+    assigned = balance(sizes, 3)
+    assert sorted(position for positions in assigned for position in positions) == list(range(24))
+    atoms = [sum(sizes[position] for position in positions) for positions in assigned]
     assert max(atoms) - min(atoms) <= min(sizes) + 1
 
 
-def test_deal_leaves_nobody_without() -> None:
-    assert all(deal([1, 1, 50], 3))
+def test_balance_gives_every_process_a_structure() -> None:
+    assert all(balance([1, 1, 50], 3))
 
 
-def test_parts_of_a_batch_make_it_up(frames: InMemoryFrames) -> None:
-    whole = _Batches(frames, 7, 0, 0, Processes()).part(3)
-    parts = [_Batches(frames, 7, 0, 0, Processes(rank, 3)).part(3) for rank in range(3)]
-    assert sorted(index for part in parts for index in part.indices) == sorted(whole.indices)
-    assert sum(part.shares[0] for part in parts) == pytest.approx(1.0)
-    assert sum(part.shares[1] for part in parts) == pytest.approx(1.0)
-    for part in parts:
-        assert [whole.indices[position] for position in part.positions] == part.indices
+def test_shards_add_up_to_the_batch(frames: InMemoryFrames) -> None:
+    whole = _BatchSampler(frames, 7, 0, 0, Processes()).shard(3)
+    shards = [_BatchSampler(frames, 7, 0, 0, Processes(rank, 3)).shard(3) for rank in range(3)]
+    assert sorted(index for shard in shards for index in shard.indices) == sorted(whole.indices)
+    assert sum(shard.fractions[0] for shard in shards) == pytest.approx(1.0)
+    assert sum(shard.fractions[1] for shard in shards) == pytest.approx(1.0)
+    for shard in shards:
+        assert [whole.indices[position] for position in shard.positions] == shard.indices
 
 
 def test_more_processes_than_frames_in_a_batch(frames: InMemoryFrames) -> None:
-    with pytest.raises(ValueError, match=r"batch of 3 frames cannot be dealt out to 4 processes"):
-        _Batches(frames, 3, 0, 0, Processes(0, 4))
+    with pytest.raises(ValueError, match=r"batch of 3 frames cannot be distributed over 4 processes"):
+        _BatchSampler(frames, 3, 0, 0, Processes(0, 4))
 
 
 @pytest.fixture
@@ -57,24 +58,23 @@ def mixed(settings: dict[str, Any], frames_path: Path, water: list[Atoms], tmp_p
     return {**settings, "dtype": "float64", "backend": "native"}
 
 
-def launch(config: Path, out: Path, processes: int, *options: str) -> list[dict[str, float]]:
-    """Train in a command of its own; returns the rows of the log."""
+def train_in_two_processes(config: Path, out: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*start, "-m", "ponita_ff", "train", str(config), "--out", str(out), "--no-progress", *options]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*start, "-m", "ponita_ff", "train", str(config), "--out", str(out), "--no-progress"]
     done = subprocess.run(
         command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    with (out / "metrics.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def test_two_processes_lose_what_one_loses(mixed: dict[str, Any], tmp_path: Path) -> None:
     """Over 50 steps, 1e-6: losses, and the errors of the averaged potential."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(mixed), encoding="utf-8")
-    one, two = (launch(config, tmp_path / str(processes), processes) for processes in (1, 2))
+    train(TrainConfig.from_mapping(mixed), tmp_path / "1", progress=False)
+    train_in_two_processes(config, tmp_path / "2")
+    one, two = (read_metrics(tmp_path / name) for name in ("1", "2"))
     assert [row["step"] for row in one] == [row["step"] for row in two] == [*range(1, 51)]
     for name in ("train_loss", "validation_energy_mae", "validation_forces_mae"):
         np.testing.assert_allclose([row[name] for row in two], [row[name] for row in one], rtol=1e-6, err_msg=name)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ponita_ff.training import plots
 
 
-def test_a_learning_curve_goes_on_behind_the_first_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learning_curve_continues_that_of_the_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "_save", lambda figure, _: figures.append(figure))
 

@@ -1,4 +1,4 @@
-"""What trains, and how fast."""
+"""Which weights are trained, and how fast."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ponita_ff.data import InMemoryFrames
 from ponita_ff.potential.file import save_potential
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import TrainConfig
-from ponita_ff.training.speeds import speeds
+from ponita_ff.training.learning_rate_multipliers import learning_rate_multipliers
 
 
 @pytest.fixture
 def found(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> Any:
-    """Speeds of a network of three layers, by what the settings say of the optimiser."""
+    """Multipliers of a network of three layers for settings of the optimiser."""
     settings["model"] = {**settings["model"], "num_layers": 3}
     base = tmp_path / "base.safetensors"
     save_potential(build_potential(TrainConfig.from_mapping(settings), frames), base)
@@ -29,41 +29,41 @@ def found(settings: dict[str, Any], frames: InMemoryFrames, tmp_path: Path) -> A
                 "optimiser": {**settings["optimiser"], **optimiser},
             }
         )
-        return speeds(build_potential(config, frames), config)
+        return learning_rate_multipliers(build_potential(config, frames), config)
 
     return make
 
 
-def trained(factors: dict[str, float]) -> set[str]:
-    return {name.removeprefix("network.") for name, factor in factors.items() if factor}
+def trained(multipliers: dict[str, float]) -> set[str]:
+    return {name.removeprefix("network.") for name, multiplier in multipliers.items() if multiplier}
 
 
-def test_all_weights_at_one_speed_need_no_factors(found: Any) -> None:
+def test_equal_rates_need_no_multipliers(found: Any) -> None:
     assert found() is None
 
 
 def test_readouts_only(found: Any) -> None:
-    assert trained(found(trains="readouts")) == {f"readouts.{i}.{k}" for i in range(3) for k in ("weight", "bias")}
+    assert trained(found(trainable="readouts")) == {f"readouts.{i}.{k}" for i in range(3) for k in ("weight", "bias")}
 
 
 def test_last_layers(found: Any) -> None:
-    parts = {".".join(name.split(".")[:2]) for name in trained(found(trains="layers", last_layers=2))}
+    parts = {".".join(name.split(".")[:2]) for name in trained(found(trainable="layers", last_layers=2))}
     assert parts == {"layers.1", "layers.2", "readouts.0", "readouts.1", "readouts.2"}
 
 
 def test_low_rank(found: Any) -> None:
-    names = trained(found(trains="low-rank")) - trained(found(trains="readouts"))
+    names = trained(found(trainable="low-rank")) - trained(found(trainable="readouts"))
     assert names == {f"layers.{i}.{k}.weight" for i in range(3) for k in ("expand", "contract")}
 
 
 def test_new_elements_train_their_embedding(found: Any) -> None:
-    assert "embedding.weight" not in trained(found(trains="readouts"))
-    assert "embedding.weight" in trained(found(trains="readouts", extra_species=("S",)))
+    assert "embedding.weight" not in trained(found(trainable="readouts"))
+    assert "embedding.weight" in trained(found(trainable="readouts", extra_species=("S",)))
 
 
 def test_rates_fall_with_distance_from_the_end(found: Any) -> None:
-    factors = found(layer_decay=0.5)
-    assert factors["network.readouts.0.weight"] == 1.0
-    assert factors["network.layers.2.expand.weight"] == 0.5
-    assert factors["network.layers.0.convolution.radial.weight"] == 0.125
-    assert factors["network.embedding.weight"] == factors["network.radial_basis.network.0.bias"] == 0.0625
+    multipliers = found(layer_decay=0.5)
+    assert multipliers["network.readouts.0.weight"] == 1.0
+    assert multipliers["network.layers.2.expand.weight"] == 0.5
+    assert multipliers["network.layers.0.convolution.radial.weight"] == 0.125
+    assert multipliers["network.embedding.weight"] == multipliers["network.radial_basis.network.0.bias"] == 0.0625
