@@ -27,8 +27,6 @@ __all__ = [
     "name_before_version_3",
     "read_header",
     "save_potential",
-    "weights_hash",
-    "write_atomically",
 ]
 
 _FORMAT = "ponita_ff potential"
