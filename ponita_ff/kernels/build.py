@@ -127,40 +127,38 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def prebuilt_name(name: str, level: Target, folder: Path | None = None) -> str:
+def prebuilt_name(name: str, level: Target) -> str:
     """File name of a prebuilt library. It changes with the sources and the options that the library is made of.
 
     Args:
         name: One of :data:`LIBRARIES`.
         level: Processors that it is for.
-        folder: Of the sources; None for this file's.
     """
-    return f"{name}-{level.name}-{_digest(name, folder or _FOLDER, level)}.so"
+    return f"{name}-{level.name}-{_digest(name, level)}.so"
 
 
-def compiled_path(name: str, program: str, folder: Path | None = None) -> Path:
+def compiled_path(name: str, program: str) -> Path:
     """Where a library compiled for this very machine is kept. Its name changes with all that it depends on.
 
     Args:
         name: One of :data:`LIBRARIES`.
         program: The compiler.
-        folder: Of the sources; None for this file's.
 
     Raises:
         KernelError: Where the compiler cannot be run.
     """
     machine = (_version(program), program, _features_line() or platform.processor(), platform.machine())
-    return cache_folder() / f"{name}-{_digest(name, folder or _FOLDER, NATIVE, machine)}.so"
+    return cache_folder() / f"{name}-{_digest(name, NATIVE, machine)}.so"
 
 
-def _digest(name: str, folder: Path, target: Target, others: Sequence[str] = ()) -> str:
+def _digest(name: str, target: Target, others: Sequence[str] = ()) -> str:
     """Hash of a library's sources, of the compiler's options, and of other things that it depends on."""
-    parts = [path.read_bytes() for path in (folder / f"{name}.cpp", *sorted(folder.glob("*.h")))]
+    parts = [path.read_bytes() for path in (_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h")))]
     parts += [text.encode() for text in (target.march, *_FLAGS, *others)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def compile_library(program: str, name: str, target: Target, path: Path, folder: Path | None = None) -> None:
+def compile_library(program: str, name: str, target: Target, path: Path) -> None:
     """Compile ``<name>.cpp`` into a shared library.
 
     GCC's OpenMP runtime is used but not named as a needed library: torch brings its own copy, and the symbols are
@@ -172,13 +170,12 @@ def compile_library(program: str, name: str, target: Target, path: Path, folder:
         name: One of :data:`LIBRARIES`.
         target: Processors to compile for.
         path: The library. It appears under this name only when it is whole.
-        folder: Of the sources; None for this file's.
 
     Raises:
         KernelError: Where the compiler cannot be run or fails.
         OSError: Where the file cannot be written.
     """
-    source = (folder or _FOLDER) / f"{name}.cpp"
+    source = _FOLDER / f"{name}.cpp"
     gcc = "Free Software Foundation" in _version(program)
     threads = ("-fopenmp",) if gcc or target == NATIVE else ()
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
