@@ -37,7 +37,11 @@ class KernelBuildHook(BuildHookInterface[Any]):
         build = _kernels_build(Path(self.root))
         program, levels = build.compiler(), build.buildable_levels()
         if program is None or not levels:
-            reason = "there is no C++ compiler" if program is None else "this is no machine to compile them for"
+            reason = (
+                "there is no C++ compiler"
+                if program is None
+                else "they are not compiled ahead for this kind of machine"
+            )
             self.app.display_warning(f"the wheel has no compiled kernels: {reason}")
             return
         self._folder = tempfile.TemporaryDirectory()  # until finalize

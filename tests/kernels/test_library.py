@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,6 +156,36 @@ def test_compiler_named_by_the_user(small: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", str(broken))
     with pytest.raises(KernelError, match=r"broken-compiler could not compile small\.cpp: error: out of order"):
         load_again()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's OpenMP runtime is elsewhere a matter of the linker")
+def test_openmp_runtime_beside_torch_is_made_global_where_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "lib").mkdir()
+    runtime = tmp_path / "lib" / "libgomp-a34b3233.so.1"
+    runtime.write_bytes(b"")
+    opened: list[tuple[str, int | None]] = []
+
+    def load(path: str, mode: int | None = None) -> str:
+        opened.append((path, mode))
+        if len(opened) == 1:
+            raise OSError(f"{path}: undefined symbol: GOMP_parallel")
+        return path
+
+    monkeypatch.setattr(library.torch, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert library._open(Path("kernels.so")) == "kernels.so"
+    assert opened == [("kernels.so", None), (str(runtime), ctypes.RTLD_GLOBAL), ("kernels.so", None)]
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_runtime_in_the_process() -> None:
+    for name in LIBRARIES:
+        library.load(name)
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").split()
+    assert len({path for path in mapped if "libgomp" in path or "libomp" in path or "libiomp" in path}) == 1
 
 
 class Pair(ctypes.Structure):
