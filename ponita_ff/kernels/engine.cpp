@@ -68,7 +68,7 @@ struct Edge {
 
 // ---------------------------------------------------------------------------------------------- kernels of an edge
 
-// Weights of value, derivative and curvature at an interval's left end, then at its right: quintic Hermite
+// Weights of value, first and second derivative at an interval's left end, then at its right: quintic Hermite
 // interpolation.
 template <typename T>
 void hermite(T t, T* weights) {
@@ -283,7 +283,7 @@ private:
                      task_.offsets[3 * at + k];
     }
 
-    // Edges within the cutoff, in the order of their max_neighbours.
+    // Edges within the cutoff, in the order of their slots.
     void measure(int64_t begin, int64_t end) {
         const double cutoff = model_.cutoff, per_length = model_.intervals / cutoff;
         for (int64_t atom = begin; atom < end; ++atom) {
@@ -456,7 +456,8 @@ private:
                               end - begin, gradient, out, true);
     }
 
-    // The same through K harmonics. Units are x = y / d(n) + b1: 1 / d(n) has a gradient of its self_weight, sum x* y.
+    // The same through K harmonics. Units are x = y / d(n) + b1: 1 / d(n) has a gradient of its own, the sum of
+    // dE/dx y.
     template <int K>
     void expand_harmonics_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
         const Layer& layer = model_.layers[index];

@@ -2,7 +2,7 @@
 //
 //     Q(A, R, f, g) = sum_i,m,l,o,c  A(i,m,l,o) R(i,m,l,c) f(j(i,m),o,c) g(i,o,c)
 //
-// over atoms i, max_neighbours m of their neighbours j, degrees l, orientations o, channels c. The kernel sum_l A R of
+// over atoms i, their neighbours j = j(i, m) in slots m, degrees l, orientations o, channels c. The kernel sum_l A R of
 // an edge, (orientations, channels), lives in registers only. Channels come as a multiple of the vector width.
 
 #include <algorithm>
@@ -125,10 +125,11 @@ void sum_messages(const MessageShape& s, const T* a, const T* r, const T* a2, co
     switch (s.degrees) {
         DEGREES(1)
         DEGREES(2)
-            DEGREES(3) DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7) default
-            : return a2
-              ? sum_messages<T, 0, true>(s, a, r, a2, r2, f, adjoint, out)
-              : sum_messages<T, 0, false>(s, a, r, a2, r2, f, adjoint, out);
+        DEGREES(3)
+        DEGREES(4)
+            DEGREES(5) DEGREES(6) DEGREES(7) default : return a2
+                                                       ? sum_messages<T, 0, true>(s, a, r, a2, r2, f, adjoint, out)
+                                                       : sum_messages<T, 0, false>(s, a, r, a2, r2, f, adjoint, out);
     }
 #undef DEGREES
 }
@@ -140,8 +141,8 @@ void edge_gradients(const MessageShape& s, const T* a, const T* r, const T* f, c
     switch (s.degrees) {
         DEGREES(1)
         DEGREES(2)
-        DEGREES(3) DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7) default
-            : return edge_gradients<T, 0>(s, a, r, f, g, angular, out);
+        DEGREES(3)
+        DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7) default : return edge_gradients<T, 0>(s, a, r, f, g, angular, out);
     }
 #undef DEGREES
 }

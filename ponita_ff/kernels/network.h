@@ -102,7 +102,7 @@ void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_
         const T* panel = packed + start * depth;
         const auto shifted = [&](int64_t row, int64_t column, Vector<T> value)
                                  INLINE_LAMBDA { use(row, start + column, value); };
-        // As few tiles as will do, as even as can be: a tile of few rows waits for its self_weight sums.
+        // As few tiles as will do, as even as can be: a tile of few rows waits for its own sums.
         for (int64_t number = (rows + TILE_ROWS - 1) / TILE_ROWS, k = 0; k < number; ++k) {
             const int64_t row = rows * k / number;
             tile_of<TILE_ROWS>(rows * (k + 1) / number - row, a, panel, depth, row, shifted);
@@ -363,7 +363,7 @@ private:
     std::atomic<int64_t> arrived_{0}, round_{0};
 };
 
-// Hands out consecutive pieces of one block of memory, each on a cache line of its self_weight.
+// Hands out consecutive pieces of one block of memory, each on a cache line of its own.
 class Arena {
 public:
     explicit Arena(void* start) : next_(static_cast<char*>(start)) {}

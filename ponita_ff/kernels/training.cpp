@@ -9,11 +9,12 @@
 // its derivative when all x move along v, forwards (forward mode), and then the derivative of S with respect to every
 // variable backwards (reverse mode). Names of the three kinds of derivatives of a variable y:
 //
-//     y_grad       dE/dy, known from `energy_and_pair_gradients`; it is also the derivative of S with respect to
-//     y_tangent y_tangent    derivative of y along v y_loss_grad  dS/dy
+//     y_grad       dE/dy, known from `energy_and_pair_gradients`
+//     y_tangent    derivative of y along v
+//     y_loss_grad  dS/dy
 //
-// So a matrix product y = W x costs six: y, x_grad, y_tangent, x_loss_grad, and for the weights
-// dS/dW = y_loss_grad x^T + y_grad x_tangent^T.
+// The derivative of S with respect to y_tangent is y_grad. So a matrix product y = W x costs six: y, x_grad, y_tangent,
+// x_loss_grad, and for the weights dS/dW = y_loss_grad x^T + y_grad x_tangent^T.
 //
 // Layer by layer (ponita_ff/network/convolution.py has the formulas), with u, r a pair's direction and distance:
 //     s_i = w f_i + sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j,  h = K s + b,  f += W2 gelu(W1 norm(h) + b1) + b2
@@ -57,12 +58,11 @@ struct Parameters {
 struct Batch {
     int64_t atoms, max_neighbours, pairs, threads;
     const int64_t* neighbours;  // (atoms, max_neighbours)
-    const int64_t*
-        links;            // (atoms, max_neighbours): p + 1 or -(p + 1) for the edge along or against pair p, 0 for none
-    const int64_t* ends;  // (pairs, 2): receiver and sender of the edge along the pair's vector
-    const void* vectors;  // (pairs, 3): sender minus receiver
-    const int64_t* species;  // (atoms)
-    void* workspace;         // workspace_bytes_*()
+    const int64_t* links;       // (atoms, max_neighbours): p + 1 for the edge along pair p, -(p + 1) against it, else 0
+    const int64_t* ends;        // (pairs, 2): receiver and sender of the edge along the pair's vector
+    const void* vectors;        // (pairs, 3): sender minus receiver
+    const int64_t* species;     // (atoms)
+    void* workspace;            // workspace_bytes_*()
 };
 }
 
@@ -70,7 +70,8 @@ namespace {
 
 // ------------------------------------------------------------------------------------------- messages of one edge
 
-// out(o, :) += K(o, :) one(o, :) + K.(o, :) two(o, :), K = sum_l A_l R_l and K. = sum_l A_l R_l' r. + A_l. R_l.
+// out(o, :) += K(o, :) one(o, :) + K_tangent(o, :) two(o, :) with K = sum_l A_l R_l and
+// K_tangent = sum_l A_l R_l' r_tangent + A_tangent_l R_l.
 template <typename T, int D>
 void send_tangent(const Shape& shape, const T* angular, const T* angular_tangent, T distance_tangent, const T* values,
                   const T* derivatives, const T* one, const T* two, T* out) {
@@ -108,7 +109,7 @@ struct Ends {
 };
 
 // Derivatives of E with respect to the cosines of a pair (added to `cosine_grads`, vectors over channels still to be
-// summed) and by its distance (returned). `spatial_grads` are those for the spatial sums. Against the
+// summed) and to its distance (returned). `spatial_grads` are those for the spatial sums. Against the
 // pair's vector P_l has the sign (-1)^l: even degrees see the sum of both messages, odd ones the difference.
 template <typename T, int D>
 T pair_gradient(const Shape& shape, const T* angular, const T* angular_derivatives, const T* values,
