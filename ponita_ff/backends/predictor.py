@@ -38,7 +38,7 @@ class Predictor:
 
     - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions come from tables, whose error lies
       under float32's rounding; forces are the gradient of just that energy. Goes on eagerly, with a warning, where
-      there is no C++ compiler.
+      the kernels cannot be had or do not implement this network.
     - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff package``), where there
       is one that fits; all else traced and compiled by torch, once for each of the first few sizes (up to a minute
       each).

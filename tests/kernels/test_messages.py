@@ -117,7 +117,7 @@ def test_third_derivatives(way: str) -> None:
     edges = make_edges(4, seed=2)
     inputs = [value.requires_grad_(True) for value in make_inputs(edges, (2, 2, 3))]
 
-    def slopes(convolution: Callable[..., Tensor]) -> Tensor:
+    def sum_of_squared_gradients(convolution: Callable[..., Tensor]) -> Tensor:
         value = (convolution(*inputs[:3]) * inputs[3]).sum() ** 2
         for _ in range(2):
             value = sum((g**2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
@@ -127,8 +127,8 @@ def test_third_derivatives(way: str) -> None:
         weight = edges.active.to(angular.dtype)
         return torch.einsum("im,imlo,imlc,imoc->ioc", weight, angular, radial, features[edges.neighbours])
 
-    expected = torch.autograd.grad(slopes(plain), inputs)
-    found = torch.autograd.grad(slopes(lambda a, r, f: convolve(a, r, f, edges)), inputs)
+    expected = torch.autograd.grad(sum_of_squared_gradients(plain), inputs)
+    found = torch.autograd.grad(sum_of_squared_gradients(lambda a, r, f: convolve(a, r, f, edges)), inputs)
     for value, reference in zip(found, expected, strict=True):
         assert value == pytest.approx(reference, rel=1e-9, abs=1e-9 * float(reference.abs().max()))
 

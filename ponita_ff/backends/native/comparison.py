@@ -69,6 +69,7 @@ class _Evaluation(Protocol):
     def gradients(self, loss: Tensor) -> dict[str, Tensor]: ...
 
 
+@torch.inference_mode(False)
 def compare_inference(
     network: Ponita, engine: Callable[[Graph, Tensor], tuple[Tensor, Tensor, Tensor]], table_error: float
 ) -> None:
@@ -83,7 +84,7 @@ def compare_inference(
         KernelError: Where they differ, or torch's own results are not finite.
     """
     species = range(1, network.embedding.num_embeddings + 1)
-    model = EnergyModel(network, species, dict.fromkeys(species, 0.0))
+    model = EnergyModel(_differentiable(network), species, dict.fromkeys(species, 0.0))
     graph = _test_graph(model)
     energies, gradient, strain = engine(graph, model.species_of(graph))
     found = Predicted(energies, -gradient, strain / torch.linalg.det(graph.cell).abs()[:, None, None])
@@ -91,6 +92,7 @@ def compare_inference(
     _check("energies, forces and stress", found, lambda exact: _predict(model, graph, exact), relative, model)
 
 
+@torch.inference_mode(False)
 def compare_training(potential: EnergyModel, native: Callable[[Graph, bool], _Evaluation]) -> None:
     """Refuse training kernels whose predictions, or gradients of a loss, differ from torch's.
 
@@ -120,6 +122,12 @@ def compare_training(potential: EnergyModel, native: Callable[[Graph, bool], _Ev
 
     relative = _RELATIVE[potential.dtype]
     _check("energies, forces, stress and gradients of a loss", found, reference, relative, potential)
+
+
+def _differentiable(network: Ponita) -> Ponita:
+    """The network, or a copy where it was made in torch's inference mode: autograd cannot use such tensors."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network) if any(tensor.is_inference() for tensor in tensors) else network
 
 
 def _predict(model: EnergyModel, graph: Graph, exact: bool, create_graph: bool = False) -> Predicted:

@@ -174,6 +174,16 @@ def test_results_that_are_not_finite_are_refused(make_potential: Make) -> None:
             kernels()
 
 
+def test_inference_mode(make_potential: Make) -> None:
+    """A network made outside of it, and one made inside; the test graph must serve afterwards, too."""
+    outside = make_potential(dtype=torch.float32)
+    comparison._graph_of_cutoff.cache_clear()
+    with torch.inference_mode():
+        NativeNetwork(outside.network)
+        NativeNetwork(make_potential(dtype=torch.float32).network)
+    NativeDifferentiation(outside)
+
+
 def test_average_over_rotations_and_frozen_weights(make_potential: Make) -> None:
     """The comparison leaves the potential as it is."""
     potential = make_potential()
