@@ -38,7 +38,7 @@ class Predictor:
 
     - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions are interpolated in tables with an
       error below float32's rounding; forces are the exact gradient of the interpolated energy. Where the kernels are
-      not available, predictions are made eagerly, with a warning.
+      not available or do not implement the network, predictions are made eagerly, with a warning.
     - ``"compiled"``: a single structure by the code that ``ponita-ff compile`` left beside the potential's file, where
       it fits; anything else is compiled by torch, once for each of the first few sizes (up to a minute each).
     - ``"eager"``: plain torch.

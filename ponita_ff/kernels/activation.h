@@ -1,4 +1,4 @@
-// exp, GELU and its derivatives, by vectors.
+// exp, GELU and its derivatives of vectors.
 #pragma once
 
 #include "simd.h"
@@ -39,7 +39,7 @@ INLINE Vector<double> exp_of(Vector<double> x) {
 
 // gelu(x) = x Phi(x), its derivative Phi(x) + x phi(x) and its second, (2 - x^2) phi(x). Phi(-|x|) = exp(-x^2 / 2) t
 // q(t), t = 1 / (1 + k |x|), q fitted to 9e-9: within float's rounding.
-INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& slope, Vector<float>& curvature) {
+INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& derivative, Vector<float>& second_derivative) {
     const Vector<float> size = float_of(bits_of(x) & 0x7fffffff);
     const Vector<float> gauss = exp_of(-0.5f * x * x);
     const Vector<float> t = 1.0f / (1.0f + 0.38890873f * size);
@@ -53,33 +53,36 @@ INLINE void gelu(Vector<float> x, Vector<float>& value, Vector<float>& slope, Ve
     const Vector<float> phi = x < 0.0f ? q : 1.0f - q;
     value = x * phi;
     const Vector<float> density = gauss * 0.39894228040f;
-    slope = phi + x * density;
-    curvature = (2.0f - x * x) * density;
+    derivative = phi + x * density;
+    second_derivative = (2.0f - x * x) * density;
 }
 
-INLINE void gelu(Vector<double> x, Vector<double>& value, Vector<double>& slope, Vector<double>& curvature) {
+INLINE void gelu(Vector<double> x, Vector<double>& value, Vector<double>& derivative,
+                 Vector<double>& second_derivative) {
     for (int64_t i = 0; i < Simd<double>::width; ++i) {
         const double phi = 0.5 * std::erfc(-x[i] * 0.70710678118654752440);
         const double density = std::exp(-0.5 * x[i] * x[i]) * 0.39894228040143267794;
         value[i] = x[i] * phi;
-        slope[i] = phi + x[i] * density;
-        curvature[i] = (2.0 - x[i] * x[i]) * density;
+        derivative[i] = phi + x[i] * density;
+        second_derivative[i] = (2.0 - x[i] * x[i]) * density;
     }
 }
 
 template <typename V>
-INLINE void gelu(V x, V& value, V& slope) {
-    V curvature;
-    gelu(x, value, slope, curvature);
+INLINE void gelu(V x, V& value, V& derivative) {
+    V second_derivative;
+    gelu(x, value, derivative, second_derivative);
 }
 
 // Value and second derivative where the first is known: Phi = gelu' - x phi, and no need to work it out again.
-INLINE void gelu_from_slope(Vector<float> x, Vector<float> slope, Vector<float>& value, Vector<float>& curvature) {
+INLINE void gelu_from_derivative(Vector<float> x, Vector<float> derivative, Vector<float>& value,
+                                 Vector<float>& second_derivative) {
     const Vector<float> density = exp_of(-0.5f * x * x) * 0.39894228040f;
-    value = x * (slope - x * density);
-    curvature = (2.0f - x * x) * density;
+    value = x * (derivative - x * density);
+    second_derivative = (2.0f - x * x) * density;
 }
 
-INLINE void gelu_from_slope(Vector<double> x, Vector<double> slope, Vector<double>& value, Vector<double>& curvature) {
-    gelu(x, value, slope, curvature);
+INLINE void gelu_from_derivative(Vector<double> x, Vector<double> derivative, Vector<double>& value,
+                                 Vector<double>& second_derivative) {
+    gelu(x, value, derivative, second_derivative);
 }

@@ -1,38 +1,115 @@
-"""Compiles this folder's C++ for the machine at hand, once, and keeps the libraries in the user's cache."""
+"""Compiles this folder's C++ into shared libraries, for the machine at hand or for a level of processors.
+
+Only the standard library is imported here: ``hatch_build.py`` runs this file by itself while a wheel is built.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import torch  # noqa: F401 - its OpenMP library must be the process's one before a kernel asks for one
-
-__all__ = ["KernelError", "cache_folder", "compiler", "load"]
+__all__ = [
+    "LIBRARIES",
+    "NATIVE",
+    "PREBUILT",
+    "KernelError",
+    "Target",
+    "buildable_levels",
+    "cache_folder",
+    "compile_library",
+    "compiled_path",
+    "compiler",
+    "prebuilt_name",
+    "processor_features",
+    "usable_levels",
+]
 
 logger = logging.getLogger(__name__)
 
-#: For this machine's vector units. No -ffast-math: its start-up code would change rounding in the whole process.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+#: The libraries, each from the source file of its name.
+LIBRARIES = ("activation", "engine", "messages", "training")
 
-#: With threads where the compiler can, else on one.
-_THREADS: tuple[tuple[str, ...], ...] = (("-fopenmp",), ())
+#: No -ffast-math: its start-up code would change rounding in the whole process.
+_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
-#: Seconds after which a compiler is taken to hang.
-_PATIENCE = 300.0
+#: Seconds after which a compiler counts as hanging.
+_TIMEOUT = 300.0
 
 _FOLDER = Path(__file__).parent
 
+#: Where a wheel has the libraries that were compiled when it was built.
+PREBUILT = _FOLDER / "prebuilt"
+
 
 class KernelError(RuntimeError):
-    """The kernels cannot be had here; the message says why."""
+    """The kernels cannot be used here, or not for this network; the message says why."""
+
+
+class Target(NamedTuple):
+    """A kind of processor to compile for.
+
+    Attributes:
+        name: Stands in the names of prebuilt libraries.
+        march: The compiler's ``-march``.
+        machines: Values of ``platform.machine()`` that this is for.
+        needs: Features that the processor must have, as Linux lists them in ``/proc/cpuinfo``.
+    """
+
+    name: str
+    march: str
+    machines: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
+
+
+#: The machine that compiles, and no other.
+NATIVE = Target("native", "native")
+
+_V3 = frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+#: What a wheel carries, the best first: levels of the x86-64 psABI (https://gitlab.com/x86-psABIs/x86-64-ABI), and
+#: arm64, all of whose processors have the vector units that the kernels use.
+_LEVELS = (
+    Target("x86-64-v4", "x86-64-v4", ("x86_64", "AMD64"), _V4),
+    Target("x86-64-v3", "x86-64-v3", ("x86_64", "AMD64"), _V3),
+    Target("arm64", "armv8-a", ("aarch64", "arm64")),
+)
+
+
+def buildable_levels() -> list[Target]:
+    """Levels that a wheel built on this machine shall carry, the best first."""
+    levels = [level for level in _LEVELS if platform.machine() in level.machines]
+    # Only Linux tells what an x86-64 processor can do without running machine code.
+    return [level for level in levels if not level.needs or sys.platform == "linux"]
+
+
+def usable_levels() -> list[Target]:
+    """Levels whose code this machine's processor can run, the best first."""
+    features = processor_features()
+    return [level for level in buildable_levels() if level.needs <= features]
+
+
+def processor_features() -> frozenset[str]:
+    """What the processor can do, as Linux names it; empty elsewhere."""
+    return frozenset(_features_line().partition(":")[2].split())
+
+
+def _features_line() -> str:
+    """The line of ``/proc/cpuinfo`` that lists the features; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def cache_folder() -> Path:
@@ -50,66 +127,88 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+def prebuilt_name(name: str, level: Target) -> str:
+    """File name of a prebuilt library. It changes with the sources and the options that the library is made of.
+
+    Args:
+        name: One of :data:`LIBRARIES`.
+        level: Processors that it is for.
+    """
+    return f"{name}-{level.name}-{_digest(name, level)}.so"
 
 
-def _compile(program: str, source: Path, target: Path) -> None:
-    """Compile into a file of its own first: a library under its final name is always whole."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        library = Path(folder) / target.name
-        for threads in _THREADS:
-            command = [program, *_FLAGS, *threads, str(source), "-o", str(library)]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise KernelError(f"{program} could not be run ({error})") from None
-            if done.returncode == 0:
-                if not threads:
-                    logger.warning("%s knows no OpenMP: the kernels run on one thread", program)
-                library.replace(target)
-                return
-        reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
-        raise KernelError(f"{program} could not compile {source.name}: {reason.strip()}")
+def compiled_path(name: str, program: str) -> Path:
+    """Where a library compiled for this very machine is kept. Its name changes with all that it depends on.
 
-
-def _target(name: str, program: str) -> Path:
-    """Where the library is kept: its name tells everything that it depends on."""
-    parts = [path.read_bytes() for path in (_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h")))]
-    try:
-        parts.append(subprocess.run([program, "--version"], capture_output=True, timeout=_PATIENCE, check=False).stdout)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelError(f"{program} could not be run ({error})") from None
-    parts += [text.encode() for text in (program, _processor(), platform.machine(), *_FLAGS)]
-    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    return cache_folder() / f"{name}-{digest}.so"
-
-
-@functools.cache
-def load(name: str) -> ctypes.CDLL:
-    """The library of ``<name>.cpp``, compiled at first use (seconds), then taken from the cache.
+    Args:
+        name: One of :data:`LIBRARIES`.
+        program: The compiler.
 
     Raises:
-        KernelError: Where there is no compiler, it fails, or the cache cannot be written or read.
+        KernelError: Where the compiler cannot be run.
     """
-    program = compiler()
-    if program is None:
-        raise KernelError("there is no C++ compiler (g++ or clang++; $CXX names another)")
-    target = _target(name, program)
+    machine = (_version(program), program, _features_line() or platform.processor(), platform.machine())
+    return cache_folder() / f"{name}-{_digest(name, NATIVE, machine)}.so"
+
+
+def _digest(name: str, target: Target, others: Sequence[str] = ()) -> str:
+    """Hash of a library's sources, of the compiler's options, and of other things that it depends on."""
+    parts = [path.read_bytes() for path in (_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h")))]
+    parts += [text.encode() for text in (target.march, *_FLAGS, *others)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def compile_library(program: str, name: str, target: Target, path: Path) -> None:
+    """Compile ``<name>.cpp`` into a shared library.
+
+    GCC's OpenMP runtime is used but not named as a needed library: torch brings its own copy, and the symbols are
+    found in whichever copy is in the process (see :func:`ponita_ff.kernels.library.load`). Other compilers' OpenMP is
+    linked as they do it, and only for this very machine.
+
+    Args:
+        program: The compiler.
+        name: One of :data:`LIBRARIES`.
+        target: Processors to compile for.
+        path: The library. It appears under this name only when it is whole.
+
+    Raises:
+        KernelError: Where the compiler cannot be run or fails.
+        OSError: Where the file cannot be written.
+    """
+    source = _FOLDER / f"{name}.cpp"
+    gcc = "Free Software Foundation" in _version(program)
+    threads = ("-fopenmp",) if gcc or target == NATIVE else ()
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        made, library = Path(temporary) / f"{name}.o", Path(temporary) / path.name
+        compiling = [program, *_FLAGS, f"-march={target.march}", "-c", str(source), "-o", str(made)]
+        linking = [program, "-shared", str(made), "-o", str(library)]
+        error = _run([*compiling, *threads]) or _run(linking if gcc else [*linking, *threads])
+        if error and threads:
+            threads = ()
+            error = _run(compiling) or _run(linking)
+        if error:
+            raise KernelError(f"{program} could not compile {source.name}: {error}")
+        if not threads:
+            logger.warning("%s has no OpenMP that could be used: %s runs on one thread", program, name)
+        library.replace(path)
+
+
+def _version(program: str) -> str:
+    """What the compiler says of itself."""
     try:
-        if not target.is_file():
-            # Libraries are loaded from here: nobody else may write into it.
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            logger.info("compiling %s for this machine, once", f"{name}.cpp")
-            _compile(program, _FOLDER / f"{name}.cpp", target)
-        return ctypes.CDLL(str(target))
-    except OSError as error:
-        raise KernelError(
-            f"the compiled kernels in {target.parent} cannot be written or read ({error}): remove the folder, or name "
-            "another by PONITA_FF_CACHE"
-        ) from None
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"{program} could not be run ({error})") from None
+    return done.stdout
+
+
+def _run(command: list[str]) -> str:
+    """Run the compiler; returns the first line of its error message, empty where it succeeded."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(f"{command[0]} could not be run ({error})") from None
+    if done.returncode == 0:
+        return ""
+    reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
+    return reason.strip() or f"exit status {done.returncode}"

@@ -1,6 +1,6 @@
 // Energy, forces and virial of the force-field form in one hand-written pass forwards and one backwards.
 //
-// Forward, layer by layer, for atom i, orientation n, channel c (ponita_ff/convolution.py has the formulas):
+// Forward, layer by layer, for atom i, orientation n, channel c (ponita_ff/network/convolution.py has the formulas):
 //     s_i = w f_i + sum_j sum_l P_l(u_ij . n) R_l(r_ij) f_j  spatial convolution, R_l from a table
 //     h_i = sum_n' K(n', n) s_i(n') + b                      fibre convolution, K fixed (fine grids: harmonics.h)
 //     f_i += W2 gelu(W1 norm(h_i) + b1) + b2                 two matrix products
@@ -10,8 +10,9 @@
 //   - P_l(-c) = (-1)^l P_l(c) and R_l is the same both ways, so that the adjoint of the sum over neighbours is a
 //     sum over neighbours again: no scatter, no locks, the same bits whatever the number of threads;
 //   - a block's last layer goes back as soon as it has gone forward: what it keeps for that is still in cache;
-//   - one parallel region an evaluation, whose threads meet at 2 barriers a layer; to average over rotations, turned
-//     copies of all atoms go through it together (atom a of copy k is atom a + k atoms), and `collect` takes the mean.
+//   - one parallel region an evaluation, whose threads meet at 2 barriers a layer; to average over rotations,
+//     rotated copies of all atoms go through it together (atom a of copy k is atom a + k atoms), and `collect` takes
+//     the mean.
 // Features, and gradients of spatial sums, are kept as panels (network.h).
 
 #include "activation.h"
@@ -20,15 +21,15 @@
 extern "C" {
 
 struct Layer {
-    const void* table;             // (grid + 1, 3, degrees, stride): R_l, R_l' times the spacing h, R_l'' times h^2
-    const void* fibre;             // (stride / W, ori, ori', W): receiver n, sender n'; or (harmonics, stride)
-    const void* fibre_adjoint;     // (stride / W, ori', ori, W); or null
-    const void* own;               // (stride): what an atom's own features are multiplied by in the sum
-    const void* bias;              // (stride)
-    const void* expand;            // packed (stride -> hidden), with the norm's weight in it, and centred for harmonics
-    const void* expand_bias;       // (hidden), with the norm's bias in it
-    const void* contract;          // packed (hidden -> stride)
-    const void* contract_bias;     // (stride)
+    const void* table;          // (intervals + 1, 3, degrees, stride): R_l, R_l' times the spacing h, R_l'' times h^2
+    const void* fibre;          // (stride / W, ori, ori', W): receiver n, sender n'; or (harmonics, stride)
+    const void* fibre_adjoint;  // (stride / W, ori', ori, W); or null
+    const void* self_weight;    // (stride): w, the factor of an atom's own features in the sum
+    const void* bias;           // (stride)
+    const void* expand;         // packed (stride -> hidden), with the norm's weight in it, and centred for harmonics
+    const void* expand_bias;    // (hidden), with the norm's bias in it
+    const void* contract;       // packed (hidden -> stride)
+    const void* contract_bias;  // (stride)
     const void* contract_adjoint;  // packed (stride -> hidden)
     const void* expand_adjoint;    // packed (hidden -> stride)
     const void* readout;           // (stride)
@@ -37,22 +38,22 @@ struct Layer {
 
 struct Model {
     Shape shape;
-    int64_t grid;
+    int64_t intervals;  // of the radial table
     double cutoff;
     const void* embedding;       // (species, stride)
     const void* readout_hidden;  // (hidden): the last layer's readout through W2
-    int64_t harmonics;           // how many the fibre convolution goes through (harmonics.h); 0: none
+    int64_t num_harmonics;       // of the fibre convolution (harmonics.h); 0: it does not go through harmonics
     const void* synthesis;       // (ori, harmonics): Y_k(n)
     const void* analysis;        // (ori, harmonics): times the quadrature's weights
     const Layer* layers;
 };
 
 struct Task {
-    int64_t atoms, slots, structures, copies, threads;
+    int64_t atoms, max_neighbours, structures, copies, threads;
     const double *positions, *offsets;
     const int64_t *neighbours, *reverse, *species, *batch;
     const double* rotations;  // (copies, 3, 3); or null, for one copy as it is
-    void* workspace;         // workspace_bytes_*()
+    void* workspace;          // workspace_bytes_*()
     double *energies, *gradient, *virial;
 };
 }
@@ -67,7 +68,8 @@ struct Edge {
 
 // ---------------------------------------------------------------------------------------------- kernels of an edge
 
-// Weights of value, slope and curvature at an interval's left end, then at its right: quintic Hermite interpolation.
+// Weights of value, first and second derivative at an interval's left end, then at its right: quintic Hermite
+// interpolation.
 template <typename T>
 void hermite(T t, T* weights) {
     const T two = t * t, three = two * t, four = three * t, five = four * t;
@@ -81,7 +83,7 @@ void hermite(T t, T* weights) {
 
 // Their derivatives, times `scale`.
 template <typename T>
-void hermite_slopes(T t, T scale, T* weights) {
+void hermite_derivatives(T t, T scale, T* weights) {
     const T two = t * t, three = two * t, four = three * t;
     weights[0] = scale * (-30 * two + 60 * three - 30 * four);
     weights[1] = scale * (1 - 18 * two + 32 * three - 15 * four);
@@ -91,69 +93,71 @@ void hermite_slopes(T t, T scale, T* weights) {
     weights[5] = scale * T(0.5) * (3 * two - 8 * three + 5 * four);
 }
 
-// R_l, and dR_l/dr if SLOPES, (degrees, stride). `factor` (stride), if any, multiplies.
-template <bool SLOPES, typename T>
-void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* slopes) {
+// R_l, and dR_l/dr if DERIVATIVES, (degrees, stride). `factor` (stride), if any, multiplies.
+template <bool DERIVATIVES, typename T>
+void radial(const Model& model, const T* table, const Edge<T>& edge, const T* factor, T* values, T* derivatives) {
     constexpr int64_t W = Simd<T>::width;
     const Shape& shape = model.shape;
     const int64_t size = shape.degrees * shape.stride;
     const T* entries = table + 3 * size * edge.cell;  // both ends lie behind each other
-    T weights[6], slope_weights[6];
+    T weights[6], derivative_weights[6];
     hermite(edge.fraction, weights);
-    if constexpr (SLOPES) hermite_slopes(edge.fraction, T(model.grid / model.cutoff), slope_weights);
+    if constexpr (DERIVATIVES)
+        hermite_derivatives(edge.fraction, T(model.intervals / model.cutoff), derivative_weights);
     for (int64_t l = 0; l < shape.degrees; ++l)
         for (int64_t c = 0; c < shape.stride; c += W) {
             const int64_t k = l * shape.stride + c;
-            Vector<T> value = all(T(0)), slope = all(T(0));
+            Vector<T> value = all(T(0)), derivative = all(T(0));
 #pragma GCC unroll 6
             for (int end = 0; end < 6; ++end) {
                 const Vector<T> entry = load(entries + end * size + k);
                 value += weights[end] * entry;
-                if constexpr (SLOPES) slope += slope_weights[end] * entry;
+                if constexpr (DERIVATIVES) derivative += derivative_weights[end] * entry;
             }
             const Vector<T> scale = factor ? load(factor + c) : all(T(1));
             store(values + k, scale * value);
-            if constexpr (SLOPES) store(slopes + k, scale * slope);
+            if constexpr (DERIVATIVES) store(derivatives + k, scale * derivative);
         }
 }
 
 // ---------------------------------------------------------------------------------------------- one edge's messages
 
 // Adjoint of one message K f -> receiver, whose cotangent is `gradient`: adds K gradient to `out` (not if CONSTANT),
-// and gives the derivatives of the message's energy: with respect to each cosine (`angles`, vectors over channels still
-// to be added up) and, returned, with respect to the distance.
+// and gives the derivatives of the message's energy: with respect to each cosine (`cosine_grads`, vectors over channels
+// still to be added up) and, returned, with respect to the distance.
 template <typename T, int D, bool CONSTANT>
-T receive(const Shape& shape, const T* angular, const T* angular_slopes, const T* values, const T* slopes,
-          const T* features, const T* gradient, T* out, T* angles) {
+T receive(const Shape& shape, const T* angular, const T* angular_derivatives, const T* values, const T* derivatives,
+          const T* features, const T* gradient, T* out, T* cosine_grads) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t degrees = D ? D : shape.degrees, stride = shape.stride, ori_stride = shape.ori_stride;
-    Vector<T> stretch = all(T(0));
-    for (int64_t o = 0; o < shape.num_ori; ++o) store(angles + o * W, all(T(0)));
+    Vector<T> distance_grad = all(T(0));
+    for (int64_t o = 0; o < shape.num_ori; ++o) store(cosine_grads + o * W, all(T(0)));
     for (int64_t c = 0; c < stride; c += W) {
-        Vector<T> kernel[D ? D : MAX_DEGREES], moment[D ? D : MAX_DEGREES];
+        Vector<T> radial_value[D ? D : MAX_DEGREES], moment[D ? D : MAX_DEGREES];
         for (int64_t l = 0; l < degrees; ++l) {
-            kernel[l] = load(values + l * stride + c);
+            radial_value[l] = load(values + l * stride + c);
             moment[l] = all(T(0));
         }
         const int64_t start = panel_start<T>(shape, c);
         for (int64_t o = 0; o < shape.num_ori; ++o) {
             const Vector<T> g = load(gradient + start + 2 * W * o);
             const Vector<T> product = CONSTANT ? g : g * load(features + start + 2 * W * o);
-            Vector<T> whole = kernel[0], turned = degrees > 1 ? kernel[1] : all(T(0));  // P_0 = 1, P_1' = 1
+            Vector<T> kernel = radial_value[0],
+                      derivative = degrees > 1 ? radial_value[1] : all(T(0));  // P_0 = 1, P_1' = 1
             moment[0] += product;
 #pragma GCC unroll 13
             for (int64_t l = 1; l < degrees; ++l) {
                 const Vector<T> factor = all(angular[l * ori_stride + o]);
                 moment[l] += factor * product;
-                if (l > 1) turned += all(angular_slopes[l * ori_stride + o]) * kernel[l];
-                if constexpr (!CONSTANT) whole += factor * kernel[l];
+                if (l > 1) derivative += all(angular_derivatives[l * ori_stride + o]) * radial_value[l];
+                if constexpr (!CONSTANT) kernel += factor * radial_value[l];
             }
-            store(angles + o * W, load(angles + o * W) + turned * product);
-            if constexpr (!CONSTANT) store(out + o * stride + c, load(out + o * stride + c) + whole * g);
+            store(cosine_grads + o * W, load(cosine_grads + o * W) + derivative * product);
+            if constexpr (!CONSTANT) store(out + o * stride + c, load(out + o * stride + c) + kernel * g);
         }
-        for (int64_t l = 0; l < degrees; ++l) stretch += load(slopes + l * stride + c) * moment[l];
+        for (int64_t l = 0; l < degrees; ++l) distance_grad += load(derivatives + l * stride + c) * moment[l];
     }
-    return sum<T>(stretch);
+    return sum<T>(distance_grad);
 }
 
 template <typename T>
@@ -176,14 +180,20 @@ class Engine {
 
     struct Scratch {
         int64_t last;  // where the last layer's share of what is kept begins
-        T *rows, *more_rows, *hidden, *pooled, *angular, *angular_slopes, *values, *slopes, *angles;
-        T *waves, *summed, *turning, *turned, *dots;  // with harmonics
+        T *rows, *more_rows, *hidden, *pooled, *angular, *angular_derivatives, *values, *derivatives, *cosine_grads;
+        T *coefficients, *summed, *scaled, *scaled_transposed, *dots;  // with harmonics
     };
 
 public:
     Engine(const Model& model, const Task& task, int64_t threads)
-        : model_(model), shape_(model.shape), task_(task), threads_(threads), row_(shape_.num_ori * shape_.stride),
-          messages_(messages<T>(shape_.degrees)), blocks_(shape_, task.atoms * task.copies, threads), bytes_(lay_out()),
+        : model_(model),
+          shape_(model.shape),
+          task_(task),
+          threads_(threads),
+          row_(shape_.num_ori * shape_.stride),
+          messages_(messages<T>(shape_.degrees)),
+          blocks_(shape_, task.atoms * task.copies, threads),
+          bytes_(lay_out()),
           team_(threads, next_) {}
 
     int64_t bytes() const { return bytes_; }
@@ -204,7 +214,7 @@ public:
             in_blocks(stage++, [&](int64_t begin, int64_t end) { forward(layer, begin, end, scratch); });
         for (int64_t layer = shape_.num_layers - 2; layer >= 0; --layer)
             in_blocks(stage++, [&](int64_t begin, int64_t end) { backward(layer, begin, end, scratch); });
-        in_blocks(stage++, [&](int64_t begin, int64_t end) { first_messages(begin, end, scratch); });
+        in_blocks(stage++, [&](int64_t begin, int64_t end) { first_layer_adjoint(begin, end, scratch); });
         in_blocks(stage++, [&](int64_t begin, int64_t end) { collect(begin, end); });
         if (thread == 0) sum_virial();
     }
@@ -222,8 +232,8 @@ private:
         const int64_t block_atoms = blocks_.rows / shape_.num_ori;
         next_ = arena.take<std::atomic<int64_t>>(2 * layers + 2);
         counts_ = arena.take<int64_t>(atoms);
-        edges_ = arena.take<Edge<T>>(atoms * task_.slots);
-        edge_gradients_ = arena.take<T>(atoms * task_.slots * 3);
+        edges_ = arena.take<Edge<T>>(atoms * task_.max_neighbours);
+        edge_gradients_ = arena.take<T>(atoms * task_.max_neighbours * 3);
         embedded_ = arena.take<const T*>(atoms);
         energies_ = arena.take<double>(atoms);
         virials_ = arena.take<double>(task_.atoms * 9);
@@ -232,10 +242,10 @@ private:
             const int64_t kept = layer + 1 < layers ? atoms : threads_ * block_atoms;
             normal_[layer] = arena.take<T>(kept * row_);
             deviation_[layer] = arena.take<T>(kept * shape_.num_ori);
-            gelu_slopes_[layer] = arena.take<T>(kept * shape_.num_ori * shape_.hidden);
-            expanded_[layer] = arena.take<T>(kept * model_.harmonics * shape_.hidden);
+            gelu_derivatives_[layer] = arena.take<T>(kept * shape_.num_ori * shape_.hidden);
+            expanded_[layer] = arena.take<T>(kept * model_.num_harmonics * shape_.hidden);
         }
-        carried_ = arena.take<T>(atoms * row_);
+        feature_grad_ = arena.take<T>(atoms * row_);
         spatial_[0] = arena.take<T>(atoms * row_);
         spatial_[1] = arena.take<T>(atoms * row_);
         places_ = arena.take<int64_t>(blocks_.rows);
@@ -247,15 +257,16 @@ private:
             s.hidden = arena.take<T>(blocks_.rows * shape_.hidden);
             s.pooled = arena.take<T>(block_atoms * shape_.hidden);
             s.angular = arena.take<T>(degrees * shape_.ori_stride);
-            s.angular_slopes = arena.take<T>(degrees * shape_.ori_stride);
+            s.angular_derivatives = arena.take<T>(degrees * shape_.ori_stride);
             s.values = arena.take<T>(degrees * shape_.stride);
-            s.slopes = arena.take<T>(degrees * shape_.stride);
-            s.angles = arena.take<T>(shape_.num_ori * W);
-            const int64_t waves = block_atoms * model_.harmonics;
-            s.waves = arena.take<T>(waves * shape_.stride);
-            s.summed = arena.take<T>(waves * shape_.hidden);
-            for (T** piece : {&s.turning, &s.turned}) *piece = arena.take<T>(shape_.num_ori * model_.harmonics);
-            s.dots = arena.take<T>(model_.harmonics ? shape_.num_ori * W : 0);
+            s.derivatives = arena.take<T>(degrees * shape_.stride);
+            s.cosine_grads = arena.take<T>(shape_.num_ori * W);
+            const int64_t coefficient_rows = block_atoms * model_.num_harmonics;
+            s.coefficients = arena.take<T>(coefficient_rows * shape_.stride);
+            s.summed = arena.take<T>(coefficient_rows * shape_.hidden);
+            for (T** piece : {&s.scaled, &s.scaled_transposed})
+                *piece = arena.take<T>(shape_.num_ori * model_.num_harmonics);
+            s.dots = arena.take<T>(model_.num_harmonics ? shape_.num_ori * W : 0);
         }
         return arena.used(task_.workspace);
     }
@@ -264,9 +275,9 @@ private:
         return task_.rotations ? task_.rotations + 9 * (atom / task_.atoms) : nullptr;
     }
 
-    // x_j - x_i + offset of a slot, Å, not turned. Atoms of the first copy.
+    // x_j - x_i + offset of a slot, Å, not rotated. Atoms of the first copy.
     void vector_of(int64_t atom, int64_t slot, double* out) const {
-        const int64_t at = atom * task_.slots + slot;
+        const int64_t at = atom * task_.max_neighbours + slot;
         for (int k = 0; k < 3; ++k)
             out[k] = task_.positions[3 * task_.neighbours[at] + k] - task_.positions[3 * atom + k] +
                      task_.offsets[3 * at + k];
@@ -274,33 +285,33 @@ private:
 
     // Edges within the cutoff, in the order of their slots.
     void measure(int64_t begin, int64_t end) {
-        const double cutoff = model_.cutoff, per_length = model_.grid / cutoff;
+        const double cutoff = model_.cutoff, per_length = model_.intervals / cutoff;
         for (int64_t atom = begin; atom < end; ++atom) {
-            Edge<T>* edge = edges_ + atom * task_.slots;
+            Edge<T>* edge = edges_ + atom * task_.max_neighbours;
             const double* rotation = rotation_of(atom);
             const int64_t first = atom % task_.atoms;  // the same atom in the first copy
-            for (int64_t slot = 0; slot < task_.slots; ++slot) {
-                double plain[3], turned[3];
+            for (int64_t slot = 0; slot < task_.max_neighbours; ++slot) {
+                double plain[3], rotated[3];
                 vector_of(first, slot, plain);
                 const double distance = std::sqrt(plain[0] * plain[0] + plain[1] * plain[1] + plain[2] * plain[2]);
-                T* gradient = edge_gradients_ + 3 * (atom * task_.slots + slot);
+                T* gradient = edge_gradients_ + 3 * (atom * task_.max_neighbours + slot);
                 gradient[0] = gradient[1] = gradient[2] = 0;
                 if (!(distance < cutoff)) continue;
                 for (int k = 0; k < 3; ++k)
-                    turned[k] = !rotation ? plain[k]
-                                          : plain[0] * rotation[k] + plain[1] * rotation[3 + k] +
-                                                plain[2] * rotation[6 + k];
+                    rotated[k] = !rotation
+                                     ? plain[k]
+                                     : plain[0] * rotation[k] + plain[1] * rotation[3 + k] + plain[2] * rotation[6 + k];
                 const double place = distance * per_length;
-                const int64_t cell = std::min(int64_t(place), model_.grid - 1);
-                edge->neighbour = int32_t(task_.neighbours[first * task_.slots + slot] + atom - first);
+                const int64_t cell = std::min(int64_t(place), model_.intervals - 1);
+                edge->neighbour = int32_t(task_.neighbours[first * task_.max_neighbours + slot] + atom - first);
                 edge->slot = int32_t(slot);
                 edge->cell = int32_t(cell);
                 edge->fraction = T(place - double(cell));
                 edge->inverse_distance = T(1 / distance);
-                for (int k = 0; k < 3; ++k) edge->direction[k] = T(turned[k] / distance);
+                for (int k = 0; k < 3; ++k) edge->direction[k] = T(rotated[k] / distance);
                 ++edge;
             }
-            counts_[atom] = edge - (edges_ + atom * task_.slots);
+            counts_[atom] = edge - (edges_ + atom * task_.max_neighbours);
             embedded_[atom] = static_cast<const T*>(model_.embedding) + task_.species[first] * shape_.stride;
             energies_[atom] = 0;
         }
@@ -314,10 +325,11 @@ private:
     }
 
     // What an atom sends to itself; the first layer's features are the same at every orientation.
-    void send_own(int64_t index, int64_t atom, T* out, const Scratch& s) const {
-        const T* own = static_cast<const T*>(model_.layers[index].own);
-        if (index) return ::send_own(shape_, own, features_[index] + atom * row_, out);
-        for (int64_t c = 0; c < shape_.stride; c += W) store(s.values + c, load(own + c) * load(embedding(atom) + c));
+    void send_to_self(int64_t index, int64_t atom, T* out, const Scratch& s) const {
+        const T* self_weight = static_cast<const T*>(model_.layers[index].self_weight);
+        if (index) return ::send_to_self(shape_, self_weight, features_[index] + atom * row_, out);
+        for (int64_t c = 0; c < shape_.stride; c += W)
+            store(s.values + c, load(self_weight + c) * load(embedding(atom) + c));
         add_to_rows(shape_, s.values, shape_.num_ori, out);
     }
 
@@ -328,32 +340,31 @@ private:
         std::fill(s.rows, s.rows + rows * stride, T(0));
         for (int64_t atom = begin; atom < end; ++atom) {
             T* out = s.rows + (atom - begin) * row_;
-            send_own(index, atom, out, s);
+            send_to_self(index, atom, out, s);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
-                const Edge<T>& edge = edges_[atom * task_.slots + k];
+                const Edge<T>& edge = edges_[atom * task_.max_neighbours + k];
                 const T* factor = index ? nullptr : embedding(edge.neighbour);
                 legendre(shape_, edge.direction, s.angular, static_cast<T*>(nullptr));
-                radial<false>(model_, static_cast<const T*>(layer.table), edge, factor, s.values, s.slopes);
+                radial<false>(model_, static_cast<const T*>(layer.table), edge, factor, s.values, s.derivatives);
                 if (index)
                     messages_.send(shape_, s.angular, s.values, features + edge.neighbour * row_, out);
                 else
                     messages_.send_constant(shape_, s.angular, s.values, nullptr, out);
             }
         }
-        if (model_.harmonics)
-            for_harmonics(model_.harmonics, [&](auto known) {
-                expand_harmonics<decltype(known)::value>(index, begin, end, s);
-            });
+        if (model_.num_harmonics)
+            for_harmonics(model_.num_harmonics,
+                          [&](auto known) { expand_harmonics<decltype(known)::value>(index, begin, end, s); });
         else
             expand(index, begin, end, s);
-        T* const slopes = gelu_slopes_[index] + kept(index, begin, s) * shape_.num_ori * hidden;
+        T* const derivatives = gelu_derivatives_[index] + kept(index, begin, s) * shape_.num_ori * hidden;
         T* const units = s.hidden;
         // Not in the product: its sums fill the registers.
         for (int64_t at = 0; at < rows * hidden; at += W) {
-            Vector<T> slope, activated;
-            gelu(load(units + at), activated, slope);
+            Vector<T> derivative, activated;
+            gelu(load(units + at), activated, derivative);
             store(units + at, activated);
-            store(slopes + at, slope);
+            store(derivatives + at, derivative);
         }
         if (index + 1 == shape_.num_layers) {
             read_out_last(index, begin, end, s);
@@ -364,8 +375,8 @@ private:
         product(Panels<T>{units, rows}, rows, static_cast<const T*>(layer.contract), hidden, stride,
                 [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                     const int64_t place = places_[row] + panel_start<T>(shape_, column);
-                    const T* before = index ? features + begin * row_ + place
-                                            : embedding(begin + row / shape_.num_ori) + column;
+                    const T* before =
+                        index ? features + begin * row_ + place : embedding(begin + row / shape_.num_ori) + column;
                     store(out + place, value + load(contract_bias + column) + load(before));
                 });
         read_out(layer, begin, end, out);
@@ -397,32 +408,32 @@ private:
     void expand_harmonics(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
-        const int64_t rows = atoms * ori, waves = atoms * K;
+        const int64_t rows = atoms * ori, coefficient_rows = atoms * K;
         const T *factors = static_cast<const T*>(layer.fibre), *bias = static_cast<const T*>(layer.bias);
         const T* const synthesis = static_cast<const T*>(model_.synthesis);
         const T* const analysis = static_cast<const T*>(model_.analysis);
         for (int64_t atom = 0; atom < atoms; ++atom) {
-            T* own = s.waves + atom * K * stride;
+            T* coefficients = s.coefficients + atom * K * stride;
             analyse<K>(shape_, analysis, s.rows + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
-                store(own + k * stride + c, sum * load(factors + k * stride + c) + (k ? all(T(0)) : load(bias + c)));
+                store(coefficients + k * stride + c,
+                      sum * load(factors + k * stride + c) + (k ? all(T(0)) : load(bias + c)));
             });
-            synthesise<K>(shape_, synthesis, own, s.more_rows + atom * row_, false);
+            synthesise<K>(shape_, synthesis, coefficients, s.more_rows + atom * row_, false);
         }
         const int64_t place = kept(index, begin, s);
         T *normal = normal_[index] + place * row_, *deviation = deviation_[index] + place * ori;
         normalise(shape_, s.more_rows, rows, normal, deviation);
 
         T *const expanded = expanded_[index] + place * K * hidden, *const units = s.hidden;
-        product(Rows<T>{s.waves, stride}, waves, static_cast<const T*>(layer.expand), stride, hidden,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(expanded + in_panels<T>(waves, row, column), value);
-                });
+        product(Rows<T>{s.coefficients, stride}, coefficient_rows, static_cast<const T*>(layer.expand), stride, hidden,
+                [&](int64_t row, int64_t column, Vector<T> value)
+                    INLINE_LAMBDA { store(expanded + in_panels<T>(coefficient_rows, row, column), value); });
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
         for (int64_t atom = 0; atom < atoms; ++atom) {
-            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.turning, static_cast<T*>(nullptr));
+            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.scaled, static_cast<T*>(nullptr));
             for (int64_t start = 0; start < hidden; start += 2 * W) {
                 T* const out = units + start * rows + atom * ori * 2 * W;
-                product(Rows<T>{s.turning, K}, ori, expanded + start * waves + atom * K * 2 * W, K, 2 * W,
+                product(Rows<T>{s.scaled, K}, ori, expanded + start * coefficient_rows + atom * K * 2 * W, K, 2 * W,
                         [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                             store(out + row * 2 * W + column, value + load(expand_bias + start + column));
                         });
@@ -430,15 +441,14 @@ private:
         }
     }
 
-    // From the gradient by the hidden units, in s.hidden, to that by the spatial sums, in panels.
+    // From the gradient with respect to the hidden units, in s.hidden, to that for the spatial sums, in panels.
     void expand_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, ori = shape_.num_ori, rows = (end - begin) * ori;
         T* gradient = shape_.has_fibre ? s.rows : out;
         product(Panels<T>{s.hidden, rows}, rows, static_cast<const T*>(layer.expand_adjoint), shape_.hidden, stride,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    store(gradient + row * stride + column, value);
-                });
+                [&](int64_t row, int64_t column, Vector<T> value)
+                    INLINE_LAMBDA { store(gradient + row * stride + column, value); });
         const int64_t place = kept(index, begin, s);
         normalise_adjoint(shape_, normal_[index] + place * row_, deviation_[index] + place * ori, rows, gradient);
         if (shape_.has_fibre)
@@ -446,12 +456,13 @@ private:
                               end - begin, gradient, out, true);
     }
 
-    // The same through K harmonics. Units are x = y / d(n) + b1: 1 / d(n) has a gradient of its own, sum x* y.
+    // The same through K harmonics. Units are x = y / d(n) + b1: 1 / d(n) has a gradient of its own, the sum of
+    // dE/dx y.
     template <int K>
     void expand_harmonics_adjoint(int64_t index, int64_t begin, int64_t end, T* out, const Scratch& s) {
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori, atoms = end - begin;
-        const int64_t rows = atoms * ori, waves = atoms * K;
+        const int64_t rows = atoms * ori, coefficient_rows = atoms * K;
         const T* const synthesis = static_cast<const T*>(model_.synthesis);
         const T* const analysis = static_cast<const T*>(model_.analysis);
         const int64_t place = kept(index, begin, s);
@@ -459,16 +470,15 @@ private:
         const T* const expanded = expanded_[index] + place * K * hidden;
         T *const dots = s.dots, *const summed = s.summed;
         for (int64_t atom = 0; atom < atoms; ++atom) {
-            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.turning, s.turned);
+            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.scaled, s.scaled_transposed);
             std::fill(dots, dots + ori * W, T(0));
             for (int64_t start = 0; start < hidden; start += 2 * W) {
                 const T* const gradient = s.hidden + start * rows + atom * ori * 2 * W;
-                T* const to = summed + start * waves + atom * K * 2 * W;
-                product(Rows<T>{s.turned, ori}, K, gradient, ori, 2 * W,
-                        [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                            store(to + row * 2 * W + column, value);
-                        });
-                product(Rows<T>{synthesis, K}, ori, expanded + start * waves + atom * K * 2 * W, K, 2 * W,
+                T* const to = summed + start * coefficient_rows + atom * K * 2 * W;
+                product(Rows<T>{s.scaled_transposed, ori}, K, gradient, ori, 2 * W,
+                        [&](int64_t row, int64_t column, Vector<T> value)
+                            INLINE_LAMBDA { store(to + row * 2 * W + column, value); });
+                product(Rows<T>{synthesis, K}, ori, expanded + start * coefficient_rows + atom * K * 2 * W, K, 2 * W,
                         [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
                             T* dot = dots + row * W;
                             store(dot, load(dot) + value * load(gradient + row * 2 * W + column));
@@ -479,20 +489,20 @@ private:
                 const T inverse = deviation[atom * ori + o];
                 through[o] = sum<T>(load(dots + o * W)) * inverse * inverse / T(shape_.channels);
             }
-            scale_rows(shape_, K, synthesis, through, s.turning, static_cast<T*>(nullptr));
-            T* const own = s.waves + atom * K * stride;
-            analyse<K>(shape_, s.turning, normal + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
-                store(own + k * stride + c, sum);
+            scale_rows(shape_, K, synthesis, through, s.scaled, static_cast<T*>(nullptr));
+            T* const coefficients = s.coefficients + atom * K * stride;
+            analyse<K>(shape_, s.scaled, normal + atom * row_, [&](int k, int64_t c, Vector<T> sum) INLINE_LAMBDA {
+                store(coefficients + k * stride + c, sum);
             });
         }
         const T* factors = static_cast<const T*>(layer.fibre);
-        product(Panels<T>{summed, waves}, waves, static_cast<const T*>(layer.expand_adjoint), hidden, stride,
-                [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                    T* const at = s.waves + row * stride + column;
+        product(Panels<T>{summed, coefficient_rows}, coefficient_rows, static_cast<const T*>(layer.expand_adjoint),
+                hidden, stride, [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
+                    T* const at = s.coefficients + row * stride + column;
                     store(at, (value - load(at)) * load(factors + row % K * stride + column));
                 });
         for (int64_t atom = 0; atom < atoms; ++atom)
-            synthesise<K>(shape_, analysis, s.waves + atom * K * stride, out + atom * row_, true);
+            synthesise<K>(shape_, analysis, s.coefficients + atom * K * stride, out + atom * row_, true);
     }
 
     void read_out(const Layer& layer, int64_t begin, int64_t end, const T* features) {
@@ -536,61 +546,65 @@ private:
     // the atoms' gradients (unless it is the first layer) and to those of the edges.
     void messages_adjoint(int64_t index, int64_t begin, int64_t end, const T* gradient, const Scratch& s) {
         const T *table = static_cast<const T*>(model_.layers[index].table), *features = features_[index];
-        const T* own = static_cast<const T*>(model_.layers[index].own);
+        const T* self_weight = static_cast<const T*>(model_.layers[index].self_weight);
         for (int64_t atom = begin; atom < end; ++atom) {
-            if (index) ::send_own(shape_, own, gradient + atom * row_, carried_ + atom * row_);
+            if (index) ::send_to_self(shape_, self_weight, gradient + atom * row_, feature_grad_ + atom * row_);
             for (int64_t k = 0; k < counts_[atom]; ++k) {
-                const Edge<T>& edge = edges_[atom * task_.slots + k];
-                // The message from here to there: its vector is this edge's, turned round.
+                const Edge<T>& edge = edges_[atom * task_.max_neighbours + k];
+                // The message from here to there: its vector is this edge's, reversed.
                 const T back[3] = {-edge.direction[0], -edge.direction[1], -edge.direction[2]};
                 const T* received = gradient + edge.neighbour * row_;
-                legendre(shape_, back, s.angular, s.angular_slopes);
-                radial<true>(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.slopes);
-                const T stretch =
-                    index ? messages_.receive(shape_, s.angular, s.angular_slopes, s.values, s.slopes,
-                                              features + atom * row_, received, carried_ + atom * row_, s.angles)
-                          : messages_.receive_constant(shape_, s.angular, s.angular_slopes, s.values, s.slopes,
-                                                       nullptr, received, nullptr, s.angles);
-                add_edge_gradient(edge, back, stretch, s, edge_gradients_ + 3 * (atom * task_.slots + edge.slot));
+                legendre(shape_, back, s.angular, s.angular_derivatives);
+                radial<true>(model_, table, edge, index ? nullptr : embedding(atom), s.values, s.derivatives);
+                const T distance_grad =
+                    index ? messages_.receive(shape_, s.angular, s.angular_derivatives, s.values, s.derivatives,
+                                              features + atom * row_, received, feature_grad_ + atom * row_,
+                                              s.cosine_grads)
+                          : messages_.receive_constant(shape_, s.angular, s.angular_derivatives, s.values,
+                                                       s.derivatives, nullptr, received, nullptr, s.cosine_grads);
+                add_edge_gradient(edge, back, distance_grad, s,
+                                  edge_gradients_ + 3 * (atom * task_.max_neighbours + edge.slot));
             }
         }
     }
 
     // d/dvector of a function of r and c_n = u . n: df/dr u + sum_n df/dc_n (n - c_n u) / r.
-    void add_edge_gradient(const Edge<T>& edge, const T* direction, T stretch, const Scratch& s, T* out) const {
+    void add_edge_gradient(const Edge<T>& edge, const T* direction, T distance_grad, const Scratch& s, T* out) const {
         const T* grid = static_cast<const T*>(shape_.orientations);
-        Vector<T> turns[3] = {};
+        Vector<T> sums[3] = {};
         for (int64_t o = 0; o < shape_.num_ori; ++o) {
-            const Vector<T> angle = load(s.angles + o * W);
-            for (int k = 0; k < 3; ++k) turns[k] += all(grid[k * shape_.ori_stride + o]) * angle;
+            const Vector<T> cosine_grad = load(s.cosine_grads + o * W);
+            for (int k = 0; k < 3; ++k) sums[k] += all(grid[k * shape_.ori_stride + o]) * cosine_grad;
         }
-        const T turn[3] = {sum<T>(turns[0]), sum<T>(turns[1]), sum<T>(turns[2])};
-        const T along = turn[0] * direction[0] + turn[1] * direction[1] + turn[2] * direction[2];
+        const T direction_grad[3] = {sum<T>(sums[0]), sum<T>(sums[1]), sum<T>(sums[2])};
+        const T along =
+            direction_grad[0] * direction[0] + direction_grad[1] * direction[1] + direction_grad[2] * direction[2];
         for (int k = 0; k < 3; ++k)
-            out[k] += stretch * direction[k] + (turn[k] - along * direction[k]) * edge.inverse_distance;
+            out[k] += distance_grad * direction[k] + (direction_grad[k] - along * direction[k]) * edge.inverse_distance;
     }
 
     void backward(int64_t index, int64_t begin, int64_t end, const Scratch& s) {
         const Layer& layer = model_.layers[index];
         const int64_t stride = shape_.stride, hidden = shape_.hidden, ori = shape_.num_ori;
         const int64_t rows = (end - begin) * ori;
-        T* carried = carried_ + begin * row_;
+        T* feature_grad = feature_grad_ + begin * row_;
         if (index + 1 == shape_.num_layers)
-            std::fill(carried, carried + rows * stride, T(0));
+            std::fill(feature_grad, feature_grad + rows * stride, T(0));
         else
             messages_adjoint(index + 1, begin, end, spatial_[(index + 1) % 2], s);
         const T *readout = static_cast<const T*>(layer.readout), *weights = static_cast<const T*>(shape_.weights);
         for (int64_t row = 0; row < rows; ++row) {
             const T weight = weights[row % ori] / T(shape_.num_layers);
             for (int64_t c = 0; c < stride; c += W)
-                store(carried + row * stride + c, load(carried + row * stride + c) + weight * load(readout + c));
+                store(feature_grad + row * stride + c,
+                      load(feature_grad + row * stride + c) + weight * load(readout + c));
         }
 
-        const T* const slopes = gelu_slopes_[index] + kept(index, begin, s) * ori * hidden;
+        const T* const derivatives = gelu_derivatives_[index] + kept(index, begin, s) * ori * hidden;
         T* const units = s.hidden;
         const auto activate = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
             const int64_t at = in_panels<T>(rows, row, column);
-            store(units + at, value * load(slopes + at));
+            store(units + at, value * load(derivatives + at));
         };
         if (index + 1 == shape_.num_layers) {
             const T* through = static_cast<const T*>(model_.readout_hidden);
@@ -600,17 +614,16 @@ private:
                     for (int64_t o = 0; o < ori; ++o) activate(row + o, k, weights[o] * unit);
             }
         } else {
-            product(Rows<T>{carried, stride}, rows, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
+            product(Rows<T>{feature_grad, stride}, rows, static_cast<const T*>(layer.contract_adjoint), stride, hidden,
                     activate);
         }
         T* out = spatial_[index % 2] + begin * row_;
-        if (!model_.harmonics) return expand_adjoint(index, begin, end, out, s);
-        for_harmonics(model_.harmonics, [&](auto known) {
-            expand_harmonics_adjoint<decltype(known)::value>(index, begin, end, out, s);
-        });
+        if (!model_.num_harmonics) return expand_adjoint(index, begin, end, out, s);
+        for_harmonics(model_.num_harmonics,
+                      [&](auto known) { expand_harmonics_adjoint<decltype(known)::value>(index, begin, end, out, s); });
     }
 
-    void first_messages(int64_t begin, int64_t end, const Scratch& s) {
+    void first_layer_adjoint(int64_t begin, int64_t end, const Scratch& s) {
         messages_adjoint(0, begin, end, spatial_[0], s);
     }
 
@@ -633,22 +646,22 @@ private:
         const int64_t moved = copy * task_.atoms, here = atom + moved;
         const double* rotation = rotation_of(here);
         for (int64_t k = 0; k < counts_[here]; ++k) {
-            const int64_t slot = edges_[here * task_.slots + k].slot, at = atom * task_.slots + slot;
-            const T* sent = edge_gradients_ + 3 * (here * task_.slots + slot);
-            const int64_t back = (task_.neighbours[at] + moved) * task_.slots + task_.reverse[at];
-            double vector[3], own[3];
+            const int64_t slot = edges_[here * task_.max_neighbours + k].slot, at = atom * task_.max_neighbours + slot;
+            const T* sent = edge_gradients_ + 3 * (here * task_.max_neighbours + slot);
+            const int64_t back = (task_.neighbours[at] + moved) * task_.max_neighbours + task_.reverse[at];
+            double vector[3], edge_gradient[3];
             vector_of(atom, slot, vector);
-            turn_back(rotation, sent, own);
+            rotate_back(rotation, sent, edge_gradient);
             for (int i = 0; i < 3; ++i) {
-                for (int j = 0; j < 3; ++j) virial[3 * i + j] -= own[i] * vector[j];
-                gradient[i] += own[i];
+                for (int j = 0; j < 3; ++j) virial[3 * i + j] -= edge_gradient[i] * vector[j];
+                gradient[i] += edge_gradient[i];
             }
-            turn_back(rotation, edge_gradients_ + 3 * back, own);
-            for (int i = 0; i < 3; ++i) gradient[i] -= own[i];
+            rotate_back(rotation, edge_gradients_ + 3 * back, edge_gradient);
+            for (int i = 0; i < 3; ++i) gradient[i] -= edge_gradient[i];
         }
     }
 
-    static void turn_back(const double* rotation, const T* vector, double* out) {
+    static void rotate_back(const double* rotation, const T* vector, double* out) {
         for (int k = 0; k < 3; ++k)
             out[k] = !rotation ? vector[k]
                                : vector[0] * rotation[3 * k] + vector[1] * rotation[3 * k + 1] +
@@ -673,9 +686,9 @@ private:
     T* edge_gradients_;
     const T** embedded_;
     double *energies_, *virials_;
-    T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_slopes_[MAX_LAYERS];
+    T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_derivatives_[MAX_LAYERS];
     T* expanded_[MAX_LAYERS];  // W1 of the harmonics, panels of each block
-    T *carried_, *spatial_[2];
+    T *feature_grad_, *spatial_[2];
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features
     Scratch scratch_[MAX_THREADS];
     const int64_t bytes_;
@@ -701,6 +714,11 @@ void evaluate(const Model* model, const Task* task) {
 }  // namespace
 
 extern "C" {
+
+int64_t limit(const char* name) { return find_limit(name); }
+int64_t struct_size(const char* name) {
+    return find_value(name, {SHARED_STRUCT(Shape), SHARED_STRUCT(Layer), SHARED_STRUCT(Model), SHARED_STRUCT(Task)});
+}
 
 int64_t vector_width_f32() { return Simd<float>::width; }
 int64_t vector_width_f64() { return Simd<double>::width; }

@@ -57,14 +57,14 @@ INLINE void synthesise(const Shape& shape, const T* matrix, const T* in, T* out,
     }
 }
 
-// out(n, k) = factors(n) matrix(n, k); and turned, (k, n).
+// out(n, k) = factors(n) matrix(n, k); and transposed, (k, n).
 template <typename T>
-void scale_rows(const Shape& shape, int64_t number, const T* matrix, const T* factors, T* out, T* turned) {
+void scale_rows(const Shape& shape, int64_t number, const T* matrix, const T* factors, T* out, T* transposed) {
     for (int64_t o = 0; o < shape.num_ori; ++o)
         for (int64_t k = 0; k < number; ++k) {
             const T value = factors[o] * matrix[o * number + k];
             out[o * number + k] = value;
-            if (turned) turned[k * shape.num_ori + o] = value;
+            if (transposed) transposed[k * shape.num_ori + o] = value;
         }
 }
 

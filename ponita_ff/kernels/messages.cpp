@@ -2,28 +2,27 @@
 //
 //     Q(A, R, f, g) = sum_i,m,l,o,c  A(i,m,l,o) R(i,m,l,c) f(j(i,m),o,c) g(i,o,c)
 //
-// over atoms i, slots m of their neighbours j, degrees l, orientations o, channels c. The kernel sum_l A R of an edge,
-// (orientations, channels), lives in registers only. Channels come as a multiple of the vector width.
-
-#include "simd.h"
+// over atoms i, their neighbours j = j(i, m) in slots m, degrees l, orientations o, channels c. The kernel sum_l A R of
+// an edge, (orientations, channels), lives in registers only. Channels come as a multiple of the vector width.
 
 #include <algorithm>
 
+#include "limits.h"
+#include "simd.h"
+
 extern "C" {
-struct Sizes {
-    int64_t atoms, slots, degrees, orientations, channels, threads;
+struct MessageShape {
+    int64_t atoms, max_neighbours, degrees, orientations, channels, threads;
     const int64_t *neighbours, *reverse;
-    const bool* active;  // (atoms, slots): edges that count
+    const bool* active;  // (atoms, max_neighbours): edges that count
 };
 }
 
 namespace {
 
-constexpr int64_t MAX_DEGREES = 13;
-
 // out(o, c) += sum_l A(l, o) R(l, c) f(o, c), with a second product A' R' if PAIR. D degrees, known only here if 0.
 template <typename T, int D, bool PAIR>
-void add_message(const Sizes& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, T* out) {
+void add_message(const MessageShape& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, T* out) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t degrees = D ? D : s.degrees, channels = s.channels, orientations = s.orientations;
     for (int64_t c = 0; c < channels; c += W) {
@@ -47,7 +46,7 @@ void add_message(const Sizes& s, const T* a, const T* r, const T* a2, const T* r
 
 // out(l, c) = sum_o A(l, o) f(o, c) g(o, c)
 template <typename T, int D>
-void radial_slope(const Sizes& s, const T* a, const T*, const T* f, const T* g, T* out) {
+void radial_gradient(const MessageShape& s, const T* a, const T*, const T* f, const T* g, T* out) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t degrees = D ? D : s.degrees, channels = s.channels, orientations = s.orientations;
     for (int64_t c = 0; c < channels; c += W) {
@@ -64,7 +63,7 @@ void radial_slope(const Sizes& s, const T* a, const T*, const T* f, const T* g, 
 
 // out(l, o) = sum_c R(l, c) f(o, c) g(o, c)
 template <typename T, int D>
-void angular_slope(const Sizes& s, const T*, const T* r, const T* f, const T* g, T* out) {
+void angular_gradient(const MessageShape& s, const T*, const T* r, const T* f, const T* g, T* out) {
     constexpr int64_t W = Simd<T>::width;
     const int64_t degrees = D ? D : s.degrees, channels = s.channels, orientations = s.orientations;
     for (int64_t o = 0; o < orientations; ++o) {
@@ -79,17 +78,18 @@ void angular_slope(const Sizes& s, const T*, const T* r, const T* f, const T* g,
     }
 }
 
-// dQ/dg, or dQ/df where `adjoint`: then each edge's kernel is that of the edge turned round.
+// dQ/dg, or dQ/df where `adjoint`: then each edge's kernel is that of the reversed edge.
 template <typename T, int D, bool PAIR>
-void sum_messages(const Sizes& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, bool adjoint, T* out) {
+void sum_messages(const MessageShape& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, bool adjoint,
+                  T* out) {
     const int64_t row = s.orientations * s.channels, of_a = s.degrees * s.orientations, of_r = s.degrees * s.channels;
 #pragma omp parallel for num_threads(int(s.threads)) schedule(static)
     for (int64_t atom = 0; atom < s.atoms; ++atom) {
         std::fill(out + atom * row, out + (atom + 1) * row, T(0));
-        for (int64_t slot = 0; slot < s.slots; ++slot) {
-            const int64_t at = atom * s.slots + slot, other = s.neighbours[at];
+        for (int64_t slot = 0; slot < s.max_neighbours; ++slot) {
+            const int64_t at = atom * s.max_neighbours + slot, other = s.neighbours[at];
             if (!s.active[at]) continue;
-            const int64_t edge = adjoint ? other * s.slots + s.reverse[at] : at;
+            const int64_t edge = adjoint ? other * s.max_neighbours + s.reverse[at] : at;
             add_message<T, D, PAIR>(s, a + edge * of_a, r + edge * of_r, PAIR ? a2 + edge * of_a : nullptr,
                                     PAIR ? r2 + edge * of_r : nullptr, f + other * row, out + atom * row);
         }
@@ -98,45 +98,51 @@ void sum_messages(const Sizes& s, const T* a, const T* r, const T* a2, const T* 
 
 // dQ/dR, or dQ/dA where `angular`.
 template <typename T, int D>
-void edge_slopes(const Sizes& s, const T* a, const T* r, const T* f, const T* g, bool angular, T* out) {
+void edge_gradients(const MessageShape& s, const T* a, const T* r, const T* f, const T* g, bool angular, T* out) {
     const int64_t row = s.orientations * s.channels, of_a = s.degrees * s.orientations, of_r = s.degrees * s.channels;
     const int64_t size = angular ? of_a : of_r;
 #pragma omp parallel for num_threads(int(s.threads)) schedule(static)
     for (int64_t atom = 0; atom < s.atoms; ++atom)
-        for (int64_t slot = 0; slot < s.slots; ++slot) {
-            const int64_t edge = atom * s.slots + slot;
+        for (int64_t slot = 0; slot < s.max_neighbours; ++slot) {
+            const int64_t edge = atom * s.max_neighbours + slot;
             T* target = out + edge * size;
             if (!s.active[edge])
                 std::fill(target, target + size, T(0));
             else if (angular)
-                angular_slope<T, D>(s, a, r + edge * of_r, f + s.neighbours[edge] * row, g + atom * row, target);
+                angular_gradient<T, D>(s, a, r + edge * of_r, f + s.neighbours[edge] * row, g + atom * row, target);
             else
-                radial_slope<T, D>(s, a + edge * of_a, r, f + s.neighbours[edge] * row, g + atom * row, target);
+                radial_gradient<T, D>(s, a + edge * of_a, r, f + s.neighbours[edge] * row, g + atom * row, target);
         }
 }
 
 template <typename T>
-void sum_messages(const Sizes& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, bool adjoint, T* out) {
-#define DEGREES(D)                                                      \
-    case D:                                                             \
+void sum_messages(const MessageShape& s, const T* a, const T* r, const T* a2, const T* r2, const T* f, bool adjoint,
+                  T* out) {
+#define DEGREES(D)                                                             \
+    case D:                                                                    \
         return a2 ? sum_messages<T, D, true>(s, a, r, a2, r2, f, adjoint, out) \
                   : sum_messages<T, D, false>(s, a, r, a2, r2, f, adjoint, out);
     switch (s.degrees) {
-        DEGREES(1) DEGREES(2) DEGREES(3) DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7)
-        default:
-            return a2 ? sum_messages<T, 0, true>(s, a, r, a2, r2, f, adjoint, out)
-                      : sum_messages<T, 0, false>(s, a, r, a2, r2, f, adjoint, out);
+        DEGREES(1)
+        DEGREES(2)
+        DEGREES(3)
+        DEGREES(4)
+            DEGREES(5) DEGREES(6) DEGREES(7) default : return a2
+                                                       ? sum_messages<T, 0, true>(s, a, r, a2, r2, f, adjoint, out)
+                                                       : sum_messages<T, 0, false>(s, a, r, a2, r2, f, adjoint, out);
     }
 #undef DEGREES
 }
 
 template <typename T>
-void edge_slopes(const Sizes& s, const T* a, const T* r, const T* f, const T* g, bool angular, T* out) {
+void edge_gradients(const MessageShape& s, const T* a, const T* r, const T* f, const T* g, bool angular, T* out) {
 #define DEGREES(D) \
-    case D: return edge_slopes<T, D>(s, a, r, f, g, angular, out);
+    case D: return edge_gradients<T, D>(s, a, r, f, g, angular, out);
     switch (s.degrees) {
-        DEGREES(1) DEGREES(2) DEGREES(3) DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7)
-        default: return edge_slopes<T, 0>(s, a, r, f, g, angular, out);
+        DEGREES(1)
+        DEGREES(2)
+        DEGREES(3)
+        DEGREES(4) DEGREES(5) DEGREES(6) DEGREES(7) default : return edge_gradients<T, 0>(s, a, r, f, g, angular, out);
     }
 #undef DEGREES
 }
@@ -145,23 +151,26 @@ void edge_slopes(const Sizes& s, const T* a, const T* r, const T* f, const T* g,
 
 extern "C" {
 
-int64_t width_f32() { return Simd<float>::width; }
-int64_t width_f64() { return Simd<double>::width; }
+int64_t limit(const char* name) { return find_limit(name); }
+int64_t struct_size(const char* name) { return find_value(name, {SHARED_STRUCT(MessageShape)}); }
 
-void sum_f32(const Sizes* s, const float* a, const float* r, const float* a2, const float* r2, const float* f,
-             bool adjoint, float* out) {
+int64_t vector_width_f32() { return Simd<float>::width; }
+int64_t vector_width_f64() { return Simd<double>::width; }
+
+void sum_messages_f32(const MessageShape* s, const float* a, const float* r, const float* a2, const float* r2,
+                      const float* f, bool adjoint, float* out) {
     sum_messages(*s, a, r, a2, r2, f, adjoint, out);
 }
-void sum_f64(const Sizes* s, const double* a, const double* r, const double* a2, const double* r2, const double* f,
-             bool adjoint, double* out) {
+void sum_messages_f64(const MessageShape* s, const double* a, const double* r, const double* a2, const double* r2,
+                      const double* f, bool adjoint, double* out) {
     sum_messages(*s, a, r, a2, r2, f, adjoint, out);
 }
-void slopes_f32(const Sizes* s, const float* a, const float* r, const float* f, const float* g, bool angular,
-                float* out) {
-    edge_slopes(*s, a, r, f, g, angular, out);
+void edge_gradients_f32(const MessageShape* s, const float* a, const float* r, const float* f, const float* g,
+                        bool angular, float* out) {
+    edge_gradients(*s, a, r, f, g, angular, out);
 }
-void slopes_f64(const Sizes* s, const double* a, const double* r, const double* f, const double* g, bool angular,
-                double* out) {
-    edge_slopes(*s, a, r, f, g, angular, out);
+void edge_gradients_f64(const MessageShape* s, const double* a, const double* r, const double* f, const double* g,
+                        bool angular, double* out) {
+    edge_gradients(*s, a, r, f, g, angular, out);
 }
 }

@@ -1,13 +1,14 @@
 """Sums over neighbours with kernels Σ_l A_l R_l, and their derivatives of any order, without ever holding a kernel.
 
-The spatial convolution of the force-field form is the derivative by g of
+The spatial convolution of the force-field form is the derivative with respect to g of
 
     Q(A, R, f, g) = Σ_{i,m,l,o,c} A[i,m,l,o] R[i,m,l,c] f[j(i,m),o,c] g[i,o,c]
 
-over atoms i, slots m with neighbours j, degrees l, orientations o and channels c. Q is linear in each argument, so its
-four partial derivatives are closed under differentiation: the derivative of one is a sum of others with other
-arguments. Two operators do all: a sum of messages (∂Q/∂g, ∂Q/∂f) and the slopes of each edge (∂Q/∂A, ∂Q/∂R). On the
-CPU they are C++, elsewhere torch in pieces; nothing of the size edges × orientations × channels is ever kept.
+over atoms i, their neighbours j = j(i, m) in slots m, degrees l, orientations o and channels c. Q is linear in each
+argument, so its four partial derivatives are closed under differentiation: the derivative of one is a sum of others
+with other arguments. Two operators are enough: a sum of messages (∂Q/∂g, ∂Q/∂f) and the gradients of each edge
+(∂Q/∂A, ∂Q/∂R). On the CPU they are C++ (messages.cpp), elsewhere torch in chunks; nothing of the size edges ×
+orientations × channels is ever kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ponita_ff.kernels.build import KernelError, load
+from ponita_ff.kernels.build import KernelError
+from ponita_ff.kernels.library import SUFFIX, Kernels
+from ponita_ff.kernels.structs import MessageShape
 
 __all__ = ["Edges", "convolve"]
 
@@ -30,13 +33,15 @@ logger = logging.getLogger(__name__)
 #: Elements, edges × orientations × channels, that the torch version holds at a time.
 _CHUNK = 4_000_000
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-
 
 class Edges(NamedTuple):
-    """Topology: sender and slot of the reversed edge of every slot, and which slots count; each of shape (N, M).
+    """Topology of a graph, one edge a slot (i, m) of its receiver; each of shape (N, M).
 
-    ``active`` must be the same for an edge and its reverse. Slots that do not count send nothing and have no slopes.
+    Attributes:
+        neighbours: Sender j of the edge.
+        reverse: Slot of the reversed edge in row j.
+        active: Whether the edge counts, the same for an edge and its reverse. The others send nothing and have zero
+            gradients.
     """
 
     neighbours: Tensor
@@ -82,11 +87,11 @@ class _Sum(torch.autograd.Function):
         angular, radial, features, *edges = ctx.saved_tensors
         need_angular, need_radial, need_features = ctx.needs_input_grad[:3]
         senders, receivers = (gradient, features) if ctx.adjoint else (features, gradient)
-        slopes: tuple[Tensor | None, ...] = (None, None)
+        edge_gradients: tuple[Tensor | None, ...] = (None, None)
         if need_angular or need_radial:
-            slopes = _Slopes.apply(angular, radial, senders, receivers, *edges)
+            edge_gradients = _EdgeGradients.apply(angular, radial, senders, receivers, *edges)
         back = _Sum.apply(angular, radial, gradient, *edges, not ctx.adjoint) if need_features else None
-        return *slopes, back, None, None, None, None
+        return *edge_gradients, back, None, None, None, None
 
 
 class _PairSum(torch.autograd.Function):
@@ -113,13 +118,13 @@ class _PairSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         angular, radial, angular2, radial2, features, *edges = ctx.saved_tensors
         senders, receivers = (gradient, features) if ctx.adjoint else (features, gradient)
-        first = _Slopes.apply(angular, radial, senders, receivers, *edges)
-        second = _Slopes.apply(angular2, radial2, senders, receivers, *edges)
+        first = _EdgeGradients.apply(angular, radial, senders, receivers, *edges)
+        second = _EdgeGradients.apply(angular2, radial2, senders, receivers, *edges)
         back = _PairSum.apply(angular, radial, angular2, radial2, gradient, *edges, not ctx.adjoint)
         return *first, *second, back, None, None, None, None
 
 
-class _Slopes(torch.autograd.Function):
+class _EdgeGradients(torch.autograd.Function):
     """∂Q/∂A and ∂Q/∂R."""
 
     @staticmethod
@@ -135,18 +140,16 @@ class _Slopes(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(angular, radial, features, receivers, neighbours, reverse, active)
         return (
-            _edge_slopes(radial, features, receivers, neighbours, active, True),
-            _edge_slopes(angular, features, receivers, neighbours, active, False),
+            _edge_gradients(radial, features, receivers, neighbours, active, True),
+            _edge_gradients(angular, features, receivers, neighbours, active, False),
         )
 
     @staticmethod
-    def backward(ctx: Any, of_angular: Tensor, of_radial: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_angular: Tensor, grad_radial: Tensor) -> tuple[Tensor | None, ...]:
         angular, radial, features, receivers, *edges = ctx.saved_tensors
-        pair = (of_angular, radial, angular, of_radial)
-        slope_angular, slope_radial = _Slopes.apply(of_angular, of_radial, features, receivers, *edges)
+        pair = (grad_angular, radial, angular, grad_radial)
         return (
-            slope_angular,
-            slope_radial,
+            *_EdgeGradients.apply(grad_angular, grad_radial, features, receivers, *edges),
             _PairSum.apply(*pair, receivers, *edges, True),
             _PairSum.apply(*pair, features, *edges, False),
             None,
@@ -171,10 +174,10 @@ def _sum_messages(
     adjoint: bool,
 ) -> Tensor:
     edges = Edges(neighbours, reverse, active)
-    library = _library() if features.device.type == "cpu" and features.dtype in _SUFFIX else None
-    if library is None:
+    kernels = _kernels_for(features, angular.shape[2])
+    if kernels is None:
         return _sum_by_torch(angular, radial, angular2, radial2, features, edges, adjoint)
-    return _sum_by_kernel(library, angular, radial, angular2, radial2, features, edges, adjoint)
+    return _sum_by_kernel(kernels, angular, radial, angular2, radial2, features, edges, adjoint)
 
 
 @_sum_messages.register_fake
@@ -192,17 +195,17 @@ def _(
     return features.new_empty(features.shape)
 
 
-@torch.library.custom_op("ponita_ff::edge_slopes", mutates_args=())
-def _edge_slopes(
+@torch.library.custom_op("ponita_ff::edge_gradients", mutates_args=())
+def _edge_gradients(
     factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool
 ) -> Tensor:
-    library = _library() if features.device.type == "cpu" and features.dtype in _SUFFIX else None
-    if library is None:
-        return _slopes_by_torch(factor, features, receivers, neighbours, active, angular)
-    return _slopes_by_kernel(library, factor, features, receivers, neighbours, active, angular)
+    kernels = _kernels_for(features, factor.shape[2])
+    if kernels is None:
+        return _edge_gradients_by_torch(factor, features, receivers, neighbours, active, angular)
+    return _edge_gradients_by_kernel(kernels, factor, features, receivers, neighbours, active, angular)
 
 
-@_edge_slopes.register_fake
+@_edge_gradients.register_fake
 def _(factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool) -> Tensor:
     return factor.new_empty(*factor.shape[:3], features.shape[1 if angular else 2])
 
@@ -210,10 +213,10 @@ def _(factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, a
 # ---------------------------------------------------------------------------------------------------- torch
 
 
-def _chunks(edges: int, slots: int, orientations: int, channels: int) -> list[slice]:
-    """Rows of the neighbour table, so many at a time that a chunk's kernels stay small."""
-    step = max(1, _CHUNK // max(1, slots * orientations * channels))
-    return [slice(start, start + step) for start in range(0, edges, step)]
+def _chunks(atoms: int, max_neighbours: int, orientations: int, channels: int) -> list[slice]:
+    """Rows of the neighbour table, few enough at a time that a chunk's kernels stay small."""
+    step = max(1, _CHUNK // max(1, max_neighbours * orientations * channels))
+    return [slice(start, start + step) for start in range(0, atoms, step)]
 
 
 def _sum_by_torch(
@@ -237,66 +240,74 @@ def _sum_by_torch(
     return out
 
 
-def _slopes_by_torch(
+def _edge_gradients_by_torch(
     factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool
 ) -> Tensor:
     pieces = []
     for rows in _chunks(len(features), neighbours.shape[1], *features.shape[1:]):
         product = features[neighbours[rows]] * receivers[rows].unsqueeze(1)
-        slopes = factor[rows] @ (product.transpose(-1, -2) if angular else product)
-        pieces.append(torch.where(active[rows, :, None, None], slopes, 0.0))
+        gradients = factor[rows] @ (product.transpose(-1, -2) if angular else product)
+        pieces.append(torch.where(active[rows, :, None, None], gradients, 0.0))
     return torch.cat(pieces)
 
 
 # ------------------------------------------------------------------------------------------------------ C++
 
 
-class _Sizes(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("atoms", "slots", "degrees", "orientations", "channels", "threads")),
-        *((name, ctypes.c_void_p) for name in ("neighbours", "reverse", "active")),
-    )
+class _MessageKernels:
+    """The two functions of messages.cpp for one dtype.
+
+    Raises:
+        KernelError: Where the library cannot be had.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        kernels, pointer = Kernels("messages", dtype), ctypes.c_void_p
+        self.width, self.max_degrees = kernels.width, kernels.limit("MAX_DEGREES")
+        # Shape, four or two factors, features, a flag, the result.
+        self.sum = kernels.function("sum_messages", None, *[pointer] * 6, ctypes.c_bool, pointer)
+        self.edge_gradients = kernels.function("edge_gradients", None, *[pointer] * 5, ctypes.c_bool, pointer)
+
+
+def _kernels_for(features: Tensor, degrees: int) -> _MessageKernels | None:
+    """Kernels for these features and as many Legendre degrees; None where torch has to do it."""
+    if features.device.type != "cpu" or features.dtype not in SUFFIX:
+        return None
+    kernels = _kernels(features.dtype)
+    return kernels if kernels is not None and degrees <= kernels.max_degrees else None
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The kernels, or None, said once, where they cannot be had."""
+def _kernels(dtype: torch.dtype) -> _MessageKernels | None:
+    """The kernels; None where they cannot be had, which is logged once."""
     try:
-        library = load("messages")
+        return _MessageKernels(dtype)
     except KernelError as error:
-        logger.warning("no native kernels, going on without: %s", error)
+        _warn_once(str(error))
         return None
-    for suffix in _SUFFIX.values():
-        getattr(library, f"width_{suffix}").restype = ctypes.c_int64
-        # Sizes, four or two factors and features, a flag, the result; nothing comes back.
-        pointer = ctypes.c_void_p
-        getattr(library, f"sum_{suffix}").argtypes = [pointer] * 6 + [ctypes.c_bool, pointer]
-        getattr(library, f"slopes_{suffix}").argtypes = [pointer] * 5 + [ctypes.c_bool, pointer]
-        for kind in ("sum", "slopes"):
-            getattr(library, f"{kind}_{suffix}").restype = None
-    return library
 
 
-def _padding(library: ctypes.CDLL, features: Tensor) -> int:
-    """Channels that are missing to the next whole vector."""
-    width = getattr(library, f"width_{_SUFFIX[features.dtype]}")()
-    return -features.shape[-1] % int(width)
+@functools.cache
+def _warn_once(reason: str) -> None:
+    logger.warning("no native kernels, going on without: %s", reason)
 
 
-def _whole(tensor: Tensor, padding: int = 0) -> Tensor:
-    """As the kernels read it: in one piece, channels filled up with zeros."""
+def _contiguous(tensor: Tensor, padding: int = 0) -> Tensor:
+    """As the kernels read it: contiguous, with ``padding`` zeros appended to the last axis."""
     return functional.pad(tensor, (0, padding)) if padding else tensor.contiguous()
 
 
-def _sizes(degrees: int, features: Tensor, neighbours: Tensor, reverse: Tensor | None, active: Tensor) -> _Sizes:
+def _message_shape(
+    degrees: int, features: Tensor, neighbours: Tensor, reverse: Tensor | None, active: Tensor
+) -> MessageShape:
     atoms, orientations, channels = features.shape
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in (neighbours, reverse, active)]
-    slots = neighbours.shape[1]
-    return _Sizes(atoms, slots, degrees, orientations, channels, torch.get_num_threads(), *addresses)
+    threads = torch.get_num_threads()
+    return MessageShape(atoms, neighbours.shape[1], degrees, orientations, channels, threads, *addresses)
 
 
 def _sum_by_kernel(
-    library: ctypes.CDLL,
+    kernels: _MessageKernels,
     angular: Tensor,
     radial: Tensor,
     angular2: Tensor | None,
@@ -305,23 +316,23 @@ def _sum_by_kernel(
     edges: Edges,
     adjoint: bool,
 ) -> Tensor:
-    padding, channels = _padding(library, features), features.shape[-1]
-    topology = [_whole(tensor) for tensor in edges]
+    channels = features.shape[-1]
+    padding = -channels % kernels.width
+    topology = [_contiguous(tensor) for tensor in edges]
     factors = [
-        None if tensor is None else _whole(tensor, fill)
+        None if tensor is None else _contiguous(tensor, fill)
         for tensor, fill in ((angular, 0), (radial, padding), (angular2, 0), (radial2, padding))
     ]
-    f = _whole(features, padding)
+    f = _contiguous(features, padding)
     out = torch.empty_like(f)
-    sizes = _sizes(angular.shape[2], f, *topology)
+    shape = _message_shape(angular.shape[2], f, *topology)
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in factors]
-    function = getattr(library, f"sum_{_SUFFIX[features.dtype]}")
-    function(ctypes.addressof(sizes), *addresses, f.data_ptr(), adjoint, out.data_ptr())
+    kernels.sum(ctypes.addressof(shape), *addresses, f.data_ptr(), adjoint, out.data_ptr())
     return out[..., :channels].contiguous()
 
 
-def _slopes_by_kernel(
-    library: ctypes.CDLL,
+def _edge_gradients_by_kernel(
+    kernels: _MessageKernels,
     factor: Tensor,
     features: Tensor,
     receivers: Tensor,
@@ -329,13 +340,13 @@ def _slopes_by_kernel(
     active: Tensor,
     angular: bool,
 ) -> Tensor:
-    padding, channels = _padding(library, features), features.shape[-1]
-    factor = _whole(factor, padding if angular else 0)
-    f, g = _whole(features, padding), _whole(receivers, padding)
-    indices, counts = _whole(neighbours), _whole(active)
+    channels = features.shape[-1]
+    padding = -channels % kernels.width
+    factor = _contiguous(factor, padding if angular else 0)
+    f, g = _contiguous(features, padding), _contiguous(receivers, padding)
+    indices, counts = _contiguous(neighbours), _contiguous(active)
     out = f.new_empty(*factor.shape[:3], f.shape[1 if angular else 2])
-    sizes = _sizes(factor.shape[2], f, indices, None, counts)
+    shape = _message_shape(factor.shape[2], f, indices, None, counts)
     a, r = (None, factor.data_ptr()) if angular else (factor.data_ptr(), None)
-    function = getattr(library, f"slopes_{_SUFFIX[features.dtype]}")
-    function(ctypes.addressof(sizes), a, r, f.data_ptr(), g.data_ptr(), angular, out.data_ptr())
+    kernels.edge_gradients(ctypes.addressof(shape), a, r, f.data_ptr(), g.data_ptr(), angular, out.data_ptr())
     return out if angular else out[..., :channels].contiguous()

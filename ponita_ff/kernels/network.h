@@ -7,12 +7,13 @@
 // zeros to a multiple of two vectors (`stride`), orientations to a multiple of one (`ori_stride`).
 #pragma once
 
-#include "simd.h"
-
 #include <algorithm>
 #include <atomic>
 #include <thread>
 #include <type_traits>
+
+#include "limits.h"
+#include "simd.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,7 +28,6 @@ struct Shape {
 
 namespace {
 
-constexpr int64_t MAX_DEGREES = 13, MAX_LAYERS = 64, MAX_THREADS = 256;
 constexpr int64_t BLOCK_ROWS = 96;  // atoms x orientations of a block: its buffers fit a core's second-level cache
 constexpr int TILE_ROWS = PONITA_VECTOR_BYTES == 64 ? 12 : 6;  // as many as registers hold beside two vectors
 
@@ -100,9 +100,8 @@ void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_
     constexpr int64_t panel_width = 2 * Simd<T>::width;
     for (int64_t start = 0; start < width; start += panel_width) {
         const T* panel = packed + start * depth;
-        const auto shifted = [&](int64_t row, int64_t column, Vector<T> value) INLINE_LAMBDA {
-            use(row, start + column, value);
-        };
+        const auto shifted = [&](int64_t row, int64_t column, Vector<T> value)
+                                 INLINE_LAMBDA { use(row, start + column, value); };
         // As few tiles as will do, as even as can be: a tile of few rows waits for its own sums.
         for (int64_t number = (rows + TILE_ROWS - 1) / TILE_ROWS, k = 0; k < number; ++k) {
             const int64_t row = rows * k / number;
@@ -115,7 +114,7 @@ void product(const Left& a, int64_t rows, const T* packed, int64_t depth, int64_
 
 // P_l at all orientations, (degrees, ori_stride), and dP_l/dc if asked for, of a bond along `direction`.
 template <typename T>
-void legendre(const Shape& shape, const T* direction, T* values, T* slopes) {
+void legendre(const Shape& shape, const T* direction, T* values, T* derivatives) {
     constexpr int64_t W = Simd<T>::width;
     const T* grid = static_cast<const T*>(shape.orientations);
     const int64_t stride = shape.ori_stride, degrees = shape.degrees;
@@ -130,14 +129,14 @@ void legendre(const Shape& shape, const T* direction, T* values, T* slopes) {
             before = value, value = next;
             store(values + (l + 1) * stride + o, value);
         }
-        if (!slopes) continue;
-        Vector<T> slope_before = all(T(0)), slope = all(T(1));
-        store(slopes + o, slope_before);
-        if (degrees > 1) store(slopes + stride + o, slope);
+        if (!derivatives) continue;
+        Vector<T> derivative_before = all(T(0)), derivative = all(T(1));
+        store(derivatives + o, derivative_before);
+        if (degrees > 1) store(derivatives + stride + o, derivative);
         for (int64_t l = 1; l + 1 < degrees; ++l) {  // P'_{l+1} = P'_{l-1} + (2l + 1) P_l
-            const Vector<T> next = slope_before + T(2 * l + 1) * load(values + l * stride + o);
-            slope_before = slope, slope = next;
-            store(slopes + (l + 1) * stride + o, slope);
+            const Vector<T> next = derivative_before + T(2 * l + 1) * load(values + l * stride + o);
+            derivative_before = derivative, derivative = next;
+            store(derivatives + (l + 1) * stride + o, derivative);
         }
     }
 }
@@ -196,12 +195,12 @@ void send(const Shape& shape, const T* angular, const T* values, const T* featur
     }
 }
 
-// out(o, :) += own(:) in(o, :): what an atom sends to itself. Panels in, rows out.
+// out(o, :) += self_weight(:) in(o, :): what an atom sends to itself. Panels in, rows out.
 template <typename T>
-INLINE void send_own(const Shape& shape, const T* own, const T* in, T* out) {
+INLINE void send_to_self(const Shape& shape, const T* self_weight, const T* in, T* out) {
     constexpr int64_t W = Simd<T>::width;
     for (int64_t c = 0; c < shape.stride; c += 2 * W) {
-        const Vector<T> left = load(own + c), right = load(own + c + W);
+        const Vector<T> left = load(self_weight + c), right = load(self_weight + c + W);
         for (int64_t o = 0; o < shape.num_ori; ++o, in += 2 * W) {
             T* target = out + o * shape.stride + c;
             store(target, load(target) + left * load(in));
@@ -335,9 +334,9 @@ void normalise_adjoint(const Shape& shape, const T* normal, const T* inverse_dev
             total += load(x + c);
             along += load(x + c) * load(normal + c);
         }
-        const T mean = sum<T>(total) / T(channels), slope = sum<T>(along) / T(channels);
+        const T mean = sum<T>(total) / T(channels), projection = sum<T>(along) / T(channels);
         for (int64_t c = 0; c < stride; c += W)
-            store(x + c, (load(x + c) - mean - load(normal + c) * slope) * inverse_deviation[row]);
+            store(x + c, (load(x + c) - mean - load(normal + c) * projection) * inverse_deviation[row]);
         std::fill(x + channels, x + stride, T(0));
     }
 }
@@ -379,7 +378,6 @@ public:
 private:
     char* next_;
 };
-
 
 // Threads that share out one stage of work after another.
 class Team {

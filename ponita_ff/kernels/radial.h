@@ -1,7 +1,8 @@
 // The radial functions of pairs for training: Bessel functions through a small network to a basis that all layers
-// share, then a matrix a layer; values, derivatives by the distance, and gradients by every weight.
+// share, then a matrix a layer; values, derivatives with respect to the distance, and gradients
+// with respect to every weight.
 //
-// Rows come twice, (2, pairs): values, then derivatives by the distance. A bias changes the values alone.
+// Rows come twice, (2, pairs): values, then derivatives with respect to the distance. A bias adds to the values alone.
 #pragma once
 
 #include "activation.h"
@@ -128,12 +129,12 @@ void sum_rows(const T* panel, int64_t rows, T* out) {
 
 // SiLU, x s(x), s the logistic function, with its first and second derivative.
 template <typename T>
-INLINE void silu(Vector<T> x, Vector<T>& value, Vector<T>& slope, Vector<T>& curvature) {
+INLINE void silu(Vector<T> x, Vector<T>& value, Vector<T>& derivative, Vector<T>& second_derivative) {
     const Vector<T> size = x < T(0) ? -x : x, fall = exp_of(-size), gate_of_size = T(1) / (T(1) + fall);
-    const Vector<T> gate = x < T(0) ? fall * gate_of_size : gate_of_size, gate_slope = gate * (T(1) - gate);
+    const Vector<T> gate = x < T(0) ? fall * gate_of_size : gate_of_size, gate_derivative = gate * (T(1) - gate);
     value = x * gate;
-    slope = gate + x * gate_slope;
-    curvature = gate_slope * (T(2) + x * (T(1) - gate - gate));
+    derivative = gate + x * gate_derivative;
+    second_derivative = gate_derivative * (T(2) + x * (T(1) - gate - gate));
 }
 
 // A linear map with SiLU behind it, of functions of the distance and of their derivatives.
@@ -142,18 +143,17 @@ struct DenseLayer {
     int64_t inputs, outputs, in_stride, width;  // in_stride: of a row that comes in; width: of one that goes out
     T *matrix, *adjoint, *bias;                 // packed: (inputs -> width), (width -> in_stride); (width)
     T *before, *after;                          // (2, pairs, width): ahead of the activation, behind it
-    T* bar;                                     // (2, pairs, width): gradient by `before`
+    T* loss_grad;                               // (2, pairs, width): dS/d `before` (training.cpp)
 };
 
 struct RadialSizes {
-    int64_t bessel, hidden, basis;
+    int64_t bessel, hidden, basis, envelope_power;
     double cutoff;
 };
 
 template <typename T>
 class Radial {
     static constexpr int64_t W = Simd<T>::width;
-    static constexpr int POWER = 6;  // of the envelope
 
 public:
     static constexpr int64_t FEW = 24;  // pairs of an item of work
@@ -168,13 +168,14 @@ public:
             layer.matrix = arena.take<T>(layer.in_stride * layer.width);
             layer.adjoint = arena.take<T>(layer.in_stride * layer.width);
             layer.bias = arena.take<T>(layer.width);
-            for (T** piece : {&layer.before, &layer.after, &layer.bar}) *piece = arena.take<T>(2 * pairs * layer.width);
+            for (T** piece : {&layer.before, &layer.after, &layer.loss_grad})
+                *piece = arena.take<T>(2 * pairs * layer.width);
         }
         bessel_ = arena.take<T>(2 * pairs * sizes.bessel);
         bessel_left_ = arena.take<T>(2 * pairs * sizes.bessel);
-        bar_right_ = arena.take<T>(2 * pairs * layers_[0].width);
+        loss_grad_right_ = arena.take<T>(2 * pairs * layers_[0].width);
         hidden_right_ = arena.take<T>(2 * pairs * layers_[0].width);
-        bar_left_ = arena.take<T>(2 * pairs * layers_[1].width);
+        loss_grad_left_ = arena.take<T>(2 * pairs * layers_[1].width);
         envelope_ = arena.take<T>(2 * pairs);
         basis_ = arena.take<T>(2 * pairs * layers_[1].width);
         basis_left_ = arena.take<T>(2 * pairs * layers_[1].width);
@@ -186,8 +187,8 @@ public:
     // (2, pairs, width()): the basis, or in groups of columns.
     const T* basis() const { return basis_; }
     const T* basis_left() const { return basis_left_; }
-    // (2, pairs, width()): where the gradient by the basis goes.
-    T* bar() { return layers_[1].bar; }
+    // (2, pairs, width()): where dS/d basis goes.
+    T* loss_grad() { return layers_[1].loss_grad; }
 
     // The weights of linear map k, (outputs, inputs) and (outputs), as the products read them.
     void prepare(int k, const T* matrix, const T* bias) {
@@ -196,8 +197,9 @@ public:
         std::copy_n(bias, layer.outputs, layer.bias);
         pack_columns(matrix, layer.inputs, layer.outputs, layer.in_stride, layer.width, static_cast<const T*>(nullptr),
                      layer.matrix);
-        if (k) pack_rows(matrix, layer.outputs, layer.inputs, layer.width, layer.in_stride, layer.width,
-                         static_cast<const T*>(nullptr), layer.adjoint);
+        if (k)
+            pack_rows(matrix, layer.outputs, layer.inputs, layer.width, layer.in_stride, layer.width,
+                      static_cast<const T*>(nullptr), layer.adjoint);
     }
 
     // The basis of some pairs.
@@ -214,48 +216,48 @@ public:
                        hidden_right_);
         const int64_t wide = width();
         for (int64_t pair = first; pair < first + count; ++pair) {
-            const T value = envelope_[pair], slope = envelope_[pairs_ + pair];
-            const int64_t at = pair * wide, turned = (pairs_ + pair) * wide;
+            const T value = envelope_[pair], derivative = envelope_[pairs_ + pair];
+            const int64_t at = pair * wide, derivative_at = (pairs_ + pair) * wide;
             for (int64_t k = 0; k < wide; k += W) {
                 const Vector<T> found = load(layers_[1].after + at + k);
                 store(basis_ + at + k, value * found);
-                store(basis_ + turned + k, value * load(layers_[1].after + turned + k) + slope * found);
+                store(basis_ + derivative_at + k,
+                      value * load(layers_[1].after + derivative_at + k) + derivative * found);
             }
         }
         for (const int64_t row : {first, pairs_ + first})
             pack_left(basis_ + row * wide, wide, row, count, 2 * pairs_, basis_left_);
     }
 
-    // From the gradient by the basis of some pairs to those by the inputs of both activations.
+    // From dS/d basis of some pairs to the derivatives for the inputs of both activations.
     void backward(int64_t item) {
         const int64_t first = begin(item), count = begin(item + 1) - first, wide = width(), narrow = layers_[0].width;
-        T* bar = layers_[1].bar;
+        T* loss_grad = layers_[1].loss_grad;
         for (int64_t pair = first; pair < first + count; ++pair) {
-            const T value = envelope_[pair], slope = envelope_[pairs_ + pair];
-            const int64_t at = pair * wide, turned = (pairs_ + pair) * wide;
+            const T value = envelope_[pair], derivative = envelope_[pairs_ + pair];
+            const int64_t at = pair * wide, derivative_at = (pairs_ + pair) * wide;
             for (int64_t k = 0; k < wide; k += W) {
-                const Vector<T> of_slope = load(bar + turned + k);
-                store(bar + at + k, value * load(bar + at + k) + slope * of_slope);
-                store(bar + turned + k, value * of_slope);
+                const Vector<T> of_derivative = load(loss_grad + derivative_at + k);
+                store(loss_grad + at + k, value * load(loss_grad + at + k) + derivative * of_derivative);
+                store(loss_grad + derivative_at + k, value * of_derivative);
             }
         }
         dense_adjoint(layers_[1], first, count);
         for (const int64_t row : {first, pairs_ + first}) {
-            pack_left(bar + row * wide, wide, row, count, 2 * pairs_, bar_left_);
-            product(Rows<T>{bar + row * wide, wide}, count, layers_[1].adjoint, wide, narrow,
-                    [&](int64_t r, int64_t column, Vector<T> value) INLINE_LAMBDA {
-                        store(layers_[0].bar + (row + r) * narrow + column, value);
-                    });
+            pack_left(loss_grad + row * wide, wide, row, count, 2 * pairs_, loss_grad_left_);
+            product(Rows<T>{loss_grad + row * wide, wide}, count, layers_[1].adjoint, wide, narrow,
+                    [&](int64_t r, int64_t column, Vector<T> value)
+                        INLINE_LAMBDA { store(layers_[0].loss_grad + (row + r) * narrow + column, value); });
         }
         dense_adjoint(layers_[0], first, count);
         for (const int64_t row : {first, pairs_ + first})
-            pack_right(layers_[0].bar + row * narrow, narrow, row, count, 2 * pairs_, bar_right_);
+            pack_right(layers_[0].loss_grad + row * narrow, narrow, row, count, 2 * pairs_, loss_grad_right_);
     }
 
     // Panels of both maps' gradients, after all pairs went backward.
     int64_t panels() const { return 2 * (layers_[0].width / (2 * W)); }
 
-    // Writes a panel's part of the gradients by matrix and bias of both maps; `tile` has room for so many rows of 2 W.
+    // Writes a panel's part of the gradients of matrix and bias of both maps; `tile` has room for so many rows of 2 W.
     int64_t tile_rows() const { return std::max(layers_[1].width, sizes_.bessel); }
     void gradient(int64_t panel, T* tile, T* const matrix[2], T* const bias[2]) const {
         const int64_t half = panels() / 2, start = panel % half * 2 * W;
@@ -263,7 +265,7 @@ public:
         const int64_t inside = std::clamp<int64_t>(one.outputs - start, 0, 2 * W);
         if (panel < half) {
             std::fill(tile, tile + one.inputs * 2 * W, T(0));
-            const T* right = bar_right_ + start * 2 * pairs_;
+            const T* right = loss_grad_right_ + start * 2 * pairs_;
             outer_product(bessel_left_, right, one.inputs, 2 * pairs_, tile);
             for (int64_t j = 0; j < inside; ++j)
                 for (int64_t b = 0; b < one.inputs; ++b) matrix[0][(start + j) * one.inputs + b] = tile[b * 2 * W + j];
@@ -272,13 +274,13 @@ public:
             return;
         }
         std::fill(tile, tile + two.width * 2 * W, T(0));
-        outer_product(bar_left_, hidden_right_ + start * 2 * pairs_, two.width, 2 * pairs_, tile);
+        outer_product(loss_grad_left_, hidden_right_ + start * 2 * pairs_, two.width, 2 * pairs_, tile);
         for (int64_t k = 0; k < two.outputs; ++k)
             std::copy_n(tile + k * 2 * W, inside, matrix[1] + k * two.inputs + start);
         if (start) return;
         for (int64_t k = 0; k < two.outputs; ++k) {
             T total = 0;
-            for (int64_t pair = 0; pair < pairs_; ++pair) total += two.bar[pair * two.width + k];
+            for (int64_t pair = 0; pair < pairs_; ++pair) total += two.loss_grad[pair * two.width + k];
             bias[1][k] = total;
         }
     }
@@ -289,14 +291,14 @@ private:
         const double unit = 3.14159265358979323846 / sizes_.cutoff, ratio = sizes_.cutoff / r;
         const double sine = std::sin(unit * r), cosine = std::cos(unit * r);
         double s = sine, c = cosine;
-        T *values = bessel_ + pair * sizes_.bessel, *slopes = bessel_ + (pairs_ + pair) * sizes_.bessel;
+        T *values = bessel_ + pair * sizes_.bessel, *derivatives = bessel_ + (pairs_ + pair) * sizes_.bessel;
         for (int64_t k = 0; k < sizes_.bessel; ++k) {
             values[k] = T(s * ratio);
-            slopes[k] = T(double(k + 1) * unit * c * ratio - s * ratio / r);
+            derivatives[k] = T(double(k + 1) * unit * c * ratio - s * ratio / r);
             const double next = s * cosine + c * sine;
             c = c * cosine - s * sine, s = next;
         }
-        const double u = std::min(r / sizes_.cutoff, 1.0), p = POWER;
+        const double u = std::min(r / sizes_.cutoff, 1.0), p = double(sizes_.envelope_power);
         const double before = std::pow(u, p - 1);
         envelope_[pair] = T(1 - before * u * ((p + 1) * (p + 2) / 2 - p * (p + 2) * u + p * (p + 1) / 2 * u * u));
         envelope_[pairs_ + pair] = T(-p * (p + 1) * (p + 2) / (2 * sizes_.cutoff) * before * (1 - u) * (1 - u));
@@ -311,34 +313,35 @@ private:
                         store(layer.before + (row + r) * wide + column, value);
                     });
         for (int64_t at = first * wide; at < (first + count) * wide; at += W) {
-            const int64_t turned = at + pairs_ * wide;
-            Vector<T> value, slope, curvature;
-            silu<T>(load(layer.before + at), value, slope, curvature);
+            const int64_t derivative_at = at + pairs_ * wide;
+            Vector<T> value, derivative, second_derivative;
+            silu<T>(load(layer.before + at), value, derivative, second_derivative);
             store(layer.after + at, value);
-            store(layer.after + turned, slope * load(layer.before + turned));
+            store(layer.after + derivative_at, derivative * load(layer.before + derivative_at));
         }
     }
 
-    // In place in `bar`, from the gradient behind the activation to that ahead of it.
+    // In place in `loss_grad`, from the gradient behind the activation to that ahead of it.
     void dense_adjoint(const DenseLayer<T>& layer, int64_t first, int64_t count) {
         for (int64_t at = first * layer.width; at < (first + count) * layer.width; at += W) {
-            const int64_t turned = at + pairs_ * layer.width;
-            Vector<T> value, slope, curvature;
-            silu<T>(load(layer.before + at), value, slope, curvature);
-            const Vector<T> of_slope = load(layer.bar + turned);
-            store(layer.bar + at, slope * load(layer.bar + at) + curvature * load(layer.before + turned) * of_slope);
-            store(layer.bar + turned, slope * of_slope);
+            const int64_t derivative_at = at + pairs_ * layer.width;
+            Vector<T> value, derivative, second_derivative;
+            silu<T>(load(layer.before + at), value, derivative, second_derivative);
+            const Vector<T> of_derivative = load(layer.loss_grad + derivative_at);
+            store(layer.loss_grad + at, derivative * load(layer.loss_grad + at) +
+                                            second_derivative * load(layer.before + derivative_at) * of_derivative);
+            store(layer.loss_grad + derivative_at, derivative * of_derivative);
         }
     }
 
     const RadialSizes& sizes_;
     const int64_t pairs_;
     DenseLayer<T> layers_[2];
-    T *bessel_, *bessel_left_;        // (2, pairs, bessel)
-    T *bar_right_, *hidden_right_;    // (2, pairs, hidden), in panels
-    T *bar_left_;                     // (2, pairs, basis), in groups
-    T* envelope_;                     // (2, pairs)
-    T *basis_, *basis_left_;          // (2, pairs, basis)
+    T *bessel_, *bessel_left_;            // (2, pairs, bessel)
+    T *loss_grad_right_, *hidden_right_;  // (2, pairs, hidden), in panels
+    T* loss_grad_left_;                   // (2, pairs, basis), in groups
+    T* envelope_;                         // (2, pairs)
+    T *basis_, *basis_left_;              // (2, pairs, basis)
 };
 
 }  // namespace

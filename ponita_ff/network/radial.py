@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RadialBasis", "envelope"]
+__all__ = ["ENVELOPE_POWER", "RadialBasis", "envelope"]
+
+#: p of the envelope; the native training kernels are given it.
+ENVELOPE_POWER = 6
 
 
-def envelope(distance: Tensor, cutoff: float, power: int = 6) -> Tensor:
+def envelope(distance: Tensor, cutoff: float, power: int = ENVELOPE_POWER) -> Tensor:
     """Polynomial that falls from 1 to 0 at the cutoff with two continuous derivatives there, zero beyond.
 
     Equation 8 of DimeNet (arXiv:2003.03123), 1 − (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) − p(p+1)/2 u^(p+2), u = r/cutoff.

@@ -23,13 +23,13 @@ def points(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-7), (torch.float64, 1e-15)])
 def test_value_and_derivative(dtype: torch.dtype, tolerance: float) -> None:
     x = points(torch.float64).to(dtype)
-    value, slope = activation._gelu(x)
+    value, derivative = activation._gelu(x)
     exact = x.double().requires_grad_(True)
     expected = torch.nn.functional.gelu(exact)
-    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
+    (expected_derivative,) = torch.autograd.grad(expected.sum(), exact)
     scale = exact.detach().abs().clamp(min=1.0)
     assert float(((value.double() - expected.detach()).abs() / scale).max()) < tolerance
-    assert float((slope.double() - expected_slope).abs().max()) < 4 * tolerance
+    assert float((derivative.double() - expected_derivative).abs().max()) < 4 * tolerance
 
 
 @needs_compiler

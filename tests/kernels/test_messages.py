@@ -23,7 +23,7 @@ SHAPES = [(1, 1, 13), (3, 6, 5), (5, 12, 16), (7, 3, 8), (9, 4, 3)]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations."""
     if request.param == "torch":
-        monkeypatch.setattr(messages, "_library", lambda: None)
+        monkeypatch.setattr(messages, "_kernels", lambda dtype: None)
     elif compiler() is None:
         pytest.skip("no C++ compiler here")
     return request.param
@@ -78,8 +78,8 @@ def test_all_four_derivatives(way: str, shape: tuple[int, int, int], dtype: torc
     expected = torch.autograd.grad(form(*leaves, edges), leaves)
     angular, radial, features, receivers = inputs
     found = (
-        messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True),
-        messages._edge_slopes(angular, features, receivers, edges.neighbours, edges.active, False),
+        messages._edge_gradients(radial, features, receivers, edges.neighbours, edges.active, True),
+        messages._edge_gradients(angular, features, receivers, edges.neighbours, edges.active, False),
         messages._sum_messages(angular, radial, None, None, receivers, *edges, True),
         convolve(angular, radial, features, edges),
     )
@@ -117,7 +117,7 @@ def test_third_derivatives(way: str) -> None:
     edges = make_edges(4, seed=2)
     inputs = [value.requires_grad_(True) for value in make_inputs(edges, (2, 2, 3))]
 
-    def slopes(convolution: Callable[..., Tensor]) -> Tensor:
+    def sum_of_squared_gradients(convolution: Callable[..., Tensor]) -> Tensor:
         value = (convolution(*inputs[:3]) * inputs[3]).sum() ** 2
         for _ in range(2):
             value = sum((g**2).sum() for g in torch.autograd.grad(value, inputs, create_graph=True))
@@ -127,14 +127,14 @@ def test_third_derivatives(way: str) -> None:
         weight = edges.active.to(angular.dtype)
         return torch.einsum("im,imlo,imlc,imoc->ioc", weight, angular, radial, features[edges.neighbours])
 
-    expected = torch.autograd.grad(slopes(plain), inputs)
-    found = torch.autograd.grad(slopes(lambda a, r, f: convolve(a, r, f, edges)), inputs)
+    expected = torch.autograd.grad(sum_of_squared_gradients(plain), inputs)
+    found = torch.autograd.grad(sum_of_squared_gradients(lambda a, r, f: convolve(a, r, f, edges)), inputs)
     for value, reference in zip(found, expected, strict=True):
         assert value == pytest.approx(reference, rel=1e-9, abs=1e-9 * float(reference.abs().max()))
 
 
 def test_pieces_of_the_torch_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_library", lambda: None)
+    monkeypatch.setattr(messages, "_kernels", lambda dtype: None)
     edges = make_edges()
     angular, radial, features, receivers = make_inputs(edges, (3, 6, 5))
     results = []
@@ -143,7 +143,7 @@ def test_pieces_of_the_torch_version(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(
             (
                 messages._sum_messages(angular, radial, None, None, features, *edges, True),
-                messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True),
+                messages._edge_gradients(radial, features, receivers, edges.neighbours, edges.active, True),
             )
         )
     for result in results[1:]:
@@ -162,7 +162,9 @@ def test_same_bits_with_any_number_of_threads(threads: Callable[[int], None]) ->
             torch.cat(
                 [
                     messages._sum_messages(angular, radial, None, None, features, *edges, True).flatten(),
-                    messages._edge_slopes(radial, features, receivers, edges.neighbours, edges.active, True).flatten(),
+                    messages._edge_gradients(
+                        radial, features, receivers, edges.neighbours, edges.active, True
+                    ).flatten(),
                 ]
             )
         )
@@ -187,21 +189,33 @@ def test_operators_as_torch_wants_them(way: str) -> None:
         messages._sum_messages, (angular, radial, angular, radial, features, *edges, True), test_utils=tests
     )
     torch.library.opcheck(
-        messages._edge_slopes, (radial, features, receivers, edges.neighbours, edges.active, True), test_utils=tests
+        messages._edge_gradients, (radial, features, receivers, edges.neighbours, edges.active, True), test_utils=tests
     )
 
 
 def test_without_a_compiler_torch_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def missing(name: str) -> None:
+    def missing(name: str, dtype: torch.dtype) -> None:
         raise KernelError("there is no C++ compiler")
 
     edges = make_edges()
     angular, radial, features, _ = make_inputs(edges, (3, 6, 5))
     expected = convolve(angular, radial, features, edges)
-    messages._library.cache_clear()
-    monkeypatch.setattr(messages, "load", missing)
+    for cached in (messages._kernels, messages._warn_once):
+        cached.cache_clear()
+    monkeypatch.setattr(messages, "Kernels", missing)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert convolve(angular, radial, features, edges) == pytest.approx(expected, abs=1e-12)
-    messages._library.cache_clear()
+    for cached in (messages._kernels, messages._warn_once):
+        cached.cache_clear()
     assert caplog.text.count("no native kernels, going on without: there is no C++ compiler") == 1
+
+
+def test_more_degrees_than_the_kernels_have_room_for_are_left_to_torch() -> None:
+    edges = make_edges()
+    inputs = make_inputs(edges, (15, 2, 3))
+    kernels = messages._kernels(torch.float64)
+    assert kernels is None or kernels.max_degrees == 13
+    leaves = [value.clone().requires_grad_(True) for value in inputs]
+    (expected,) = torch.autograd.grad(form(*leaves, edges), leaves[3:])
+    assert convolve(*inputs[:3], edges) == pytest.approx(expected, rel=1e-9, abs=1e-12)

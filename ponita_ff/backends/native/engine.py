@@ -1,8 +1,8 @@
 """The force-field network as one C++ function on the CPU: atomic energies, their gradient and the virial in one pass.
 
-What depends on no position is worked out once, when the engine is made: fibre kernels, the radial functions R_l(r) of
-every layer as tables (quintic Hermite interpolation, as fine as the asked-for error needs), the norms' weights folded
-into the matrices behind them, and the matrices in the order in which the kernels read them.
+What depends on no position is computed once, when the engine is made: fibre kernels, the radial functions R_l(r) of
+every layer as tables (quintic Hermite interpolation, as fine as the requested error needs), matrices with the weights
+of the norm before them multiplied in, and all of them in the memory layout of the kernels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ponita_ff.backends.native.comparison import compare_inference
+from ponita_ff.backends.native.support import check_network, check_size
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.layout import LAYER_WEIGHTS, SUFFIX, Kernels, Shape, Widths, check_layers, pack, pad
+from ponita_ff.kernels.layout import Widths, pack, pad
+from ponita_ff.kernels.library import Kernels
+from ponita_ff.kernels.structs import Layer, Model, Shape, Task
 from ponita_ff.network.base import Network
 from ponita_ff.network.convolution import SeparableConvolution
 from ponita_ff.network.invariants import legendre
@@ -29,57 +33,11 @@ __all__ = ["NativeNetwork", "radial_table"]
 #: Largest error of the tabulated radial functions and of their derivatives, over the largest value of each.
 TABLE_ERROR = 1e-6
 
-#: Intervals of a table: never fewer, never more.
-_FEWEST, _MOST = 32, 4096
+#: Smallest and largest number of intervals of a table.
+_MIN_INTERVALS, _MAX_INTERVALS = 32, 4096
 
-#: That the engine goes through at a time.
-_MOST_HARMONICS = 9
-
-#: For differences, Å.
+#: For finite differences, Å.
 _STEP = 1e-4
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("table", *LAYER_WEIGHTS)),
-        ("readout_bias", ctypes.c_double),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("shape", Shape),
-        ("grid", ctypes.c_int64),
-        ("cutoff", ctypes.c_double),
-        ("embedding", ctypes.c_void_p),
-        ("readout_hidden", ctypes.c_void_p),
-        ("harmonics", ctypes.c_int64),
-        ("synthesis", ctypes.c_void_p),
-        ("analysis", ctypes.c_void_p),
-        ("layers", ctypes.POINTER(_Layer)),
-    )
-
-
-class _Task(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("atoms", "slots", "structures", "copies", "threads")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "positions",
-                "offsets",
-                "neighbours",
-                "reverse",
-                "species",
-                "batch",
-                "rotations",
-                "workspace",
-                "energies",
-                "gradient",
-                "virial",
-            )
-        ),
-    )
 
 
 def radial_table(basis: Callable[[Tensor], Tensor], weights: Tensor, cutoff: float, error: float) -> Tensor:
@@ -100,16 +58,16 @@ def radial_table(basis: Callable[[Tensor], Tensor], weights: Tensor, cutoff: flo
     Raises:
         KernelError: Where no table of a sensible size is so exact.
     """
-    intervals = _FEWEST
-    while intervals <= _MOST:
+    intervals = _MIN_INTERVALS
+    while intervals <= _MAX_INTERVALS:
         spacing = cutoff / intervals
-        values, slopes, curvatures = _derivatives(basis, torch.arange(intervals + 1, dtype=torch.float64) * spacing)
-        table = torch.stack((values, slopes * spacing, curvatures * spacing**2), dim=1)
+        values, first, second = _derivatives(basis, torch.arange(intervals + 1, dtype=torch.float64) * spacing)
+        table = torch.stack((values, first * spacing, second * spacing**2), dim=1)
         table[-1] = 0.0  # a difference across the cutoff would see the jump of the third derivative there
         if _interpolation_error(table, basis, weights, spacing) <= error:
             return table @ weights.T
         intervals += intervals // 4  # no more than it takes: the smaller a table, the more of it stays in cache
-    raise KernelError(f"the radial functions are too rough for tables of {_MOST} intervals")
+    raise KernelError(f"the radial functions are too rough for tables of {_MAX_INTERVALS} intervals")
 
 
 def _derivatives(basis: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,27 +75,27 @@ def _derivatives(basis: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Ten
     places = points + _STEP * torch.arange(-2, 3, dtype=points.dtype).unsqueeze(-1)
     # At 0 a Bessel function's formula is 0/0.
     far_before, before, here, after, far_after = basis(torch.where(places == 0.0, 1e-9, places))
-    slopes = (8 * (after - before) - (far_after - far_before)) / (12 * _STEP)
-    curvatures = (16 * (after + before) - (far_after + far_before) - 30 * here) / (12 * _STEP**2)
-    return here, slopes, curvatures
+    first = (8 * (after - before) - (far_after - far_before)) / (12 * _STEP)
+    second = (16 * (after + before) - (far_after + far_before) - 30 * here) / (12 * _STEP**2)
+    return here, first, second
 
 
 def _interpolation_error(table: Tensor, basis: Callable[[Tensor], Tensor], weights: Tensor, spacing: float) -> float:
-    """Largest error of values and slopes, each over the largest of its kind, inside the table's intervals."""
+    """Largest error of values and derivatives, each over the largest of its kind, inside the table's intervals."""
     worst = 0.0
     for t in (0.2, 0.5):
-        exact, slopes, _ = _derivatives(basis, (torch.arange(len(table) - 1, dtype=torch.float64) + t) * spacing)
+        exact, derivatives, _ = _derivatives(basis, (torch.arange(len(table) - 1, dtype=torch.float64) + t) * spacing)
         hermite = torch.tensor(_hermite(t), dtype=torch.float64)
         ends = torch.cat((table[:-1], table[1:]), dim=1)
-        found, found_slopes = torch.einsum("ds,isk->dik", hermite, ends)
-        for value, reference in ((found, exact), (found_slopes / spacing, slopes)):
+        found, found_derivatives = torch.einsum("ds,isk->dik", hermite, ends)
+        for value, reference in ((found, exact), (found_derivatives / spacing, derivatives)):
             wrong = (value - reference) @ weights.T
             worst = max(worst, float(wrong.abs().max() / (reference @ weights.T).abs().max()))
     return worst
 
 
 def _hermite(t: float) -> list[list[float]]:
-    """Weights of value, slope, curvature at the left end, then at the right, at t of an interval; then d/dt of them."""
+    """Weights of value, first and second derivative at the left end, then the right, at t of an interval; then d/dt."""
     two, three, four, five = t**2, t**3, t**4, t**5
     return [
         [
@@ -167,41 +125,39 @@ class NativeNetwork:
         error: Largest error of the tables (see :func:`radial_table`).
 
     Raises:
-        KernelError: Where this network or this machine cannot do it; the message says why.
+        KernelError: Where the kernels do not implement this network (see support.py), give other results than torch,
+            or cannot be had; the message says why.
     """
 
     def __init__(self, network: Network, error: float = TABLE_ERROR) -> None:
-        if not isinstance(network, Ponita):
-            raise KernelError("only the force-field form has native kernels")
-        weight = network.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype not in SUFFIX:
-            raise KernelError(f"the native kernels run float32 and float64 on the CPU, not {weight.dtype}")
-        check_layers(len(network.layers))
-        self._dtype = weight.dtype
+        ponita = check_network(network)
+        self._dtype = ponita.embedding.weight.dtype
         kernels = Kernels("engine", self._dtype)
+        check_size(ponita, kernels)
         self._evaluate = kernels.function("evaluate", None, ctypes.c_void_p, ctypes.c_void_p)
         self._size = kernels.function("workspace_bytes", ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
         self._tensors: list[Tensor] = []
         with torch.no_grad():
-            # Worked out in float64 and rounded once, however the network computes.
-            self._model = self._lay_out(copy.deepcopy(network).double(), kernels.width, error)
+            # Computed in float64 and rounded once, whatever the dtype of the network.
+            self._model = self._lay_out(copy.deepcopy(ponita).double(), kernels, error)
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._lock = threading.Lock()  # one workspace, and the engine runs outside Python's own lock
+        self._lock = threading.Lock()  # one workspace, and the engine runs without Python's global lock
+        compare_inference(ponita, self, error)
 
     def __call__(self, graph: Graph, species: Tensor, rotations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate, in the network's own scale.
+        """Evaluate, in the network's own units.
 
         Args:
             graph: One structure or a batch, on the CPU, positions and offsets in float64.
             species: Index of each atom's element, shape (N,).
-            rotations: Shape (K, 3, 3), float64; edge vectors are taken as ``vectors @ rotation``, and what comes out is
-                the mean over all K, which go through the engine together. None: as they are.
+            rotations: Shape (K, 3, 3), float64; edge vectors are taken as ``vectors @ rotation``, and the results
+                are means over all K, which go through the engine together. None: no rotation.
 
         Returns:
             Atomic energies (N,), their sum's gradient with respect to positions (N, 3) and its derivative with respect
             to a symmetric strain (B, 3, 3); all float64.
         """
-        atoms, slots = graph.neighbours.shape
+        atoms, max_neighbours = graph.neighbours.shape
         structures = graph.cell.shape[0]
         inputs = {
             name: _contiguous(graph[name], torch.float64 if name in ("positions", "offsets") else torch.int64)
@@ -216,15 +172,15 @@ class NativeNetwork:
         outputs = {"energies": energies, "gradient": gradient, "virial": virial}
         addresses = {name: tensor.data_ptr() for name, tensor in (inputs | outputs).items()}
         copies = 1 if rotations is None else len(rotations)
-        task = _Task(atoms, slots, structures, copies, torch.get_num_threads(), **addresses)
-        model, where = ctypes.addressof(self._model), ctypes.addressof(task)
-        needed = self._size(model, where)
+        task = Task(atoms, max_neighbours, structures, copies, torch.get_num_threads(), **addresses)
+        model, address = ctypes.addressof(self._model), ctypes.addressof(task)
+        needed = self._size(model, address)
         with self._lock:
             if self._workspace.numel() < needed:
-                self._workspace = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+                self._workspace = torch.empty(0, dtype=torch.uint8)  # free the old one before the new one is made
                 self._workspace = torch.empty(needed, dtype=torch.uint8)
             task.workspace = self._workspace.data_ptr()
-            self._evaluate(model, where)
+            self._evaluate(model, address)
         return energies, gradient, 0.5 * (virial + virial.transpose(-1, -2))
 
     def _keep(self, tensor: Tensor) -> int:
@@ -232,8 +188,9 @@ class NativeNetwork:
         self._tensors.append(tensor.to(self._dtype, copy=True).contiguous())
         return self._tensors[-1].data_ptr()
 
-    def _lay_out(self, network: Ponita, width: int, error: float) -> _Model:
+    def _lay_out(self, network: Ponita, kernels: Kernels, error: float) -> Model:
         config, grid = network.config, network.orientations
+        width = kernels.width
         widths = Widths.of(config.channels, config.widening, len(grid), width)
         layers: list[Any] = list(network.layers)
         # One spacing for all layers.
@@ -242,8 +199,10 @@ class NativeNetwork:
         table = radial_table(network.radial_basis, weights, config.cutoff, error)
         table = table.unflatten(-1, (len(layers), config.l_max + 1, config.channels))
         angular, quadrature = legendre(grid @ grid.T, network.l_max).transpose(0, 1), network.orientation_weights
-        synthesis = _harmonics(angular) if convolutions[0].fibre is not None else None
-        self._layers = (_Layer * len(layers))(
+        synthesis = None
+        if convolutions[0].fibre is not None:
+            synthesis = _harmonics(angular, kernels.limit("MAX_HARMONICS"))
+        self._layers = (Layer * len(layers))(
             *(
                 self._layer(layer, readout, table[:, :, index], angular, quadrature, synthesis, widths, width)
                 for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
@@ -263,13 +222,13 @@ class NativeNetwork:
             orientations=self._keep(pad(grid.T, widths.ori_stride)),
             weights=self._keep(pad(network.orientation_weights, widths.ori_stride)),
         )
-        return _Model(
+        return Model(
             shape=shape,
-            grid=len(table) - 1,
+            intervals=len(table) - 1,
             cutoff=config.cutoff,
             embedding=self._keep(pad(network.embedding.weight, widths.stride)),
             readout_hidden=self._keep(pad(readouts[-1].weight.squeeze(0) @ layers[-1].contract.weight, widths.hidden)),
-            harmonics=0 if synthesis is None else synthesis.shape[1],
+            num_harmonics=0 if synthesis is None else synthesis.shape[1],
             synthesis=None if synthesis is None else self._keep(synthesis),
             analysis=None if synthesis is None else self._keep(quadrature[:, None] * synthesis),
             layers=self._layers,
@@ -285,7 +244,7 @@ class NativeNetwork:
         synthesis: Tensor | None,
         widths: Widths,
         width: int,
-    ) -> _Layer:
+    ) -> Layer:
         norm, expand, contract = layer.norm, layer.expand, layer.contract
         stride, hidden, _ = widths
         convolution: SeparableConvolution = layer.convolution
@@ -294,18 +253,18 @@ class NativeNetwork:
         if convolution.fibre is not None and synthesis is not None:
             degrees = torch.arange(len(angular))
             fibre = self._keep(pad(convolution.fibre.repeat_interleave(2 * degrees + 1, dim=0), stride))
-            matrix = matrix - matrix.mean(dim=0)  # which takes the mean out of what it multiplies
+            matrix = matrix - matrix.mean(dim=0)  # removes the mean of its input, as the norm does
         elif convolution.fibre is not None:
             kernel = pad(torch.einsum("lnm,m,lc->nmc", angular, quadrature, convolution.fibre), stride)
             kernel = kernel.unflatten(-1, (-1, width)).permute(2, 0, 1, 3)
             fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
         into = pad(matrix, hidden, stride)
         out = pad(contract.weight.T, stride, hidden)
-        return _Layer(
+        return Layer(
             table=self._keep(pad(table, stride)),
             fibre=fibre,
             fibre_adjoint=fibre_adjoint,
-            own=self._keep(pad(convolution.self_weight, stride)),
+            self_weight=self._keep(pad(convolution.self_weight, stride)),
             bias=self._keep(pad(convolution.bias, stride)),
             expand=self._keep(pack(into, width)),
             expand_bias=self._keep(pad(expand.bias + expand.weight @ norm.bias, hidden)),
@@ -318,18 +277,19 @@ class NativeNetwork:
         )
 
 
-def _harmonics(angular: Tensor) -> Tensor | None:
-    """Values of harmonics on a grid, of which the fibre convolution keeps no others, where going through them pays.
+def _harmonics(angular: Tensor, max_harmonics: int) -> Tensor | None:
+    """Values on a grid of the harmonics that the fibre convolution keeps, where going through them is faster.
 
     Args:
         angular: P_l(n · n') of a grid's orientations, shape (D, O, O), float64.
+        max_harmonics: The kernels' limit.
 
     Returns:
-        Shape (O, D²), 2 l + 1 columns for each l: the products of two rows, added up over these, are P_l(n · n'). None
-        where there are more than nine, or more than half as many as orientations.
+        Shape (O, D²), 2 l + 1 columns for each l: the products of two rows, summed over these, are P_l(n · n'). None
+        where there are more than the limit, or more than half as many as orientations.
     """
     degrees, num_ori, _ = angular.shape
-    if degrees**2 > _MOST_HARMONICS or 2 * degrees**2 > num_ori:
+    if degrees**2 > max_harmonics or 2 * degrees**2 > num_ori:
         return None
     columns = [torch.ones(num_ori, 1, dtype=angular.dtype)]
     for degree in range(1, degrees):
@@ -340,5 +300,5 @@ def _harmonics(angular: Tensor) -> Tensor | None:
 
 
 def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the engine may read: it trusts dtype, place and order."""
+    """A tensor as the engine reads it: of this dtype, on the CPU, contiguous."""
     return tensor.detach().to(device="cpu", dtype=dtype).contiguous()

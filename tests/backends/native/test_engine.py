@@ -237,10 +237,10 @@ def test_table_is_as_exact_as_asked(network: Ponita, error: float) -> None:
     cutoff, basis, weights = 4.0, network.radial_basis, network.layers[0].convolution.radial.weight
     table = radial_table(basis, weights, cutoff, error)
     points = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * cutoff
-    found, found_slopes = interpolated(table, points, cutoff)
-    exact, slopes = torch.func.jvp(lambda r: basis(r) @ weights.T, (points,), (torch.ones_like(points),))
+    found, found_derivatives = interpolated(table, points, cutoff)
+    exact, derivatives = torch.func.jvp(lambda r: basis(r) @ weights.T, (points,), (torch.ones_like(points),))
     assert float((found - exact).abs().max() / exact.abs().max()) < 1.5 * error
-    assert float((found_slopes - slopes).abs().max() / slopes.abs().max()) < 1.5 * error
+    assert float((found_derivatives - derivatives).abs().max() / derivatives.abs().max()) < 1.5 * error
     # And no finer than needed.
     assert len(table) == 33 or len(radial_table(basis, weights, cutoff, 64 * error)) < len(table)
 
@@ -259,8 +259,8 @@ def interpolated(table: Tensor, points: Tensor, cutoff: float) -> tuple[Tensor, 
     entries = torch.cat((table[cell], table[cell + 1]), dim=1)
     coefficients = torch.linalg.solve(torch.stack(ends), entries)
     values = torch.einsum("np,npf->nf", t.unsqueeze(1) ** powers, coefficients)
-    slopes = torch.einsum("np,npf->nf", powers * t.unsqueeze(1) ** (powers - 1).clamp(min=0), coefficients)
-    return values, slopes / spacing
+    derivatives = torch.einsum("np,npf->nf", powers * t.unsqueeze(1) ** (powers - 1).clamp(min=0), coefficients)
+    return values, derivatives / spacing
 
 
 def test_rough_functions_have_no_table() -> None:

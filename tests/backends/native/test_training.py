@@ -1,4 +1,4 @@
-"""Native training kernels against eager torch in float64: energies, forces, stress and gradients by every weight."""
+"""Native training kernels against eager torch in float64: energies, forces, stress and gradients of a loss."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def random_loss(values: list[Tensor], seed: int = 5) -> Tensor:
 
 
 def assert_equal_to_eager(potential: Potential, graph: Graph, stress: bool = False) -> None:
-    """Values, and the gradient of a random linear loss by every weight."""
+    """Values, and the gradient of a random linear loss with respect to every weight."""
     evaluation = NativeDifferentiation(potential)(graph, stress)
     given = (evaluation.energies, evaluation.forces, evaluation.stress)
     found_values = [value for value in given if value is not None]
