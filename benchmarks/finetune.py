@@ -42,7 +42,7 @@ from pages import add_result
 from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import run_nvt
 from ponita_ff.audit.settings import AuditSettings
-from ponita_ff.audit.subject import Subject
+from ponita_ff.audit.target import AuditTarget
 from ponita_ff.data import Units, read_frames
 from ponita_ff.files import write_atomically
 from ponita_ff.potential.file import find_potential, load_potential, read_header
@@ -169,7 +169,7 @@ def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
     atoms = Atoms(start.numbers, start.positions, calculator=PonitaCalculator(path, dtype="float64"))
     BFGS(atoms, logfile=None).run(fmax=1e-3, steps=1000)
     settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
-    run = run_nvt(Subject(PonitaCalculator(path), atoms, None, settings), TEMPERATURE)
+    run = run_nvt(AuditTarget(PonitaCalculator(path), atoms, None, settings), TEMPERATURE)
     return {
         "temperature": TEMPERATURE,
         "picoseconds": run.time[-1] if run.time else 0.0,

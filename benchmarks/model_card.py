@@ -35,11 +35,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
+from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, run_nvt, thermal_momenta
-from ponita_ff.audit.modes import frequencies, rigid_motions
+from ponita_ff.audit.normal_modes import frequencies, rigid_motions
+from ponita_ff.audit.rotational_invariance import rotation_scan
 from ponita_ff.audit.settings import AuditSettings
-from ponita_ff.audit.subject import Subject, find_bonds
-from ponita_ff.audit.symmetry import under_rotations
+from ponita_ff.audit.target import AuditTarget
 from ponita_ff.data import read_frames
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import load_potential, read_header
@@ -99,7 +100,7 @@ def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
         calculator = PonitaCalculator(path, device="cpu", dtype="float64", backend="native", **grid)
         turned = atoms.copy()
         turned.calc = calculator
-        found = under_rotations(turned, random_rotations(NUM_ROTATIONS, (2026,)))
+        found = rotation_scan(turned, random_rotations(NUM_ROTATIONS, (2026,)))
         energies = 1e3 * found.energies[1:]
         timed = PonitaCalculator(path, device="cpu", **grid)
         force = calculator.get_property("forces", atoms)
@@ -145,8 +146,8 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
             "timestep_fs": timestep,
             "mean_temperature_K": float(np.mean(run.temperature)),
             "drift_meV_per_atom_per_ns": drift.slope,
-            "drift_standard_error": drift.error,
-            "rms_fluctuation_meV_per_atom": drift.rms,
+            "drift_standard_error": drift.standard_error,
+            "rms_fluctuation_meV_per_atom": drift.fluctuation,
             "largest_bond_change_A": float(np.max(run.bond_change)),
             "steps_per_second": steps_per_second,
         }
@@ -164,18 +165,18 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
 def nvt(path: Path, atoms: Atoms, picoseconds: float, temperature: float = 500.0) -> dict[str, Any]:
     """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
     settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
-    run = run_nvt(Subject(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
+    run = run_nvt(AuditTarget(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
     if not run.time:
-        raise click.ClickException(f"the NVT run ended at once: {run.why}")
+        raise click.ClickException(f"the NVT run ended at once: {run.error}")
     return {
         "picoseconds": run.time[-1],
         "broken_at_ps": run.broken_at,
         "timestep_fs": settings.nvt.timestep,
-        "friction_fs": settings.nvt.friction_fs,
+        "friction_fs": settings.nvt.relaxation_time,
         "temperature_K": temperature,
         "mean_temperature_K": float(np.mean(run.temperature)),
         "largest_bond_change_A": float(np.max(run.bond_change)),
-        "allowed_bond_change_A": settings.nvt.bond_change,
+        "allowed_bond_change_A": settings.nvt.bond_change_limit,
     }
 
 
