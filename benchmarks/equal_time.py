@@ -12,7 +12,6 @@ Results gather in ``results/equal_time.json``; ``results/equal_time.md`` and ``.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -32,12 +31,12 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pages import add_result, table
 
 from ponita_ff.data import Frame, read_frames, rmd17_split
 from ponita_ff.training import run
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
-from ponita_ff.training.run import describe_hardware
 from ponita_ff.training.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -270,10 +269,9 @@ def report(results: dict[str, dict[str, Any]]) -> str:
                 f"{result['steps']:,} steps; {result['hardware']}"
                 + (f"; version {result['version']}" if "version" in result else ""),
                 "",
-                "| minutes | force MAE (meV/Å) | energy MAE (meV) |",
-                "| --- | --- | --- |",
             ]
-            lines += [f"| {r['minutes']:.1f} | {r['force_mae']:.2f} | {r['energy_mae']:.2f} |" for r in result["curve"]]
+            rows = [[f"{r['minutes']:.1f}", f"{r['force_mae']:.2f}", f"{r['energy_mae']:.2f}"] for r in result["curve"]]
+            lines += table(["minutes", "force MAE (meV/Å)", "energy MAE (meV)"], rows)
     return "\n".join(lines) + "\n"
 
 
@@ -305,15 +303,7 @@ def main(data: Path, molecule: str, contender: str, minutes: float, folder: Path
     files(data, molecule)
     with tempfile.TemporaryDirectory() as temporary:
         found = CONTENDERS[contender](data, molecule, minutes, folder or Path(temporary) / "run")
-    path = out / "equal_time.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found["hardware"] = describe_hardware(torch.device("cpu"))
-    results.setdefault(molecule, {})[contender] = found
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / "equal_time.md").write_text(report(results), encoding="utf-8")
-    plot(results, out / "equal_time.png")
-    print(report({molecule: {contender: found}}))
+    plot(add_result(out / "equal_time", report, molecule, contender, found), out / "equal_time.png")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from pages import read_results, table, write_results
+
+from ponita_ff.files import write_text
 
 #: Rotations of each validation frame.
 TURNS = 4
@@ -102,7 +107,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def rotation_error(potential: Any, frames: Any) -> dict[str, float]:
-    """What turning a molecule changes: energies (meV) and turned forces (meV/Å), root mean square over frames."""
+    """Return the change of energies (meV) and forces (meV/Å) under rotation, root mean square over frames."""
     import numpy as np
 
     from ponita_ff.network.orientations import random_rotations
@@ -173,8 +178,20 @@ def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) 
     return result | {"changes": changes, "minutes": minutes}
 
 
-def told(result: dict[str, Any], name: str) -> str:
-    """A figure, or nothing where a run of earlier days does not have it."""
+#: Heads of the columns, and the figures in them.
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "force MAE (meV/Å)": lambda r: f"{r['force_mae']:.2f}",
+    "energy MAE (meV)": lambda r: f"{r['energy_mae']:.2f}",
+    "turned: forces (meV/Å)": lambda r: optional(r, "rotation_force"),
+    "turned: energy (meV)": lambda r: optional(r, "rotation_energy"),
+    "steps": lambda r: f"{r['steps']:,}",
+    "ms per step": lambda r: f"{1e3 * r['seconds'] / r['steps']:.1f}",
+    "parameters": lambda r: f"{r['parameters']:,}",
+}
+
+
+def optional(result: dict[str, Any], name: str) -> str:
+    """Return a figure that results of older versions do not have."""
     return f"{result[name]:.2f}" if name in result else ""
 
 
@@ -187,27 +204,16 @@ def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         "one seed each: small differences mean little.*",
     ]
     for title, variants in results.items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| variant | force MAE (meV/Å) | energy MAE (meV) | turned: forces (meV/Å) | turned: energy (meV) "
-            "| steps | ms per step | parameters |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, r in sorted(variants.items(), key=lambda item: item[1]["force_mae"]):
-            lines.append(
-                f"| {name} | {r['force_mae']:.2f} | {r['energy_mae']:.2f} | {told(r, 'rotation_force')} | "
-                f"{told(r, 'rotation_energy')} | {r['steps']:,} | "
-                f"{1e3 * r['seconds'] / r['steps']:.1f} | {r['parameters']:,} |"
-            )
+        ordered = sorted(variants.items(), key=lambda item: item[1]["force_mae"])
+        rows = [[name, *(figure(result) for figure in COLUMNS.values())] for name, result in ordered]
+        lines += ["", f"## {title}", "", *table(["variant", *COLUMNS], rows)]
     return "\n".join(lines) + "\n"
 
 
 def save(results: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Results and page."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    REPORT.write_text(report(results), encoding="utf-8")
+    write_results(RESULTS, results)
+    write_text(REPORT, report(results))
 
 
 def main() -> None:
@@ -228,7 +234,7 @@ def main() -> None:
     file = arguments.data / f"rmd17_{arguments.molecule}_train_01.npz"
     if not file.is_file():
         parser.error(f"there is no {file}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = read_results(RESULTS)
     table = results.setdefault(f"{arguments.molecule}, {arguments.minutes:g} minutes", {})
     missing = [name for name in arguments.only if name not in table]
     with ThreadPoolExecutor(arguments.jobs) as pool:
