@@ -11,7 +11,7 @@ FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` w
 and ``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and
 are measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on
 their test frames. ``other`` takes a shipped base to another molecule and level of theory, in files of eV and Å.
-``base`` and ``tune`` take a base with ``--further`` frames, e.g. the methanol_train.xyz that
+``base`` and ``tune`` take a base with ``--extra`` frames, e.g. the methanol_train.xyz that
 ``potentials/organic-rmd17/config.yaml`` describes. Results gather in ``results/finetune.json``; ``results/finetune.md``
 and ``results/finetune.png`` are written from them.
 """
@@ -90,9 +90,9 @@ def data_file(data: Path, molecule: str, part: str) -> Path:
     return path
 
 
-def base_name(molecule: str, further: Path | None) -> str:
+def base_name(molecule: str, extra: Path | None) -> str:
     """Of the base that was trained without a molecule, and its folder."""
-    return f"base-without-{molecule}" + (f"-with-{further.stem}" if further else "")
+    return f"base-without-{molecule}" + (f"-with-{extra.stem}" if extra else "")
 
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
@@ -131,37 +131,37 @@ def with_folders(command: Any) -> Any:
     return click.option("--data", type=click.Path(path_type=Path), required=True, help="rMD17 files.")(command)
 
 
-def with_further(command: Any) -> Any:
+def with_extra(command: Any) -> Any:
     """A base's frames beside rMD17's."""
     told = "Frames that the base has besides, as organic-rmd17 has methanol's; the file says its units."
-    return click.option("--further", type=click.Path(path_type=Path, exists=True), help=told)(command)
+    return click.option("--extra", type=click.Path(path_type=Path, exists=True), help=told)(command)
 
 
 @main.command()
 @with_folders
-@with_further
+@with_extra
 @click.option("--without", "molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--resume", is_flag=True)
-def base(data: Path, work: Path, further: Path | None, molecule: str, minutes: float, resume: bool) -> None:
+def base(data: Path, work: Path, extra: Path | None, molecule: str, minutes: float, resume: bool) -> None:
     """Train a base on the nine other molecules."""
     files = [str(data_file(data, other, "train")) for other in MOLECULES if other != molecule]
-    name = base_name(molecule, further)
+    name = base_name(molecule, extra)
     config = TrainConfig.from_mapping(
         {
             "name": name,
-            "data": {"path": files, "protocol": "rmd17", "further": [str(further)] if further else []},
+            "data": {"path": files, "protocol": "rmd17", "further": [str(extra)] if extra else []},
             "potential": {"zbl_cutoff": 1.0},
             "optimiser": {"time": f"{minutes:g}m", "warmup_steps": 500, "ema_decay": 0.999, "validate_every": 5000},
         }
     )
     potential = train(config, work / name, resume=resume)
-    add("base", molecule + besides(further), {**potential.metadata["training"], **validation(potential)})
+    add("base", molecule + besides(extra), {**potential.metadata["training"], **validation(potential)})
 
 
-def besides(further: Path | None) -> str:
-    """What a result's name says of a base's further frames."""
-    return f", base with {further.stem}" if further else ""
+def besides(extra: Path | None) -> str:
+    """What a result's name says of a base's extra frames."""
+    return f", base with {extra.stem}" if extra else ""
 
 
 def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def validation(potential: Potential) -> dict[str, float]:
 
 @main.command()
 @with_folders
-@with_further
+@with_extra
 @click.option("--molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--frames", type=click.IntRange(min=4), required=True)
 @click.option("--no-replay", is_flag=True)
@@ -194,16 +194,16 @@ def validation(potential: Potential) -> dict[str, float]:
 def tune(
     data: Path,
     work: Path,
-    further: Path | None,
+    extra: Path | None,
     molecule: str,
     frames: int,
     no_replay: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Fine-tune the base that never saw a molecule on a few of its frames."""
-    path = work / base_name(molecule, further) / POTENTIAL_FILE
+    path = work / base_name(molecule, extra) / POTENTIAL_FILE
     others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
-    others += [further] if further else []
+    others += [extra] if extra else []
     overrides = parsed(settings)
     replay = [] if no_replay else others
     # Without replay a potential would else know the new molecule's elements alone, and nothing could be measured.
@@ -214,7 +214,7 @@ def tune(
     shutil.rmtree(out, ignore_errors=True)
     changes = finetune(config, out)
     before, potential = load_potential(path), load_potential(out / POTENTIAL_FILE)
-    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + besides(further)
+    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + besides(extra)
     key += "".join(f", {s}" for s in settings)
     known = {
         "before": known_errors(before, before, data, molecule),
