@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
-#: Largest number of saddle points to leave downhill. Curvatures above minus this part of the largest are rounding errors.
+#: Largest number of saddle points to leave downhill; part of the largest curvature below which curvature is zero.
 MAX_SADDLES, CURVATURE_TOLERANCE = 4, 1e-8
 PARTS = ("forces", "rotations", "nve", "nvt")
 
