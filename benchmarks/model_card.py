@@ -349,7 +349,9 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     lines += ["", "![Total energy and temperature in the NVE run](nve.png)"] if "nve" in card else []
     lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
     molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in data.get("file", "").split(", ")]
-    listed = f'"{" ".join(molecules)}".split()' if molecules[1:] else json.dumps(molecules)
+    # Several names in a line of their own: formatters of code blocks break longer lines.
+    several = [f'molecules = "{" ".join(molecules)}"'] if molecules[1:] else []
+    listed = "molecules.split()" if several else json.dumps(molecules)
     lines += [
         f"`ponita-ff download rmd17 {molecules[0]}` fetches the 100,000 frames, `ponita-ff download "
         "rmd17 index_train_01` (and `index_test_01`) the official split; cut the two files out, then train:",
@@ -357,6 +359,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "```python",
         "import numpy as np",
         "",
+        *several,
         f"for molecule in {listed}:",
         '    full = np.load(f"rmd17_{molecule}.npz")',
         '    for part in ("train", "test"):',
