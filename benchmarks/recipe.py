@@ -1,12 +1,12 @@
-"""Which settings reach the lowest validation error in a given time: one change at a time against a base.
+"""Find the settings that reach the lowest validation error in a given time: one change at a time against a base.
 
     python benchmarks/recipe.py --data FOLDER --molecule ethanol --minutes 6 --jobs 2
 
 FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes. Every variant trains on one
-thread for so many minutes of the processor's own time (so that a busy machine changes little), on the official
-split's 950 frames; errors are those of its 50 validation frames, at the end, when the learning rate has come down.
-"Turned" is by how much (root mean square) energies and forces of these frames change when the molecule is turned: the
-grid's error. Test frames are never read. Results gather in ``benchmarks/results/recipe.json``, a variant that is
+thread for the given minutes of CPU time (little affected by other load on the machine), on the 950 frames of the
+official split; errors are those of its 50 validation frames at the end of the learning-rate schedule. "Turned" is the
+root mean square change of energies and forces of these frames under rotation: the error of the orientation grid. Test
+frames are never read. Results gather in ``benchmarks/results/recipe.json``, a variant that is
 already there is not run again, and ``benchmarks/recipe.md`` is written from them.
 """
 
@@ -35,7 +35,7 @@ TURNS = 4
 ROOT = Path(__file__).resolve().parent
 RESULTS, REPORT = ROOT / "results" / "recipe.json", ROOT / "recipe.md"
 
-#: What the variants change; everything else as the package has it by default.
+#: Settings of all variants; everything else has the package's defaults.
 BASE: dict[str, Any] = {
     "model.cutoff": 5.0,
     "optimiser.warmup_steps": 500,
@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {
     "optimiser.checkpoint_every": 1000000,
 }
 
-#: Instead of random weights: what has seen the same 950 frames, and those of nine other molecules.
+#: Settings for starting from a base that was trained on the same 950 frames and those of nine other molecules.
 FROM_BASE: dict[str, Any] = {
     "potential.start": str(ROOT.parent / "potentials" / "organic-rmd17" / "potential.safetensors"),
     "potential.reference_energies": "keep",
@@ -131,7 +131,7 @@ def rotation_error(potential: Any, frames: Any) -> dict[str, float]:
 
 
 def train_one(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one variant in this process; returns its last validation errors and what they cost."""
+    """Run one variant in this process; return its last validation errors, steps and seconds."""
     import torch
 
     from ponita_ff.training import trainer
@@ -166,7 +166,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) -> dict[str, Any]:
-    """Run one variant in a process of its own."""
+    """Run one variant in a process of its own; return its result."""
     job = {"changes": changes, "file": str(file), "time": f"{minutes:g}m"}
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
     done = subprocess.run(
@@ -196,7 +196,7 @@ def optional(result: dict[str, Any], name: str) -> str:
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The page."""
+    """Return the page."""
     lines = [
         "# Recipe",
         "",
@@ -211,13 +211,13 @@ def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def save(results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Results and page."""
+    """Write results and page."""
     write_results(RESULTS, results)
     write_text(REPORT, report(results))
 
 
 def main() -> None:
-    """Parse arguments, run what is missing, write."""
+    """Run the variants that have no result yet, and write all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the rMD17 files")
     parser.add_argument("--molecule", default="ethanol")
