@@ -32,7 +32,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 __all__ = ["PACKAGES", "PEERS", "Package", "Peer", "environment_folder", "find_interpreters"]
 
-#: Wheels of torch without CUDA, which would be gigabytes larger.
+#: Index with wheels of torch without CUDA, which are gigabytes smaller.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -42,11 +42,13 @@ class Package:
 
     Attributes:
         distribution: Its name for pip.
-        requirements: What is installed into its environment.
+        requirements: What is installed into its environment, besides torch.
+        torch: Version of torch, installed first and without CUDA.
     """
 
     distribution: str
     requirements: tuple[str, ...]
+    torch: str = "torch==2.13.0"
 
     def installed_version(self) -> str:
         """Return name and version of the package in this environment.
@@ -59,9 +61,9 @@ class Package:
 
 #: Packages by the names of their environments.
 PACKAGES = {
-    "mace": Package("mace-torch", ("mace-torch==0.3.16", "torch==2.13.0")),
-    "nequip": Package("nequip", ("nequip==0.19.*", "torch==2.13.0")),
-    "schnetpack": Package("schnetpack", ("schnetpack==2.1.*", "torch<2.13")),
+    "mace": Package("mace-torch", ("mace-torch==0.3.16",)),
+    "nequip": Package("nequip", ("nequip==0.19.*",)),
+    "schnetpack": Package("schnetpack", ("schnetpack==2.1.*",), torch="torch<2.13"),
     "torchmd-net": Package("torchmd-net", ("torchmd-net==3.1.*", "ase", "scipy")),
 }
 
@@ -279,9 +281,11 @@ def install(name: str) -> None:
     """
     folder = environment_folder(name)
     venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--extra-index-url", TORCH_INDEX]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+    package = PACKAGES[name]
     try:
-        subprocess.run([*pip, *PACKAGES[name].requirements], check=True)
+        subprocess.run([*pip, "--extra-index-url", TORCH_INDEX, "--no-deps", package.torch], check=True)
+        subprocess.run([*pip, package.torch, *package.requirements], check=True)
     except subprocess.CalledProcessError:
         (folder / "bin" / "python").unlink()  # half an environment must not count as installed
         raise
@@ -299,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             install(name)
     found = find_interpreters({})
     for name, package in PACKAGES.items():
-        print(f"{name:12} {', '.join(package.requirements)}: {found.get(name, 'not installed')}")
+        print(f"{name:12} {', '.join((*package.requirements, package.torch))}: {found.get(name, 'not installed')}")
 
 
 if __name__ == "__main__":
