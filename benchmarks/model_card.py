@@ -275,8 +275,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
 
 def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
     """Return the card as Markdown; all numbers are from the potential's file and from ``card.json``."""
-    metadata, network = header["metadata"], header["network"]
-    data, training = metadata.get("data", {}), metadata.get("training", {})
+    network = header["network"]
     lines = [
         f"# {name}",
         "",
@@ -287,6 +286,22 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}"
         + (f"; ZBL repulsion within {header['zbl_cutoff']} Å." if header["zbl_cutoff"] else "."),
         "",
+        *_render_data(name, header["metadata"], network),
+        *_render_errors(name, header["metadata"]),
+        *(_render_rotations(card["rotations"]) if "rotations" in card else []),
+        *_render_physics(card),
+        "",
+        f"Measured on {card.get('hardware', '-')}.",
+        "",
+        *_render_reproduction(name, header["metadata"], card),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _render_data(name: str, metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    """Return the section on data and training."""
+    data, training = metadata.get("data", {}), metadata.get("training", {})
+    return [
         "## Data and training",
         "",
         "| | |",
@@ -299,6 +314,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         *_render_stages(name, metadata, network),
         f"| hardware | {training.get('hardware', '-')} |",
         "",
+    ]
+
+
+def _render_errors(name: str, metadata: dict[str, Any]) -> list[str]:
+    """Return the section on errors."""
+    lines = [
         "## Errors",
         "",
         "| frames | energy MAE (meV) | force MAE (meV/Å) | force RMSE (meV/Å) |",
@@ -313,10 +334,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
                 f"| {1e3 * errors['forces_mae']:.2f} | {1e3 * errors['forces_rmse']:.2f} |"
             )
     lines += _render_formulas(metadata)
-    lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
-    if "rotations" in card:
-        lines += _render_rotations(card["rotations"])
-    lines += ["## Physics", "", f"Of {card.get('formula', 'the molecule')}, the structure in `{STRUCTURE}`:", ""]
+    return [*lines, "", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
+
+
+def _render_physics(card: dict[str, Any]) -> list[str]:
+    """Return the section on forces, frequencies and dynamics."""
+    lines = ["## Physics", "", f"Of {card.get('formula', 'the molecule')}, the structure in `{STRUCTURE}`:", ""]
     if "forces_against_central_differences_eV_per_A" in card:
         frequencies = card["frequencies_invcm"]
         lines += [
@@ -347,12 +370,19 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
             f"from the relaxed molecule: {outcome}; mean {run['mean_temperature_K']:.0f} K."
         )
     lines += ["", "![Total energy and temperature in the NVE run](nve.png)"] if "nve" in card else []
-    lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
-    molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in data.get("file", "").split(", ")]
+    return lines
+
+
+def _render_reproduction(name: str, metadata: dict[str, Any], card: dict[str, Any]) -> list[str]:
+    """Return the section on how to repeat the training."""
+    files = metadata.get("data", {}).get("file", "").split(", ")
+    molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in files]
     # Several names in a line of their own: formatters of code blocks break longer lines.
     several = [f'molecules = "{" ".join(molecules)}"'] if molecules[1:] else []
     listed = "molecules.split()" if several else json.dumps(molecules)
-    lines += [
+    return [
+        "## How to make it again",
+        "",
         f"`ponita-ff download rmd17 {molecules[0]}` fetches the 100,000 frames, `ponita-ff download "
         "rmd17 index_train_01` (and `index_test_01`) the official split; cut the two files out, then train:",
         "",
@@ -379,7 +409,6 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _caveat(metadata: dict[str, Any]) -> str:
