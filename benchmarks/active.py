@@ -1,4 +1,4 @@
-"""Labels where they are needed: reference frames, active learning against random frames, labelling in parallel.
+"""Active learning and labelling: reference frames, active learning against random frames, labelling in parallel.
 
     python benchmarks/active.py frames --structure CH3SH --number 500 --out WORK/ch3sh.xyz
     python benchmarks/active.py explore --structure CH3CONH2 --budget 60 --work WORK
@@ -29,7 +29,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
 from ase.io import read, write
 from ase.md.langevin import Langevin
-from pages import add_result
+from pages import add_result, measured_on, table
 from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import thermal_momenta
@@ -47,7 +47,7 @@ from ponita_ff.uncertainty import committee_spread
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-#: Of dynamics whose frames are kept: the thermostat forgets in 50 fs.
+#: Reference dynamics: relaxation time of the thermostat, equilibration, time step.
 RELAXATION_FS, EQUILIBRATION_PS, TIMESTEP_FS = 50.0, 1.0, 0.5
 
 #: Dynamics of each round of active learning.
@@ -55,19 +55,19 @@ SIMULATION_PS = 4.0
 
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
-    """Put a result into the JSON file and write the page anew."""
+    """Add a result to the JSON file, and write the page anew."""
     add_result(RESULTS / "active", report, kind, key, values)
 
 
 def structure(name: str) -> Atoms:
-    """A molecule of ASE's collection, or the first structure of a file."""
+    """Return a molecule of ASE's collection, or the first structure of a file."""
     found = g2[name] if name in g2.names else read(name, index=0)
     assert isinstance(found, Atoms)
     return Atoms(found.numbers, found.positions)
 
 
 def sample(start: Atoms, method: str, number: int, temperature: float, every_fs: float, seed: int) -> list[Atoms]:
-    """Labelled frames of Langevin dynamics with the method itself."""
+    """Run Langevin dynamics with a method and return labelled frames."""
     atoms, generator = start.copy(), np.random.default_rng(seed)
     atoms.calc = find_method(method).calculator()
     thermal_momenta(atoms, temperature, generator)
@@ -89,8 +89,8 @@ def sample(start: Atoms, method: str, number: int, temperature: float, every_fs:
     return frames
 
 
-def sampled(path: Path, *arguments: Any) -> Path:
-    """A file of such frames, made unless it is there."""
+def sample_file(path: Path, *arguments: Any) -> Path:
+    """Write such frames to a file unless it exists; return its path."""
     if not path.is_file():
         frames = sample(*arguments)
         write_atomically(path, lambda temporary: write(temporary, frames, format="extxyz"))
@@ -104,13 +104,13 @@ def main() -> None:
 
 
 def with_structure(command: Any) -> Any:
-    """Options that all commands have."""
+    """Add the options that all commands have."""
     command = click.option("--method", default="gfn2-xtb", show_default=True)(command)
     return click.option("--structure", "name", required=True, help="Molecule of ase.build or a file.")(command)
 
 
 def with_dynamics(command: Any) -> Any:
-    """Options of the reference dynamics."""
+    """Add the options of the reference dynamics."""
     command = click.option("--temperature", default=500.0, show_default=True, help="K.")(command)
     return click.option("--every", default=50.0, show_default=True, help="fs between frames.")(command)
 
@@ -122,16 +122,16 @@ def with_dynamics(command: Any) -> Any:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def frames(name: str, method: str, temperature: float, every: float, number: int, seed: int, out: Path) -> None:
-    """Labelled frames of the method's own dynamics."""
-    sampled(out, structure(name), method, number, temperature, every, seed)
+    """Write labelled frames of dynamics with the method."""
+    sample_file(out, structure(name), method, number, temperature, every, seed)
 
 
 def errors_of(members: list[Potential], tests: list[Frame]) -> dict[str, float]:
-    """Force MAE in meV/Å of the members, on average, and of the committee's mean."""
+    """Return the force MAE of the members, on average, and of the committee's mean, meV/Å."""
     forces = committee_spread(members, [frame.to_atoms() for frame in tests])[1]
-    wrong = np.concatenate([np.abs(f - frame.forces).ravel() for f, frame in zip(forces, tests, strict=True)])
+    deviations = np.concatenate([np.abs(f - frame.forces).ravel() for f, frame in zip(forces, tests, strict=True)])
     each = [evaluate(member, tests, backend="auto").errors.forces_mae for member in members]
-    return {"member": 1e3 * float(np.mean(each)), "committee": 1e3 * float(wrong.mean())}
+    return {"member": 1e3 * float(np.mean(each)), "committee": 1e3 * float(deviations.mean())}
 
 
 @main.command(name="explore")
@@ -142,7 +142,7 @@ def errors_of(members: list[Potential], tests: list[Frame]) -> dict[str, float]:
 @click.option("--members", default=2, show_default=True)
 @click.option("--tests", default=200, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="A stopped run goes on there.")
-@click.option("--set", "training", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning.")
+@click.option("--set", "training", multiple=True, metavar="NAME=VALUE", help="Setting of the fine-tuning.")
 def compare(
     name: str,
     method: str,
@@ -155,11 +155,11 @@ def compare(
     work: Path,
     training: tuple[str, ...],
 ) -> None:
-    """Active learning against as many frames drawn at random from dynamics."""
+    """Compare active learning with as many random frames of dynamics."""
     start = structure(name)
     overrides = parse_assignments(training)
     dynamics = (temperature, every)
-    held_out = list(read_frames(sampled(work / "tests.xyz", start, method, tests, *dynamics, 1)))
+    held_out = list(read_frames(sample_file(work / "tests.xyz", start, method, tests, *dynamics, 1)))
     began = time.perf_counter()
     each = max(4, budget // 3)
     settings = {"method": method, "budget": budget, "initial_labels": each, "labels_per_round": each}
@@ -167,7 +167,7 @@ def compare(
     settings |= {"training": overrides}
     found = explore([start], base, ExploreSettings.from_mapping(settings), work / "explored")
     seconds = time.perf_counter() - began
-    drawn = sampled(work / "random.xyz", start, method, found.labels, *dynamics, 2)
+    drawn = sample_file(work / "random.xyz", start, method, found.labels, *dynamics, 2)
     others = []
     for member in range(members):
         out = work / f"random-{member}"
@@ -197,7 +197,7 @@ def compare(
 @click.option("--frames", "number", default=40, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 def labels(name: str, method: str, number: int, work: Path) -> None:
-    """Wall time of labelling with one process and with two."""
+    """Measure the time of labelling with one process and with two."""
     start, generator = structure(name), np.random.default_rng(0)
     structures = [start.copy() for _ in range(number)]
     for atoms in structures:
@@ -208,15 +208,26 @@ def labels(name: str, method: str, number: int, work: Path) -> None:
         for old in work.glob(f"labels-{processes}.*"):
             old.unlink()
         began = time.perf_counter()
-        told = label_frames(structures, method, out, processes=processes)
+        labelling = label_frames(structures, method, out, processes=processes)
         seconds[processes] = time.perf_counter() - began
-        if told.failures:
-            raise click.ClickException(f"{len(told.failures)} frames failed: {next(iter(told.failures.values()))}")
+        if labelling.failures:
+            raise click.ClickException(
+                f"{len(labelling.failures)} frames failed: {next(iter(labelling.failures.values()))}"
+            )
     add("labels", f"{name}, {method}, {number} frames", {"one": seconds[1], "two": seconds[2]})
 
 
 def report(results: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
+    explored = [
+        [key, r["base"], str(r["labels"]), str(r["rounds"])]
+        + [f"{r[kind][whose]:.1f}" for kind in ("explored", "random") for whose in ("member", "committee")]
+        for key, r in results.get("explore", {}).items()
+    ]
+    labelled = [
+        [key, f"{r['one']:.1f}", f"{r['two']:.1f}", f"{r['one'] / r['two']:.2f}"]
+        for key, r in results.get("labels", {}).items()
+    ]
     lines = [
         "# Active learning and labels",
         "",
@@ -227,19 +238,27 @@ def report(results: dict[str, Any]) -> str:
         "A committee fine-tuned on frames that `ponita-ff explore` chose, and one fine-tuned in the same way on frames "
         "at even distances of the method's own dynamics. Force MAE in meV/Å on frames of another such run.",
         "",
-        "| molecule | from | labels | rounds | chosen: a member | committee | at random: a member | committee |",
-        "|" + " --- |" * 8,
+        *table(
+            [
+                "molecule",
+                "from",
+                "labels",
+                "rounds",
+                "chosen: a member",
+                "committee",
+                "at random: a member",
+                "committee",
+            ],
+            explored,
+        ),
+        "",
+        "## Labelling with one process and with two",
+        "",
+        *table(["frames", "one (s)", "two (s)", "ratio"], labelled),
+        "",
+        measured_on(result for kind in results.values() for result in kind.values()),
     ]
-    for key, r in results.get("explore", {}).items():
-        cells = [key, r["base"], str(r["labels"]), str(r["rounds"])]
-        cells += [f"{r[kind][whose]:.1f}" for kind in ("explored", "random") for whose in ("member", "committee")]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Labelling with one process and with two", ""]
-    lines += ["| frames | one (s) | two (s) | ratio |", "| --- | --- | --- | --- |"]
-    for key, r in results.get("labels", {}).items():
-        lines.append(f"| {key} | {r['one']:.1f} | {r['two']:.1f} | {r['one'] / r['two']:.2f} |")
-    hardware = sorted({r["hardware"] for kind in results.values() for r in kind.values()})
-    return "\n".join([*lines, "", f"Measured on {'; '.join(hardware)}."]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Test error against training time: this package's default recipe and a peer, each with the same minutes and threads.
+"""Measure test error against training time: this package's defaults and a peer, with the same minutes and threads.
 
     python benchmarks/equal_time.py --data FOLDER --molecule ethanol --contender ponita_ff --minutes 60
     python benchmarks/equal_time.py --data FOLDER --molecule ethanol --contender painn --minutes 60
 
 FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes. Run one contender at a time, on a
-machine that does nothing else. Both train on the official split's 950 frames and see its 50 validation frames; at the
-minutes of the curve their averaged weights are put aside, and when the time is over, those are tried on the 1,000 test
-frames. ``painn`` is SchNetPack's PaiNN by its own rMD17 experiment (``pip install schnetpack``) and its own trainer.
+machine that does nothing else. Both train on the 950 frames of the official split and use its 50 validation frames. At
+given times their averaged weights are stored; at the end these are tested on the 1,000 test frames. ``painn`` is
+SchNetPack's PaiNN with its own rMD17 experiment (``pip install schnetpack``) and its own trainer.
 Results gather in ``results/equal_time.json``; ``results/equal_time.md`` and ``.png`` are written from them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -32,9 +31,9 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pages import add_result, table
 
 from ponita_ff.data import Frame, read_frames, rmd17_split
-from ponita_ff.provenance import describe_hardware
 from ponita_ff.training import run
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
@@ -42,18 +41,18 @@ from ponita_ff.training.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-#: Shares of the time at which weights are put aside; the last is the end.
+#: Fractions of the time at which weights are stored; the last is the end.
 POINTS = (1 / 60, 2 / 60, 4 / 60, 8 / 60, 15 / 60, 0.5, 0.75, 1.0)
 
 SETTINGS: dict[str, Any] = {"optimiser": {"warmup_steps": 500, "ema_decay": 0.999, "validate_every": 2000}}
 
 
 class Curve:
-    """Puts weights aside as time goes by, and tries them when it is over.
+    """Stores weights during a run, and tests them at its end.
 
     Args:
-        seconds: Of the whole run.
-        weights: Gives a copy of the averaged weights.
+        seconds: Length of the run.
+        weights: Returns a copy of the averaged weights.
     """
 
     def __init__(self, seconds: float, weights: Callable[[], Any]) -> None:
@@ -61,12 +60,12 @@ class Curve:
         self.kept: list[tuple[float, Any]] = []
 
     def tick(self, elapsed: float) -> None:
-        """Called after every step with the seconds so far."""
+        """Store the weights if it is time; called after every step with the seconds so far."""
         if len(self.kept) < len(POINTS) - 1 and elapsed >= POINTS[len(self.kept)] * self.seconds:
             self.kept.append((elapsed, self.weights()))
 
     def errors(self, end: float, test: Callable[[Any], tuple[float, float]]) -> list[dict[str, float]]:
-        """Force (meV/Å) and energy (meV) errors of all that was put aside, and of the weights at the end."""
+        """Return force (meV/Å) and energy (meV) errors of all stored weights, and of those at the end."""
         rows = []
         for elapsed, weights in (*self.kept, (end, self.weights())):
             energy, forces = test(weights)
@@ -75,7 +74,11 @@ class Curve:
 
 
 def files(data: Path, molecule: str) -> tuple[Path, Path]:
-    """Training and test frames of a molecule."""
+    """Return the files with training and test frames of a molecule.
+
+    Raises:
+        click.BadParameter: If one is missing.
+    """
     found = data / f"rmd17_{molecule}_train_01.npz", data / f"rmd17_{molecule}_test_01.npz"
     for path in found:
         if not path.is_file():
@@ -87,7 +90,7 @@ def files(data: Path, molecule: str) -> tuple[Path, Path]:
 
 
 def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str, Any]:
-    """This package, with its defaults; ``out`` ends as a training run's folder."""
+    """Train this package with its defaults into the folder ``out``."""
     train_file, test_file = files(data, molecule)
     config = TrainConfig.from_mapping(
         SETTINGS
@@ -126,7 +129,7 @@ def ponita_ff(data: Path, molecule: str, minutes: float, out: Path) -> dict[str,
 
 @contextmanager
 def working_directory(path: Path) -> Iterator[None]:
-    """SchNetPack writes into the current folder."""
+    """Change the current folder, which SchNetPack writes into."""
     before = Path.cwd()
     os.chdir(path)
     try:
@@ -136,7 +139,7 @@ def working_directory(path: Path) -> Iterator[None]:
 
 
 def write_database(path: Path, train: Any, test: Any) -> None:
-    """The frames as SchNetPack reads them, and which are for what."""
+    """Write the frames as a database of SchNetPack, and its split."""
     from schnetpack.data import ASEAtomsData
 
     frames: list[Frame] = [*train, *test]
@@ -151,7 +154,7 @@ def write_database(path: Path, train: Any, test: Any) -> None:
 
 
 def with_names_of_older_torch() -> None:
-    """SchNetPack 2.1 asks for a type variable and an option that newer versions of torch do not have any more."""
+    """Add to torch a type variable and an option that SchNetPack 2.1 uses and newer versions do not have."""
     vars(torch.utils.data.dataloader).setdefault("T_co", TypeVar("T_co", covariant=True))
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau
     first = scheduler.__init__
@@ -163,7 +166,7 @@ def with_names_of_older_torch() -> None:
 
 
 def painn(data: Path, molecule: str, minutes: float, out: Path) -> dict[str, Any]:
-    """SchNetPack's PaiNN: its rMD17 experiment as published, its trainer, and its average of the weights."""
+    """Train SchNetPack's PaiNN with its published rMD17 experiment, its trainer and its average of the weights."""
     with_names_of_older_torch()
     import hydra
     import pytorch_lightning as lightning
@@ -231,7 +234,7 @@ def painn(data: Path, molecule: str, minutes: float, out: Path) -> dict[str, Any
 
 
 def painn_errors(model: Any, loader: Any) -> tuple[float, float]:
-    """Energy (eV) and force (eV/Å) errors on a loader's frames, which come in kcal/mol as the model is trained on."""
+    """Return energy (eV) and force (eV/Å) errors on the frames of a loader, which are in kcal/mol."""
     from ase.units import kcal, mol
 
     model.eval()
@@ -253,7 +256,7 @@ CONTENDERS: dict[str, Callable[[Path, str, float, Path], dict[str, Any]]] = {"po
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
-    """The page."""
+    """Return the page."""
     lines = [
         "# Test error against training time",
         "",
@@ -270,15 +273,14 @@ def report(results: dict[str, dict[str, Any]]) -> str:
                 f"{result['steps']:,} steps; {result['hardware']}"
                 + (f"; version {result['version']}" if "version" in result else ""),
                 "",
-                "| minutes | force MAE (meV/Å) | energy MAE (meV) |",
-                "| --- | --- | --- |",
             ]
-            lines += [f"| {r['minutes']:.1f} | {r['force_mae']:.2f} | {r['energy_mae']:.2f} |" for r in result["curve"]]
+            rows = [[f"{r['minutes']:.1f}", f"{r['force_mae']:.2f}", f"{r['energy_mae']:.2f}"] for r in result["curve"]]
+            lines += table(["minutes", "force MAE (meV/Å)", "energy MAE (meV)"], rows)
     return "\n".join(lines) + "\n"
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """Force errors against time, a panel for each molecule."""
+    """Plot force errors against time, one panel for each molecule."""
     figure = Figure(figsize=(5 * len(results), 3.6), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, (molecule, contenders) in zip(panels, results.items(), strict=True):
@@ -305,15 +307,7 @@ def main(data: Path, molecule: str, contender: str, minutes: float, folder: Path
     files(data, molecule)
     with tempfile.TemporaryDirectory() as temporary:
         found = CONTENDERS[contender](data, molecule, minutes, folder or Path(temporary) / "run")
-    path = out / "equal_time.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found["hardware"] = describe_hardware(torch.device("cpu"))
-    results.setdefault(molecule, {})[contender] = found
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (out / "equal_time.md").write_text(report(results), encoding="utf-8")
-    plot(results, out / "equal_time.png")
-    print(report({molecule: {contender: found}}))
+    plot(add_result(out / "equal_time", report, molecule, contender, found), out / "equal_time.png")
 
 
 if __name__ == "__main__":

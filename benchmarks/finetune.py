@@ -1,4 +1,4 @@
-"""Fine-tuning against training from scratch: a base that never saw a molecule, and a few of the molecule's frames.
+"""Compare fine-tuning with training from scratch: a base without a molecule, and a few frames of that molecule.
 
     python benchmarks/finetune.py base --data FOLDER --work WORK --without ethanol --minutes 30
     python benchmarks/finetune.py tune --data FOLDER --work WORK --molecule ethanol --frames 50
@@ -11,7 +11,7 @@ FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` w
 and ``scratch`` take the same frames of the molecule's 1,000 official training frames, a tenth of them to validate, and
 are measured on the 1,000 official test frames. ``tune`` also measures the base's nine molecules before and after, on
 their test frames. ``other`` takes a shipped base to another molecule and level of theory, in files of eV and Å.
-``base`` and ``tune`` take a base with ``--further`` frames, e.g. the methanol_train.xyz that
+``base`` and ``tune`` take a base with ``--extra`` frames, e.g. the methanol_train.xyz that
 ``potentials/organic-rmd17/config.yaml`` describes. Results gather in ``results/finetune.json``; ``results/finetune.md``
 and ``results/finetune.png`` are written from them.
 """
@@ -37,12 +37,12 @@ from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from pages import add_result
+from pages import add_result, table
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.audit.dynamics import run_nvt
 from ponita_ff.audit.settings import AuditSettings
-from ponita_ff.audit.subject import Subject
+from ponita_ff.audit.target import AuditTarget
 from ponita_ff.data import Units, read_frames
 from ponita_ff.files import write_atomically
 from ponita_ff.potential.file import find_potential, load_potential, read_header
@@ -72,47 +72,53 @@ PUBLISHED_50 = {
 #: Numbers of frames that learning curves have.
 CURVE = (10, 50, 200, 950)
 
-#: K of the dynamics that must hold.
+#: Temperature of the dynamics in which bonds must not break, K.
 TEMPERATURE = 500.0
 
-#: Of the files that ``other`` takes, which do not say theirs.
+#: Units of the files for ``other``, which do not contain them.
 UNITS = Units("eV", "Angstrom")
 
-#: Every tenth test frame of what the base knew: enough to tell what was forgotten.
-KNOWN_STEP = 10
+#: Every tenth test frame of the base's molecules shows what was forgotten.
+BASE_FRAME_STEP = 10
 
 
 def data_file(data: Path, molecule: str, part: str) -> Path:
-    """Official frames of a molecule."""
+    """Return the file with the official frames of a molecule.
+
+    Raises:
+        click.BadParameter: If there is no such file.
+    """
     path = data / f"rmd17_{molecule}_{part}_01.npz"
     if not path.is_file():
         raise click.BadParameter(f"there is no {path}", param_hint="--data")
     return path
 
 
-def base_name(molecule: str, further: Path | None) -> str:
-    """Of the base that was trained without a molecule, and its folder."""
-    return f"base-without-{molecule}" + (f"-with-{further.stem}" if further else "")
+def base_name(molecule: str, extra: Path | None) -> str:
+    """Return the name of a base that was trained without a molecule, and of its folder."""
+    return f"base-without-{molecule}" + (f"-with-{extra.stem}" if extra else "")
 
 
 def add(kind: str, key: str, values: dict[str, Any]) -> None:
-    """Put a result into the JSON file; write the page and draw the curves anew."""
+    """Add a result to the JSON file, and write page and plot anew."""
     results = add_result(RESULTS / "finetune", report, kind, key, values)
     draw(results, RESULTS / "finetune.png")
 
 
 def test_errors(potential: Potential, data: Path, molecule: str) -> dict[str, float]:
-    """On the 1,000 test frames, meV/Å and meV."""
+    """Return the errors on the 1,000 test frames, meV/Å and meV."""
     errors = evaluate(potential, read_frames(data_file(data, molecule, "test")), backend="auto").errors
     return {"force_mae": 1e3 * errors.forces_mae, "energy_mae": 1e3 * errors.energy_mae}
 
 
-def known_errors(potential: Potential, base: Potential, data: Path, molecule: str | None) -> dict[str, float]:
-    """Force MAE in meV/Å on the molecules that the base was trained on, at the base's own level of theory."""
+def errors_on_base_molecules(
+    potential: Potential, base: Potential, data: Path, molecule: str | None
+) -> dict[str, float]:
+    """Return the force MAE on each molecule of the base, at the base's level of theory, meV/Å."""
     found = {}
     for other in MOLECULES:
         if other != molecule:
-            frames = read_frames(data_file(data, other, "test"), index=slice(None, None, KNOWN_STEP))
+            frames = read_frames(data_file(data, other, "test"), index=slice(None, None, BASE_FRAME_STEP))
             found[other] = (
                 1e3
                 * evaluate(
@@ -124,55 +130,55 @@ def known_errors(potential: Potential, base: Potential, data: Path, molecule: st
 
 @click.group()
 def main() -> None:
-    """Make bases, fine-tune them, train from scratch; every result is added to the page."""
+    """Train bases, fine-tune them, train from scratch; every result is added to the page."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
 def with_folders(command: Any) -> Any:
-    """Options that all commands have."""
+    """Add the options that all commands have."""
     command = click.option("--work", type=click.Path(path_type=Path), required=True, help="Keeps the bases.")(command)
     return click.option("--data", type=click.Path(path_type=Path), required=True, help="rMD17 files.")(command)
 
 
-def with_further(command: Any) -> Any:
-    """A base's frames beside rMD17's."""
-    told = "Frames that the base has besides, as organic-rmd17 has methanol's; the file says its units."
-    return click.option("--further", type=click.Path(path_type=Path, exists=True), help=told)(command)
+def with_extra(command: Any) -> Any:
+    """Add the option for frames of the base that are not from rMD17."""
+    text = "Additional frames of the base, as methanol's of organic-rmd17; the file must contain its units."
+    return click.option("--extra", type=click.Path(path_type=Path, exists=True), help=text)(command)
 
 
 @main.command()
 @with_folders
-@with_further
+@with_extra
 @click.option("--without", "molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--resume", is_flag=True)
-def base(data: Path, work: Path, further: Path | None, molecule: str, minutes: float, resume: bool) -> None:
+def base(data: Path, work: Path, extra: Path | None, molecule: str, minutes: float, resume: bool) -> None:
     """Train a base on the nine other molecules."""
     files = [str(data_file(data, other, "train")) for other in MOLECULES if other != molecule]
-    name = base_name(molecule, further)
+    name = base_name(molecule, extra)
     config = TrainConfig.from_mapping(
         {
             "name": name,
-            "data": {"path": files, "protocol": "rmd17", "extra_train": [str(further)] if further else []},
+            "data": {"path": files, "protocol": "rmd17", "extra_train": [str(extra)] if extra else []},
             "potential": {"zbl_cutoff": 1.0},
             "optimiser": {"time": f"{minutes:g}m", "warmup_steps": 500, "ema_decay": 0.999, "validate_every": 5000},
         }
     )
     potential = train(config, work / name, resume=resume)
-    add("base", molecule + besides(further), {**potential.metadata["training"], **validation(potential)})
+    add("base", molecule + with_extra_frames(extra), {**potential.metadata["training"], **validation(potential)})
 
 
-def besides(further: Path | None) -> str:
-    """What a result's name says of a base's further frames."""
-    return f", base with {further.stem}" if further else ""
+def with_extra_frames(extra: Path | None) -> str:
+    """Return the part of a result's name for extra frames of its base."""
+    return f", base with {extra.stem}" if extra else ""
 
 
 def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
-    """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
+    """Run Langevin dynamics from the relaxed molecule, as in the audit, and return whether a bond broke."""
     atoms = Atoms(start.numbers, start.positions, calculator=PonitaCalculator(path, dtype="float64"))
     BFGS(atoms, logfile=None).run(fmax=1e-3, steps=1000)
     settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
-    run = run_nvt(Subject(PonitaCalculator(path), atoms, None, settings), TEMPERATURE)
+    run = run_nvt(AuditTarget(PonitaCalculator(path), atoms, None, settings), TEMPERATURE)
     return {
         "temperature": TEMPERATURE,
         "picoseconds": run.time[-1] if run.time else 0.0,
@@ -182,34 +188,40 @@ def dynamics(path: Path, start: Atoms, picoseconds: float) -> dict[str, Any]:
 
 
 def validation(potential: Potential) -> dict[str, float]:
-    """Errors that its run ended with, meV/Å and meV."""
+    """Return the validation errors at the end of the training, meV/Å and meV."""
     errors = potential.metadata["errors"]["validation"]
     return {"force_mae": 1e3 * errors["forces_mae"], "energy_mae": 1e3 * errors["energy_mae"]}
 
 
 @main.command()
 @with_folders
-@with_further
+@with_extra
 @click.option("--molecule", type=click.Choice(MOLECULES), required=True)
 @click.option("--frames", type=click.IntRange(min=4), required=True)
 @click.option("--no-replay", is_flag=True)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the fine-tuning; becomes part of the result's name.",
+)
 def tune(
     data: Path,
     work: Path,
-    further: Path | None,
+    extra: Path | None,
     molecule: str,
     frames: int,
     no_replay: bool,
     settings: tuple[str, ...],
 ) -> None:
-    """Fine-tune the base that never saw a molecule on a few of its frames."""
-    path = work / base_name(molecule, further) / POTENTIAL_FILE
+    """Fine-tune the base without a molecule on a few frames of that molecule."""
+    path = work / base_name(molecule, extra) / POTENTIAL_FILE
     others = [data_file(data, other, "train") for other in MOLECULES if other != molecule]
-    others += [further] if further else []
+    others += [extra] if extra else []
     overrides = parsed(settings)
     replay = [] if no_replay else others
-    # Without replay a potential would else know the new molecule's elements alone, and nothing could be measured.
+    # Without replay a potential would have only the elements of the new molecule, and forgetting could not be measured.
     overrides["potential.extra_species"] = [chemical_symbols[z] for z in read_header(path)["species"]]
     own = data_file(data, molecule, "train")
     config = finetune_config(path, [own], replay=replay, frames=frames, overrides=overrides)
@@ -217,11 +229,11 @@ def tune(
     shutil.rmtree(out, ignore_errors=True)
     changes = finetune(config, out)
     before, potential = load_potential(path), load_potential(out / POTENTIAL_FILE)
-    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + besides(further)
+    key = f"{molecule}, {frames} frames" + (", no replay" if no_replay else "") + with_extra_frames(extra)
     key += "".join(f", {s}" for s in settings)
     known = {
-        "before": known_errors(before, before, data, molecule),
-        "after": known_errors(potential, before, data, molecule),
+        "before": errors_on_base_molecules(before, before, data, molecule),
+        "after": errors_on_base_molecules(potential, before, data, molecule),
     }
     first = changes[0]
     add(
@@ -237,7 +249,7 @@ def tune(
 
 
 def scratch_config(path: Path, frames: int, steps: int, units: dict[str, str] | None = None) -> TrainConfig:
-    """From random weights on a few frames of a file, a tenth of them to validate."""
+    """Return settings for training from random weights on a few frames of a file, a tenth of them for validation."""
     validating = max(2, round(0.1 * frames))
     return TrainConfig.from_mapping(
         {
@@ -249,7 +261,7 @@ def scratch_config(path: Path, frames: int, steps: int, units: dict[str, str] | 
 
 
 def parsed(settings: tuple[str, ...]) -> dict[str, Any]:
-    """Values by dotted name of options NAME=VALUE."""
+    """Return the values of options NAME=VALUE by dotted name."""
     return {name: json.loads(value) for name, _, value in (setting.partition("=") for setting in settings)}
 
 
@@ -262,7 +274,13 @@ def parsed(settings: tuple[str, ...]) -> dict[str, Any]:
 @click.option("--no-replay", is_flag=True)
 @click.option("--scratch", type=click.IntRange(min=1), help="Train so many steps from random weights instead.")
 @click.option("--nvt-ps", default=0.0, show_default=True, help="Then run dynamics at 500 K: do all bonds hold?")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the fine-tuning; the name is kept.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the fine-tuning; becomes part of the result's name.",
+)
 def other(
     data: Path,
     work: Path,
@@ -295,8 +313,8 @@ def other(
         values["tests"][f"{test.parent.name}/{test.name}"] = found
     if scratch is None:
         known = {
-            "before": known_errors(before, before, data, None),
-            "after": known_errors(potential, before, data, None),
+            "before": errors_on_base_molecules(before, before, data, None),
+            "after": errors_on_base_molecules(potential, before, data, None),
         }
         values["known"] = known
     if nvt_ps:
@@ -325,47 +343,45 @@ def scratch(data: Path, work: Path, molecule: str, frames: int, steps: int) -> N
 
 
 def cell(run: dict[str, Any] | None, name: str = "force_mae") -> str:
-    """One number of a run, if there is one."""
+    """Format one number of a run; empty if there is no run."""
     return "" if run is None else f"{run[name]:.1f}"
 
 
-def left_out(results: dict[str, Any]) -> list[str]:
-    """Tables of molecules that their bases have not seen."""
+def unseen_molecules(results: dict[str, Any]) -> list[str]:
+    """Return the tables of molecules that are not in their bases."""
     tuned, scratch_runs = results.get("tune", {}), results.get("scratch", {})
     plain = sorted(
         {tuple(key.split(", ")[:2]) for key in (*tuned, *scratch_runs)},
         key=lambda pair: (pair[0], int(pair[1].split()[0])),
     )
-    lines = ["", "| molecule, frames | fine-tuned | energy | without replay | energy | from scratch | energy |"]
-    lines += ["|" + " --- |" * 7]
-    shown = set()
+    rows, shown = [], set()
     for molecule, frames in plain:
         key = f"{molecule}, {frames}"
         runs = [tuned.get(key), tuned.get(f"{key}, no replay"), scratch_runs.get(key)]
         shown |= {key, f"{key}, no replay"}
         if any(runs):
-            cells = [text for run in runs for text in (cell(run), cell(run, "energy_mae"))]
-            lines.append(f"| {' | '.join([key, *cells])} |")
+            rows.append([key, *(text for run in runs for text in (cell(run), cell(run, "energy_mae")))])
+    head = ["molecule, frames", "fine-tuned", "energy", "without replay", "energy", "from scratch", "energy"]
+    lines = ["", *table(head, rows)]
     published = [molecule for molecule in PUBLISHED_50 if f"{molecule}, 50 frames" in tuned]
     if published:
         lines += ["", "Published, from scratch on 50 frames (arXiv:2206.07697, table 2):", ""]
-        lines += ["| molecule, 50 frames | fine-tuned | MACE | NequIP | fine-tuned / MACE |", "|" + " --- |" * 5]
-    for molecule in published:
-        run, theirs = tuned[f"{molecule}, 50 frames"], PUBLISHED_50[molecule]
-        cells = [molecule, cell(run), *(f"{theirs[name]:.1f}" for name in ("MACE", "NequIP"))]
-        cells.append(f"{run['force_mae'] / theirs['MACE']:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
+        rows = []
+        for molecule in published:
+            run, theirs = tuned[f"{molecule}, 50 frames"], PUBLISHED_50[molecule]
+            ratio = run["force_mae"] / theirs["MACE"]
+            rows.append([molecule, cell(run), f"{theirs['MACE']:.1f}", f"{theirs['NequIP']:.1f}", f"{ratio:.2f}"])
+        lines += table(["molecule, 50 frames", "fine-tuned", "MACE", "NequIP", "fine-tuned / MACE"], rows)
     others = {key: run for key, run in tuned.items() if key not in shown}
     if others:
         lines += ["", "Other bases and settings:", ""]
-        lines += ["| molecule, frames, what differs | steps | fine-tuned | energy |", "|" + " --- |" * 4]
-    for key, run in others.items():
-        lines.append(f"| {key} | {run['steps']:,} | {cell(run)} | {cell(run, 'energy_mae')} |")
+        rows = [[key, f"{run['steps']:,}", cell(run), cell(run, "energy_mae")] for key, run in others.items()]
+        lines += table(["molecule, frames, what differs", "steps", "fine-tuned", "energy"], rows)
     return lines
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Learning curves of molecules that their bases have not seen, beside what training from scratch gives."""
+    """Draw learning curves of molecules that are not in their bases, with training from scratch for comparison."""
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (molecule, published) in enumerate(PUBLISHED_50.items()):
@@ -389,45 +405,49 @@ def draw(results: dict[str, Any], path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
-def elsewhere(results: dict[str, Any]) -> list[str]:
-    """Table of other molecules and levels of theory, and the dynamics there."""
+def other_levels(results: dict[str, Any]) -> list[str]:
+    """Return the table of other molecules and levels of theory, and the results of their dynamics."""
     if "other" not in results:
         return []
-    lines = ["", "## Another molecule, another level of theory", ""]
-    lines += ["| trained on | from | tested on | force MAE | energy MAE |", "|" + " --- |" * 5]
+    rows = []
     for key, r in results["other"].items():
         start = r["base"] if "known" in r else "random weights"
         for name, found in r["tests"].items():
-            cells = [key, start, f"{name} ({found['frames']:,})", cell(found), cell(found, "energy_mae")]
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append([key, start, f"{name} ({found['frames']:,})", cell(found), cell(found, "energy_mae")])
+    lines = ["", "## Another molecule, another level of theory", ""]
+    lines += table(["trained on", "from", "tested on", "force MAE", "energy MAE"], rows)
     runs = {key: r["nvt"] for key, r in results["other"].items() if "nvt" in r}
     if runs:
         lines += ["", "Langevin dynamics from the relaxed molecule, 0.5 fs:", ""]
     for key, run in runs.items():
-        held = (
+        outcome = (
             f"all bonds held to within {run['largest_bond_change']:.2f} Å"
             if run["broken_at_ps"] is None
             else (f"a bond broke after {run['broken_at_ps']:.2f} ps")
         )
-        lines.append(f"- {key}: {run['picoseconds']:.0f} ps at {run['temperature']:.0f} K, {held}.")
+        lines.append(f"- {key}: {run['picoseconds']:.0f} ps at {run['temperature']:.0f} K, {outcome}.")
     return lines
 
 
-def forgotten(results: dict[str, Any]) -> list[str]:
-    """Table of what the base knew, before and after."""
-    lines = ["", "## What the base knew: force MAE on its molecules' test frames, before → after", ""]
-    lines += [f"| fine-tuned on | mean | {' | '.join(MOLECULES)} |", "|" + " --- |" * (2 + len(MOLECULES))]
+def forgetting(results: dict[str, Any]) -> list[str]:
+    """Return the table of errors on the base's molecules before and after fine-tuning."""
+    rows = []
     for key, run in {**results.get("tune", {}), **results.get("other", {})}.items():
         if "known" in run:
             before, after = run["known"]["before"], run["known"]["after"]
             each = [f"{before[m]:.1f} → {after[m]:.1f}" if m in before else "" for m in MOLECULES]
             mean = " → ".join(f"{np.mean(list(errors.values())):.1f}" for errors in (before, after))
-            lines.append(f"| {' | '.join([key, mean, *each])} |")
-    return lines
+            rows.append([key, mean, *each])
+    lines = ["", "## What the base knew: force MAE on its molecules' test frames, before → after", ""]
+    return [*lines, *table(["fine-tuned on", "mean", *MOLECULES], rows)]
 
 
 def report(results: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
+    rows = [
+        [molecule, f"{r['steps']:,}", f"{r['seconds'] / 3600:.2f}", f"{r['force_mae']:.1f}"]
+        for molecule, r in results.get("base", {}).items()
+    ]
     lines = [
         "# Fine-tuning",
         "",
@@ -438,12 +458,9 @@ def report(results: dict[str, Any]) -> str:
         "",
         "![Learning curves](finetune.png)",
         "",
-        "| base without | steps | hours | validation force MAE |",
-        "| --- | --- | --- | --- |",
+        *table(["base without", "steps", "hours", "validation force MAE"], rows),
     ]
-    for molecule, r in results.get("base", {}).items():
-        lines.append(f"| {molecule} | {r['steps']:,} | {r['seconds'] / 3600:.2f} | {r['force_mae']:.1f} |")
-    return "\n".join([*lines, *left_out(results), *elsewhere(results), *forgotten(results)]) + "\n"
+    return "\n".join([*lines, *unseen_molecules(results), *other_levels(results), *forgetting(results)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Measures a potential and writes its model card: errors, rotation spread, frequencies, NVE, NVT, speed.
+"""Measure a potential and write its model card: errors, rotations, frequencies, NVE, NVT, speed.
 
     python benchmarks/model_card.py potentials/ethanol-rmd17 --geometry CH3CH2OH
 
-Every number of the card's README.md comes from the ``card.json`` that this script writes beside it; ``structure.xyz``,
-also there, is the relaxed molecule that they belong to. Run it on a quiet machine; the dynamics take most of the time.
+Every number in the card's README.md comes from ``card.json``, which this script writes beside it. ``structure.xyz``, in
+the same folder, is the relaxed molecule that the numbers belong to. Run it on a quiet machine; the dynamics take most
+of the time.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ from ase.io import write as write_structure
 from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pages import read_results
 from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
+from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, run_nvt, thermal_momenta
-from ponita_ff.audit.modes import frequencies, rigid_motions
+from ponita_ff.audit.normal_modes import frequencies, rigid_motions
+from ponita_ff.audit.rotational_invariance import rotation_scan
 from ponita_ff.audit.settings import AuditSettings
-from ponita_ff.audit.subject import Subject, find_bonds
-from ponita_ff.audit.symmetry import under_rotations
+from ponita_ff.audit.target import AuditTarget
 from ponita_ff.data import read_frames
+from ponita_ff.files import write_json, write_text
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.provenance import describe_hardware
@@ -51,14 +55,14 @@ logger = logging.getLogger(__name__)
 
 FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
 NUM_ROTATIONS = 200
-#: Saddle points that are left downhill at most, and negative curvature over the largest one that is rounding.
-SADDLES, FLAT = 4, 1e-8
+#: Largest number of saddle points to leave downhill; part of the largest curvature below which curvature is zero.
+MAX_SADDLES, CURVATURE_TOLERANCE = 4, 1e-8
 PARTS = ("forces", "rotations", "nve", "nvt")
 
-#: Names of the settings of runs before the last one, whose are ``config.yaml``.
+#: Names of the settings files of runs before the last one; that of the last one is ``config.yaml``.
 STAGES = ("first", "second", "third")
 
-#: Grid and number of averaged rotations of each row of the rotation table; None is the file's own, which comes first.
+#: Grid and number of averaged rotations of each row of the rotation table; None for the setting of the file.
 ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
     (None, None),
     (None, 2),
@@ -72,14 +76,14 @@ ROTATION_SETTINGS: tuple[tuple[int | None, int | None], ...] = (
 
 
 def perturbed(atoms: Atoms, seed: int = 0) -> Atoms:
-    """A thermally distorted geometry: the relaxed one with 0.05 Å of noise."""
+    """Return the geometry with Gaussian noise of 0.05 Å."""
     atoms = atoms.copy()
     atoms.rattle(0.05, seed=seed)
     return atoms
 
 
 def milliseconds(calculator: PonitaCalculator, atoms: Atoms, repeats: int = 60) -> float:
-    """Median time of one energy and force evaluation through the calculator."""
+    """Return the median time of one evaluation of energy and forces through the calculator, ms."""
     atoms = atoms.copy()
     atoms.calc = calculator
     times = []
@@ -91,16 +95,16 @@ def milliseconds(calculator: PonitaCalculator, atoms: Atoms, repeats: int = 60) 
     return float(1e3 * np.median(times[5:]))
 
 
-def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
-    """Energy over random rotations of one frame, with net force and torque, for each setting."""
+def rotation_table(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
+    """Return spread of the energy, net force and torque under random rotations of one frame, for each setting."""
     rows, shipped = [], None
     own = len(load_potential(path).network.orientations)
     for num_ori, rotations in tqdm([each for each in ROTATION_SETTINGS if each[0] != own], desc="rotations"):
         grid: dict[str, Any] = {"num_ori": num_ori, "rotations": rotations}
         calculator = PonitaCalculator(path, device="cpu", dtype="float64", backend="native", **grid)
-        turned = atoms.copy()
-        turned.calc = calculator
-        found = under_rotations(turned, random_rotations(NUM_ROTATIONS, (2026,)))
+        frame = atoms.copy()
+        frame.calc = calculator
+        found = rotation_scan(frame, random_rotations(NUM_ROTATIONS, (2026,)))
         energies = 1e3 * found.energies[1:]
         timed = PonitaCalculator(path, device="cpu", **grid)
         force = calculator.get_property("forces", atoms)
@@ -124,14 +128,14 @@ def rotation_spread(path: Path, atoms: Atoms) -> list[dict[str, Any]]:
 
 
 def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callable[[dict[str, Any]], None]) -> None:
-    """Total energy over an NVE run from 300 K, its drift by linear regression, and whether bonds held.
+    """Run NVE dynamics at 300 K; measure the drift of the total energy and the largest change of a bond.
 
-    ``save`` gets the figures so far every 10 ps, so that a run that is cut short has not been for nothing.
+    ``save`` is called with the figures so far every 10 ps, so that an interrupted run leaves a result.
     """
     atoms = atoms.copy()
     atoms.calc = PonitaCalculator(path, device="cpu")
     atoms.get_forces()
-    # Twice the temperature in, since half of it goes into the potential energy of the relaxed molecule.
+    # Twice the temperature: half of the kinetic energy becomes potential energy of the relaxed molecule.
     thermal_momenta(atoms, 600.0, np.random.default_rng(7))
     timestep, every = 0.5, 20
     began = time.perf_counter()
@@ -146,8 +150,8 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
             "timestep_fs": timestep,
             "mean_temperature_K": float(np.mean(run.temperature)),
             "drift_meV_per_atom_per_ns": drift.slope,
-            "drift_standard_error": drift.error,
-            "rms_fluctuation_meV_per_atom": drift.rms,
+            "drift_standard_error": drift.standard_error,
+            "rms_fluctuation_meV_per_atom": drift.fluctuation,
             "largest_bond_change_A": float(np.max(run.bond_change)),
             "steps_per_second": steps_per_second,
         }
@@ -163,25 +167,25 @@ def nve(path: Path, atoms: Atoms, picoseconds: float, figure: Path, save: Callab
 
 
 def nvt(path: Path, atoms: Atoms, picoseconds: float, temperature: float = 500.0) -> dict[str, Any]:
-    """Langevin dynamics from the relaxed molecule, as the audit does it: whether all bonds hold."""
+    """Run Langevin dynamics from the relaxed molecule, as in the audit, and return whether a bond broke."""
     settings = AuditSettings.make({"nvt": {"picoseconds": picoseconds}})
-    run = run_nvt(Subject(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
+    run = run_nvt(AuditTarget(PonitaCalculator(path, device="cpu"), atoms, None, settings, progress=True), temperature)
     if not run.time:
-        raise click.ClickException(f"the NVT run ended at once: {run.why}")
+        raise click.ClickException(f"the NVT run ended at once: {run.error}")
     return {
         "picoseconds": run.time[-1],
         "broken_at_ps": run.broken_at,
         "timestep_fs": settings.nvt.timestep,
-        "friction_fs": settings.nvt.friction_fs,
+        "friction_fs": settings.nvt.relaxation_time,
         "temperature_K": temperature,
         "mean_temperature_K": float(np.mean(run.temperature)),
         "largest_bond_change_A": float(np.max(run.bond_change)),
-        "allowed_bond_change_A": settings.nvt.bond_change,
+        "allowed_bond_change_A": settings.nvt.bond_change_limit,
     }
 
 
 def starting_geometry(folder: Path, geometry: str | None) -> Atoms:
-    """The molecule to relax: by name from ASE's collection, the first frame of a file, or that of the last card."""
+    """Return the molecule to relax: from ASE's collection, the first frame of a file, or that of the last card."""
     if geometry is None:
         geometry = str(folder / STRUCTURE)
     if geometry in g2.names:
@@ -195,23 +199,23 @@ def starting_geometry(folder: Path, geometry: str | None) -> Atoms:
 
 
 def relax(atoms: Atoms) -> None:
-    """To a minimum, in place: from a saddle point, where a methyl group turns nearly freely, on along its mode."""
-    for _ in range(SADDLES):
+    """Relax in place to a minimum; from a saddle point (of a methyl group's rotation), follow the imaginary mode."""
+    for _ in range(MAX_SADDLES):
         BFGS(atoms, logfile=None).run(fmax=1e-3, steps=1000)
         weights = np.repeat(atoms.get_masses(), 3) ** -0.5
         rigid = rigid_motions(atoms)
         vibrations = np.eye(len(rigid)) - rigid @ rigid.T
         weighted = atoms.calc.get_hessian(atoms) * np.outer(weights, weights)
         curvatures, modes = np.linalg.eigh(vibrations @ weighted @ vibrations)
-        if curvatures[0] > -FLAT * curvatures[-1]:
+        if curvatures[0] > -CURVATURE_TOLERANCE * curvatures[-1]:
             return
         step = modes[:, 0] * weights
         atoms.positions += 0.1 * (step / np.abs(step).max()).reshape(-1, 3)
-    raise click.ClickException(f"no minimum was found behind {SADDLES} saddle points: give another --geometry")
+    raise click.ClickException(f"no minimum was found after {MAX_SADDLES} saddle points: give another --geometry")
 
 
 def plot_nve(picoseconds: np.ndarray, energy: np.ndarray, temperature: np.ndarray, path: Path) -> None:
-    """Total energy and temperature over time."""
+    """Plot total energy and temperature against time."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(picoseconds, energy, linewidth=0.6)
@@ -234,7 +238,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path, card_path = folder / FILE, folder / "card.json"
     header = read_header(path)
-    card: dict[str, Any] = json.loads(card_path.read_text(encoding="utf-8")) if card_path.exists() else {}
+    card = read_results(card_path)
     if card.get("weights_sha256") != header["weights_sha256"]:
         card = {"weights_sha256": header["weights_sha256"]}
     card["settings"] = [*(stage for stage in STAGES if (folder / f"{stage}.yaml").exists()), "config"]
@@ -242,8 +246,8 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
 
     def write(**figures: Any) -> None:
         card.update(figures)
-        card_path.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(render(folder.name, header, card), encoding="utf-8")
+        write_json(card_path, card)
+        write_text(folder / "README.md", render(folder.name, header, card))
 
     relaxed = starting_geometry(folder, geometry)
     relaxed.calc = PonitaCalculator(path, device="cpu", dtype="float64")
@@ -258,12 +262,12 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
         hessian = relaxed.calc.get_hessian(relaxed)
         card["frequencies_invcm"] = frequencies(hessian, relaxed.get_masses()).tolist()
     if "rotations" in parts:
-        card["rotations"] = rotation_spread(path, frame)
+        card["rotations"] = rotation_table(path, frame)
     if "nve" in parts:
         nve(path, relaxed, nve_ps, folder / "nve.png", lambda figures: write(nve=figures))
     if "nvt" in parts:
         card["nvt"] = nvt(path, relaxed, nvt_ps)
-    # With --only, the other parts stay as they were measured, perhaps elsewhere: so does the name of their machine.
+    # With --only, other parts keep their results, which may be from another machine: keep its name, too.
     before = card.get("hardware", "").split("; ") if only else []
     machines = filter(None, [*before, describe_hardware(torch.device("cpu"))])
     write(hardware="; ".join(dict.fromkeys(machines)))
@@ -271,9 +275,8 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
 
 
 def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
-    """The card as Markdown; every number is the file's or ``card.json``'s."""
+    """Return the card as Markdown; all numbers are from the potential's file and from ``card.json``."""
     metadata, network = rename_metadata(header["metadata"]), header["network"]
-    data, training = metadata.get("data", {}), metadata.get("training", {})
     lines = [
         f"# {name}",
         "",
@@ -284,6 +287,22 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         f"{network['num_ori']} orientations, l ≤ {network['l_max']}, cutoff {header['cutoff']} Å, {header['dtype']}"
         + (f"; ZBL repulsion within {header['zbl_cutoff']} Å." if header["zbl_cutoff"] else "."),
         "",
+        *_render_data(name, metadata, network),
+        *_render_errors(name, metadata),
+        *(_render_rotations(card["rotations"]) if "rotations" in card else []),
+        *_render_physics(card),
+        "",
+        f"Measured on {card.get('hardware', '-')}.",
+        "",
+        *_render_reproduction(name, metadata, card),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _render_data(name: str, metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    """Return the section on data and training."""
+    data, training = metadata.get("data", {}), metadata.get("training", {})
+    return [
         "## Data and training",
         "",
         "| | |",
@@ -296,6 +315,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         *_render_stages(name, metadata, network),
         f"| hardware | {training.get('hardware', '-')} |",
         "",
+    ]
+
+
+def _render_errors(name: str, metadata: dict[str, Any]) -> list[str]:
+    """Return the section on errors."""
+    lines = [
         "## Errors",
         "",
         "| frames | energy MAE (meV) | force MAE (meV/Å) | force RMSE (meV/Å) |",
@@ -310,10 +335,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
                 f"| {1e3 * errors['forces_mae']:.2f} | {1e3 * errors['forces_rmse']:.2f} |"
             )
     lines += _render_formulas(metadata)
-    lines += ["", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
-    if "rotations" in card:
-        lines += _render_rotations(card["rotations"])
-    lines += ["## Physics", "", f"Of {card.get('formula', 'the molecule')}, the structure in `{STRUCTURE}`:", ""]
+    return [*lines, "", "![Parity on the test frames](parity.png)", "", "![Learning curve](learning_curve.png)", ""]
+
+
+def _render_physics(card: dict[str, Any]) -> list[str]:
+    """Return the section on forces, frequencies and dynamics."""
+    lines = ["## Physics", "", f"Of {card.get('formula', 'the molecule')}, the structure in `{STRUCTURE}`:", ""]
     if "forces_against_central_differences_eV_per_A" in card:
         frequencies = card["frequencies_invcm"]
         lines += [
@@ -333,7 +360,7 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         ]
     if "nvt" in card:
         run = card["nvt"]
-        held = (
+        outcome = (
             f"no bond moved by more than {run['largest_bond_change_A']:.2f} Å (allowed: "
             f"{run['allowed_bond_change_A']:g} Å, the criterion of arXiv:2210.07237)"
             if run["broken_at_ps"] is None
@@ -341,19 +368,29 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         )
         lines.append(
             f"- NVT (Langevin) at {run['temperature_K']:.0f} K, {run['timestep_fs']} fs, {run['picoseconds']:.0f} ps "
-            f"from the relaxed molecule: {held}; mean {run['mean_temperature_K']:.0f} K."
+            f"from the relaxed molecule: {outcome}; mean {run['mean_temperature_K']:.0f} K."
         )
     lines += ["", "![Total energy and temperature in the NVE run](nve.png)"] if "nve" in card else []
-    lines += ["", f"Measured on {card.get('hardware', '-')}.", "", "## How to make it again", ""]
-    molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in data.get("file", "").split(", ")]
-    listed = f'"{" ".join(molecules)}".split()' if molecules[1:] else json.dumps(molecules)
-    lines += [
+    return lines
+
+
+def _render_reproduction(name: str, metadata: dict[str, Any], card: dict[str, Any]) -> list[str]:
+    """Return the section on how to repeat the training."""
+    files = metadata.get("data", {}).get("file", "").split(", ")
+    molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in files]
+    # Several names in a line of their own: formatters of code blocks break longer lines.
+    several = [f'molecules = "{" ".join(molecules)}"'] if molecules[1:] else []
+    listed = "molecules.split()" if several else json.dumps(molecules)
+    return [
+        "## How to make it again",
+        "",
         f"`ponita-ff download rmd17 {molecules[0]}` fetches the 100,000 frames, `ponita-ff download "
         "rmd17 index_train_01` (and `index_test_01`) the official split; cut the two files out, then train:",
         "",
         "```python",
         "import numpy as np",
         "",
+        *several,
         f"for molecule in {listed}:",
         '    full = np.load(f"rmd17_{molecule}.npz")',
         '    for part in ("train", "test"):',
@@ -373,18 +410,17 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         "",
         "The data are rMD17 (Christensen and von Lilienfeld 2020, arXiv:2007.09593, CC0): PBE/def2-SVP.",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _caveat(metadata: dict[str, Any]) -> str:
-    """What reference energies of one molecule cannot do."""
+    """Return a remark on reference energies fitted to one molecule."""
     if metadata.get("errors", {}).get("validation", {}).get("by_formula"):
         return ""
     return "; one molecule cannot tell its elements' energies apart, so only totals of this molecule mean anything"
 
 
 def _render_extra_train(data: dict[str, Any]) -> list[str]:
-    """A row of the frames that train beside those of the split."""
+    """Return the row of training frames that are not part of the split."""
     if "extra_train" not in data:
         return []
     digest = data["extra_train_sha256"]
@@ -394,7 +430,7 @@ def _render_extra_train(data: dict[str, Any]) -> list[str]:
 
 
 def _render_formulas(metadata: dict[str, Any]) -> list[str]:
-    """Errors of every molecule, where there are several."""
+    """Return the errors of every molecule, if there are several."""
     errors = metadata.get("errors") or {}
     part = "test" if "test" in errors else "validation"
     found = errors.get(part, {}).get("by_formula")
@@ -408,7 +444,7 @@ def _render_formulas(metadata: dict[str, Any]) -> list[str]:
 
 
 def _stages(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was recorded of every run that led to the weights, the first one first."""
+    """Return the records of all runs that led to the weights, in order of time."""
     stages, stage = [], metadata
     while stage:
         stages.insert(0, stage)
@@ -417,18 +453,18 @@ def _stages(metadata: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _render_stages(name: str, metadata: dict[str, Any], network: dict[str, Any]) -> list[str]:
-    """A row on every run that led to the weights."""
-    told = []
+    """Return the row of the runs that led to the weights."""
+    runs = []
     for stage in _stages(metadata):
         training, num_ori = stage.get("training") or {}, stage.get("num_ori", network["num_ori"])
         of = "" if stage.get("name") in (None, name) else f" (`{stage['name']}`)"
         hours = training.get("seconds", 0) / 3600
-        told.append(f"{training.get('steps')} steps in {hours:.2f} hours on {num_ori} orientations{of}")
-    return [f"| training | {', then '.join(told)} |"]
+        runs.append(f"{training.get('steps')} steps in {hours:.2f} hours on {num_ori} orientations{of}")
+    return [f"| training | {', then '.join(runs)} |"]
 
 
 def _commands(name: str, metadata: dict[str, Any], settings: list[str]) -> list[str]:
-    """What trains it again: one command for each of its settings' files, without suffix, the first one first."""
+    """Return the commands that repeat the training, one for each settings file (given without suffix)."""
     data = metadata.get("data", {})
     files = f"--set data.path={data.get('file')} --set data.test={data.get('test_file')}"
     if ", " in data.get("file", ""):
@@ -446,7 +482,7 @@ def _commands(name: str, metadata: dict[str, Any], settings: list[str]) -> list[
 
 
 def _replay_command(name: str, card: dict[str, Any], molecules: list[str]) -> list[str]:
-    """What makes the frames that keep fine-tuning from forgetting, of a base."""
+    """Return the command that writes the replay frames of a base."""
     if not card.get("replay"):
         return []
     structures = " ".join(f"potentials/{molecule}-rmd17/{STRUCTURE}" for molecule in molecules)
@@ -454,7 +490,7 @@ def _replay_command(name: str, card: dict[str, Any], molecules: list[str]) -> li
 
 
 def _lengths(card: dict[str, Any]) -> str:
-    """The options that make the runs of a card as long as they were."""
+    """Return the options for runs as long as those of the card."""
     return "".join(f" --{run}-ps {card[run]['picoseconds']:.0f}" for run in ("nve", "nvt") if run in card)
 
 

@@ -1,35 +1,84 @@
-"""Other force fields, for comparison: each adapter gives an ASE calculator of an untrained network of published shape.
+"""Other force fields for comparison, each in a virtual environment of its own.
 
-Speed does not depend on the weights' values. None of these packages is needed otherwise; each is imported only by its
-own adapter, and asks for its own licence and citation. Settings are of the size that the authors use for molecules;
-all run as their calculators run them by default, uncompiled. Written for mace-torch 0.3.16, nequip 0.19, schnetpack 2.1
-(which needs a torch older than 2.13) and torchmd-net 3.1.
+    python benchmarks/peers.py                        # list them, and where they are installed
+    python benchmarks/peers.py install mace nequip    # create an environment for each
+    python benchmarks/speed.py --peers                # measure those that are installed
+
+The packages exclude each other: mace-torch 0.3.16 needs e3nn 0.4.4, with which NequIP cannot be imported, and
+SchNetPack 2.1 needs a torch older than 2.13. None of them is needed for anything else.
+
+Each adapter returns an ASE calculator of an untrained network of published shape: speed does not depend on the weights.
+Settings are those of the authors for small molecules; all calculators run with their defaults, not compiled. Every
+package has its own licence and citation.
+
+Workers import this file in the other environments, which have numpy, SciPy and ASE, but not this package.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+import argparse
+import importlib.metadata
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ase.calculators.calculator import Calculator, all_changes
 
-__all__ = ["PEERS", "Peer"]
+__all__ = ["PACKAGES", "PEERS", "Package", "Peer", "environment_folder", "find_interpreters"]
 
-#: Elements that every network is made for: H, C and O.
+#: Index with wheels of torch without CUDA, which are gigabytes smaller.
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package with other force fields.
+
+    Attributes:
+        distribution: Its name for pip.
+        requirements: What is installed into its environment, besides torch.
+        torch: Version of torch, installed first and without CUDA.
+    """
+
+    distribution: str
+    requirements: tuple[str, ...]
+    torch: str = "torch==2.13.0"
+
+    def installed_version(self) -> str:
+        """Return name and version of the package in this environment.
+
+        Raises:
+            importlib.metadata.PackageNotFoundError: If it is not installed.
+        """
+        return f"{self.distribution} {importlib.metadata.version(self.distribution)}"
+
+
+#: Packages by the names of their environments.
+PACKAGES = {
+    "mace": Package("mace-torch", ("mace-torch==0.3.16",)),
+    "nequip": Package("nequip", ("nequip==0.19.*",)),
+    "schnetpack": Package("schnetpack", ("schnetpack==2.1.*",), torch="torch<2.13"),
+    "torchmd-net": Package("torchmd-net", ("torchmd-net==3.1.*", "ase", "scipy")),
+}
+
+#: Elements of every network: H, C and O.
 SPECIES = (1, 6, 8)
 
 SEED = 0
 
-#: What sums over neighbours are scaled by.
+#: Average number of neighbours, which sums over neighbours are divided by.
 NEIGHBOURS = 15.0
 
 
 def mace_off(irreps: str, cutoff: float) -> Calculator:
-    """MACE in the shape of the MACE-OFF23 models (arXiv:2312.15211): 2 layers, l ≤ 3 on edges, correlation 3."""
-    import mace.calculators  # first: it tells torch how e3nn's files may be read
+    """Return MACE in the shape of the MACE-OFF23 models (arXiv:2312.15211): 2 layers, l ≤ 3 on edges, correlation 3."""
+    import mace.calculators  # first: it makes torch load the files of e3nn
     import numpy as np
     import torch
     from e3nn import o3
@@ -60,7 +109,7 @@ def mace_off(irreps: str, cutoff: float) -> Calculator:
 
 
 def nequip() -> Calculator:
-    """NequIP as its authors trained it on molecules (arXiv:2101.03164): 5 layers, l ≤ 3, 64 features, 4 Å."""
+    """Return NequIP as its authors trained it on molecules (arXiv:2101.03164): 5 layers, l ≤ 3, 64 features, 4 Å."""
     from ase.data import chemical_symbols
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
     from nequip.integrations.ase import NequIPCalculator
@@ -86,7 +135,7 @@ def nequip() -> Calculator:
 
 
 def painn() -> Calculator:
-    """PaiNN of SchNetPack with its own settings for MD17: 3 interactions, 128 features, 20 Gaussians, 5 Å."""
+    """Return PaiNN of SchNetPack with its own settings for MD17: 3 interactions, 128 features, 20 Gaussians, 5 Å."""
     import schnetpack as spk
     import torch
     from schnetpack.interfaces import SpkCalculator
@@ -106,7 +155,7 @@ def painn() -> Calculator:
     )
 
     class InMemory(SpkCalculator):
-        """The package's calculator reads a file, and computes once for each property that is asked for."""
+        """Takes a model instead of a file, and calculates all properties at once."""
 
         def _load_model(self, model_file: Any) -> Any:
             return model_file.eval()
@@ -120,7 +169,7 @@ def painn() -> Calculator:
 
 
 def tensornet() -> Calculator:
-    """TensorNet of TorchMD-NET as published for molecules (arXiv:2306.06482): 2 layers, 128 channels, 4.5 Å."""
+    """Return TensorNet of TorchMD-NET as published for molecules (arXiv:2306.06482): 2 layers, 128 channels, 4.5 Å."""
     import torch
     from torchmdnet.models.model import create_model
 
@@ -149,7 +198,7 @@ def tensornet() -> Calculator:
 
 
 class _TorchMDNet(Calculator):
-    """TorchMD-NET has no calculator for ASE; this is the least that one would be."""
+    """A minimal ASE calculator for TorchMD-NET, which has none."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as the base class declares it
 
@@ -169,29 +218,96 @@ class _TorchMDNet(Calculator):
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender from elsewhere.
+    """A contender from another package.
 
     Attributes:
-        module: What must be installed for it.
+        environment: Name of its package in `PACKAGES`.
         make: Its adapter.
-        stress: Whether its calculator knows the stress; otherwise boxes are timed without.
+        stress: Whether its calculator provides the stress; if not, boxes are timed without.
     """
 
-    module: str
+    environment: str
     make: Callable[[], Calculator]
     stress: bool = True
 
     @property
-    def installed(self) -> bool:
-        """Whether its package is there."""
-        return importlib.util.find_spec(self.module) is not None
+    def package(self) -> Package:
+        """The package that it needs."""
+        return PACKAGES[self.environment]
 
 
-#: Adapters by the name that the tables show.
+#: Contenders by the names that the tables show.
 PEERS = {
     "MACE-OFF23 small": Peer("mace", partial(mace_off, "96x0e", 4.5)),
     "MACE-OFF23 medium": Peer("mace", partial(mace_off, "128x0e + 128x1o", 5.0)),
     "NequIP": Peer("nequip", nequip),
     "PaiNN (SchNetPack)": Peer("schnetpack", painn),
-    "TensorNet (TorchMD-NET)": Peer("torchmdnet", tensornet, stress=False),
+    "TensorNet (TorchMD-NET)": Peer("torchmd-net", tensornet, stress=False),
 }
+
+
+# ----------------------------------------------------------------------------------------------------- environments
+
+
+def environment_folder(name: str) -> Path:
+    """Return the folder of a virtual environment, below the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "ponita_ff" / "peers" / name
+
+
+def find_interpreters(chosen: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the Python interpreter of every environment that there is.
+
+    Args:
+        chosen: Interpreters given by the user, which take precedence over installed environments.
+
+    Raises:
+        ValueError: For an unknown environment or an interpreter that does not exist.
+    """
+    for name, path in chosen.items():
+        if name not in PACKAGES:
+            raise ValueError(f"no such environment: {name}; there are {', '.join(PACKAGES)}")
+        if not path.is_file():
+            raise ValueError(f"the interpreter of {name} does not exist: {path}")
+    installed = {name: environment_folder(name) / "bin" / "python" for name in PACKAGES}
+    return {name: path for name, path in installed.items() if path.is_file()} | dict(chosen)
+
+
+def install(name: str) -> None:
+    """Create an environment and install its package.
+
+    Raises:
+        subprocess.CalledProcessError: If pip fails; its messages have been printed.
+    """
+    folder = environment_folder(name)
+    venv.create(folder, with_pip=True, clear=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+    package = PACKAGES[name]
+    try:
+        subprocess.run([*pip, "--extra-index-url", TORCH_INDEX, "--no-deps", package.torch], check=True)
+        subprocess.run([*pip, package.torch, *package.requirements], check=True)
+    except subprocess.CalledProcessError:
+        (folder / "bin" / "python").unlink()  # half an environment must not count as installed
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """List or install the environments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    install_parser = commands.add_parser("install", help="create an environment for each package named")
+    install_parser.add_argument("names", nargs="+", choices=list(PACKAGES), metavar="NAME", help=", ".join(PACKAGES))
+    options = parser.parse_args(arguments)
+    if options.command == "install":
+        for name in options.names:
+            install(name)
+    found = find_interpreters({})
+    for name, package in PACKAGES.items():
+        print(f"{name:12} {', '.join((*package.requirements, package.torch))}: {found.get(name, 'not installed')}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)

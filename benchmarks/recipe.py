@@ -1,12 +1,12 @@
-"""Which settings reach the lowest validation error in a given time: one change at a time against a base.
+"""Find the settings that reach the lowest validation error in a given time: one change at a time against a base.
 
     python benchmarks/recipe.py --data FOLDER --molecule ethanol --minutes 6 --jobs 2
 
 FOLDER holds the files that ``ponita-ff download rmd17 MOLECULE --out FOLDER`` writes. Every variant trains on one
-thread for so many minutes of the processor's own time (so that a busy machine changes little), on the official
-split's 950 frames; errors are those of its 50 validation frames, at the end, when the learning rate has come down.
-"Turned" is by how much (root mean square) energies and forces of these frames change when the molecule is turned: the
-grid's error. Test frames are never read. Results gather in ``benchmarks/results/recipe.json``, a variant that is
+thread for the given minutes of CPU time (little affected by other load on the machine), on the 950 frames of the
+official split; errors are those of its 50 validation frames at the end of the learning-rate schedule. "Turned" is the
+root mean square change of energies and forces of these frames under rotation: the error of the orientation grid. Test
+frames are never read. Results gather in ``benchmarks/results/recipe.json``, a variant that is
 already there is not run again, and ``benchmarks/recipe.md`` is written from them.
 """
 
@@ -19,10 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from pages import read_results, table, write_results
+
+from ponita_ff.files import write_text
 
 #: Rotations of each validation frame.
 TURNS = 4
@@ -30,7 +35,7 @@ TURNS = 4
 ROOT = Path(__file__).resolve().parent
 RESULTS, REPORT = ROOT / "results" / "recipe.json", ROOT / "recipe.md"
 
-#: What the variants change; everything else as the package has it by default.
+#: Settings of all variants; everything else has the package's defaults.
 BASE: dict[str, Any] = {
     "model.cutoff": 5.0,
     "optimiser.warmup_steps": 500,
@@ -38,7 +43,7 @@ BASE: dict[str, Any] = {
     "optimiser.checkpoint_every": 1000000,
 }
 
-#: Instead of random weights: what has seen the same 950 frames, and those of nine other molecules.
+#: Settings for starting from a base that was trained on the same 950 frames and those of nine other molecules.
 FROM_BASE: dict[str, Any] = {
     "potential.start": str(ROOT.parent / "potentials" / "organic-rmd17" / "potential.safetensors"),
     "potential.reference_energies": "keep",
@@ -102,7 +107,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def rotation_error(potential: Any, frames: Any) -> dict[str, float]:
-    """What turning a molecule changes: energies (meV) and turned forces (meV/Å), root mean square over frames."""
+    """Return the change of energies (meV) and forces (meV/Å) under rotation, root mean square over frames."""
     import numpy as np
 
     from ponita_ff.network.orientations import random_rotations
@@ -126,7 +131,7 @@ def rotation_error(potential: Any, frames: Any) -> dict[str, float]:
 
 
 def train_one(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one variant in this process; returns its last validation errors and what they cost."""
+    """Run one variant in this process; return its last validation errors, steps and seconds."""
     import torch
 
     from ponita_ff.training import trainer
@@ -161,7 +166,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) -> dict[str, Any]:
-    """Run one variant in a process of its own."""
+    """Run one variant in a process of its own; return its result."""
     job = {"changes": changes, "file": str(file), "time": f"{minutes:g}m"}
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
     done = subprocess.run(
@@ -173,13 +178,25 @@ def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) 
     return result | {"changes": changes, "minutes": minutes}
 
 
-def told(result: dict[str, Any], name: str) -> str:
-    """A figure, or nothing where a run of earlier days does not have it."""
+#: Heads of the columns, and the figures in them.
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "force MAE (meV/Å)": lambda r: f"{r['force_mae']:.2f}",
+    "energy MAE (meV)": lambda r: f"{r['energy_mae']:.2f}",
+    "turned: forces (meV/Å)": lambda r: optional(r, "rotation_force"),
+    "turned: energy (meV)": lambda r: optional(r, "rotation_energy"),
+    "steps": lambda r: f"{r['steps']:,}",
+    "ms per step": lambda r: f"{1e3 * r['seconds'] / r['steps']:.1f}",
+    "parameters": lambda r: f"{r['parameters']:,}",
+}
+
+
+def optional(result: dict[str, Any], name: str) -> str:
+    """Return a figure that results of older versions do not have."""
     return f"{result[name]:.2f}" if name in result else ""
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The page."""
+    """Return the page."""
     lines = [
         "# Recipe",
         "",
@@ -187,31 +204,20 @@ def report(results: dict[str, dict[str, dict[str, Any]]]) -> str:
         "one seed each: small differences mean little.*",
     ]
     for title, variants in results.items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| variant | force MAE (meV/Å) | energy MAE (meV) | turned: forces (meV/Å) | turned: energy (meV) "
-            "| steps | ms per step | parameters |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, r in sorted(variants.items(), key=lambda item: item[1]["force_mae"]):
-            lines.append(
-                f"| {name} | {r['force_mae']:.2f} | {r['energy_mae']:.2f} | {told(r, 'rotation_force')} | "
-                f"{told(r, 'rotation_energy')} | {r['steps']:,} | "
-                f"{1e3 * r['seconds'] / r['steps']:.1f} | {r['parameters']:,} |"
-            )
+        ordered = sorted(variants.items(), key=lambda item: item[1]["force_mae"])
+        rows = [[name, *(figure(result) for figure in COLUMNS.values())] for name, result in ordered]
+        lines += ["", f"## {title}", "", *table(["variant", *COLUMNS], rows)]
     return "\n".join(lines) + "\n"
 
 
 def save(results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Results and page."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    REPORT.write_text(report(results), encoding="utf-8")
+    """Write results and page."""
+    write_results(RESULTS, results)
+    write_text(REPORT, report(results))
 
 
 def main() -> None:
-    """Parse arguments, run what is missing, write."""
+    """Run the variants that have no result yet, and write all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the rMD17 files")
     parser.add_argument("--molecule", default="ethanol")
@@ -228,7 +234,7 @@ def main() -> None:
     file = arguments.data / f"rmd17_{arguments.molecule}_train_01.npz"
     if not file.is_file():
         parser.error(f"there is no {file}")
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = read_results(RESULTS)
     table = results.setdefault(f"{arguments.molecule}, {arguments.minutes:g} minutes", {})
     missing = [name for name in arguments.only if name not in table]
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -1,9 +1,9 @@
-"""Makes the frames that keep fine-tuning from forgetting: what a base potential knows, labelled by itself.
+"""Write replay frames of a base potential, labelled by itself, which keep fine-tuning from forgetting.
 
     python benchmarks/replay_frames.py potentials/organic-rmd17 potentials/*-rmd17/structure.xyz
 
-Langevin dynamics of each structure with the base, from its relaxed shape; frames of the second half are kept, with the
-base's own energies and forces, in ``replay.xyz`` beside it, where ``ponita-ff finetune`` finds them.
+Runs Langevin dynamics of each structure with the base. Frames of the second half go, with the base's own energies and
+forces, into ``replay.xyz`` beside the base, where ``ponita-ff finetune`` finds them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILE = "potential.safetensors"
 def sample(
     start: Atoms, calculator: PonitaCalculator, number: int, temperature: float, picoseconds: float, seed: int
 ) -> list[Atoms]:
-    """Labelled frames, evenly spaced over the second half of a run at 0.5 fs."""
+    """Return labelled frames, evenly spaced over the second half of a run with 0.5 fs."""
     atoms = Atoms(start.numbers, start.positions, calculator=calculator)
     generator = np.random.default_rng(seed)
     thermal_momenta(atoms, temperature, generator)

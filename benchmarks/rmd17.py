@@ -10,11 +10,13 @@ on 1,000 of split 01. PONITA: arXiv:2310.02970, MACE: arXiv:2206.07697, Allegro:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from pages import table, write_results
+
 from ponita_ff.data import file_sha256, read_frames
+from ponita_ff.files import write_text
 from ponita_ff.potential.file import find_potential, load_potential, read_header
 from ponita_ff.training.evaluate import evaluate
 
@@ -37,21 +39,24 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
 
 
 def training_hours(header: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Hours, grid and hardware of every training that led to a potential, the first one first."""
+    """Return hours, grid and hardware of every training that led to a potential, in order of time."""
     stages: list[dict[str, Any]] = []
     stage: dict[str, Any] | None = header["metadata"]
     while stage:
         training = stage.get("training")
         if training:
-            told = f"{stage.get('num_ori', header['network']['num_ori'])} orientations"
-            told = told if stage.get("name") in (None, name) else f"{stage['name']}, {told}"
-            stages.insert(0, {"stage": told, "hours": training["seconds"] / 3600, "hardware": training["hardware"]})
+            description = f"{stage.get('num_ori', header['network']['num_ori'])} orientations"
+            if stage.get("name") not in (None, name):
+                description = f"{stage['name']}, {description}"
+            stages.insert(
+                0, {"stage": description, "hours": training["seconds"] / 3600, "hardware": training["hardware"]}
+            )
         stage = stage.get("started_from")
     return stages
 
 
 def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]:
-    """Errors on the test frames of a folder, after a check that they are those that the file names."""
+    """Measure the errors on the test frames of a folder, which must be those that the potential's file names."""
     data = folder / f"rmd17_{molecule}_test_01.npz"
     expected = read_header(path)["metadata"]["data"]["test_sha256"]
     if file_sha256(data) != expected:
@@ -60,7 +65,7 @@ def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]
 
 
 def row(molecule: str, folder: Path | None) -> dict[str, Any]:
-    """What is known of one molecule."""
+    """Return errors and training of the potential of one molecule."""
     path = find_potential(f"{molecule}-rmd17")
     header = read_header(path)
     errors = header["metadata"]["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
@@ -73,34 +78,35 @@ def row(molecule: str, folder: Path | None) -> dict[str, Any]:
 
 
 def report(rows: dict[str, dict[str, Any]], command: str) -> str:
-    """The page."""
+    """Return the page."""
     names = list(next(iter(PUBLISHED.values())))
+    head = ["molecule", "this package", *names, "forces, times PONITA's", "hours of training"]
+    table_rows = []
+    for molecule, published in PUBLISHED.items():
+        theirs = [f"{force:g} / {energy:g}" for force, energy in published.values()]
+        found = rows.get(molecule)
+        if found is None:
+            table_rows.append([molecule, "not shipped", *theirs, "", ""])
+            continue
+        ratio = found["force_mae"] / published["PONITA"][0]
+        hours = " + ".join(f"{stage['hours']:.2f} ({stage['stage']})" for stage in found["training"])
+        own = f"{found['force_mae']:.2f} / {found['energy_mae']:.2f}"
+        table_rows.append([molecule, own, *theirs, f"{ratio:.2f}", hours])
     lines = [
         "# rMD17",
         "",
         f"*Written by `{command}`. Mean absolute errors of forces (meV/Å) / energies (meV) on the 1,000 official test "
         "frames of split 01; 950 frames to train on. Published figures from the papers that the script names.*",
         "",
-        f"| molecule | this package | {' | '.join(names)} | forces, times PONITA's | hours of training |",
-        "| --- " * (len(names) + 4) + "|",
+        *table(head, table_rows),
     ]
-    for molecule, published in PUBLISHED.items():
-        told = [f"{force:g} / {energy:g}" for force, energy in published.values()]
-        found = rows.get(molecule)
-        if found is None:
-            lines.append(f"| {molecule} | not shipped | {' | '.join(told)} | | |")
-            continue
-        ratio = found["force_mae"] / published["PONITA"][0]
-        hours = " + ".join(f"{stage['hours']:.2f} ({stage['stage']})" for stage in found["training"])
-        own = f"{found['force_mae']:.2f} / {found['energy_mae']:.2f}"
-        lines.append(f"| {molecule} | {own} | {' | '.join(told)} | {ratio:.2f} | {hours} |")
     hardware = sorted({stage["hardware"] for found in rows.values() for stage in found["training"]})
     lines += ["", f"Trained on: {'; '.join(hardware)}. A base that all share is counted in full in every row."]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Gather, print, write."""
+    """Collect the figures, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the test frames; without it, what the files record")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -114,9 +120,8 @@ def main() -> None:
     if not rows:
         raise SystemExit("no rMD17 potential is shipped")
     text = report(rows, "python benchmarks/rmd17.py" + (" --data FOLDER" if arguments.data else ""))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "rmd17.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "rmd17.md").write_text(text, encoding="utf-8")
+    write_results(arguments.out / "rmd17.json", rows)
+    write_text(arguments.out / "rmd17.md", text)
     print(text)
 
 

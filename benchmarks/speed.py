@@ -1,15 +1,17 @@
-"""Measures how fast and how large everything is: the one source of every speed figure in the README.
+"""Measure speed and memory: the source of every speed figure in the README.
 
-    python benchmarks/speed.py                     # everything, about a quarter of an hour, on a quiet machine
-    python benchmarks/speed.py --only latency,md   # some sections; the others' results are kept
-    python benchmarks/speed.py --peers             # other force fields too, as far as they are installed
-    python benchmarks/speed.py --quick --out DIR   # does the script work? Its figures mean nothing
+    python benchmarks/speed.py                     # everything; about a quarter of an hour on a quiet machine
+    python benchmarks/speed.py --only latency,md   # some sections; results of the others are kept
+    python benchmarks/speed.py --peers             # also other force fields that peers.py has installed
+    python benchmarks/speed.py --peer-python mace=/path/to/python      # one in an environment of your own
+    python benchmarks/speed.py --quick --out DIR   # to test the script; the figures mean nothing
 
-Contenders take turns, round after round, each in a process of its own (``speed_worker.py``), so that whatever else the
-machine does hits them all alike, and one that runs out of memory hurts no other. A figure is the median over all runs
-with the 10th and 90th percentile; a ratio of two contenders is taken within each round. Among them always is a plain
-matrix product, which tells what the machine could do at that time. Results go to ``speed.json``, and from there to
-``speed.md`` and ``speed.png``. Needs Linux or macOS (only Linux bounds the memory).
+Contenders take turns, round after round, each in a process of its own (``speed_worker.py``): other load on the machine
+affects all of them alike, and one that runs out of memory does not affect the others. Other force fields run with the
+Python of their own environments (``peers.py``). A figure is the median over all runs with the 10th and 90th percentile;
+a ratio of two contenders is taken within each round. A plain matrix product is always measured, too: it shows what the
+machine could do at that time. Results go to ``speed.json``, and from there to ``speed.md`` and ``speed.png``. Needs
+Linux or macOS (only Linux limits the memory).
 """
 
 from __future__ import annotations
@@ -23,23 +25,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Inherited by the workers: on a machine that others use too, OpenMP's spinning threads slow torch many times over.
+# Inherited by the workers: on a busy machine, OpenMP's spinning threads slow torch many times over.
 if "OMP_WAIT_POLICY" not in os.environ:  # as the command line does
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import click
 import numpy as np
-from peers import PEERS
+from pages import read_results, write_results
+from peers import PEERS, find_interpreters
+from speed_job import Job
 from speed_report import write_reports
-from speed_worker import Job
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -50,18 +53,18 @@ HERE = Path(__file__).parent
 BOX_SIZES = ((100, 300, 1000, 3000, 10_000), (30,))
 MEMORY_SIZES = ((300, 1000, 3000, 10_000), (30,))
 
-#: Seconds of a contender's turn, and of all its turns together, after which it sits out once it had MIN_ROUNDS.
+#: Seconds of a contender's turn (full, quick); seconds of all its turns, after which it stops if it had MIN_ROUNDS.
 TURN = (0.5, 0.05)
 BUDGET = 30.0
 MIN_ROUNDS = 2
 
-#: Seconds of a first evaluation after which a contender is not tried on larger boxes.
+#: Seconds of a first evaluation; slower contenders are not tried on larger boxes.
 PATIENCE = 60.0
 
 #: Seconds that one answer of a worker may take.
 TIME_LIMIT = 600.0
 
-#: Load average above which figures are not to be trusted.
+#: Load average above which figures are not reliable.
 BUSY = 0.5
 
 Row = dict[str, Any]
@@ -69,20 +72,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the command line that shape the measurement."""
+    """Settings of the measurement.
+
+    Attributes:
+        rounds: Number of rounds.
+        threads: Threads of each contender; None for torch's default.
+        quick: Whether to use tiny networks and short runs.
+        peers: Python interpreters of other force fields, by environment; empty to measure none.
+        memory_gib: Address space for a box, GiB.
+    """
 
     rounds: int
     threads: int | None = None
     quick: bool = False
-    peers: bool = False
+    peers: Mapping[str, Path] = field(default_factory=dict)
     memory_gib: float = 8.0
 
     def pick(self, sizes: tuple[Any, Any]) -> Any:
-        """The full or the quick one of two settings."""
+        """Return the value for a full run or that for a quick one."""
         return sizes[self.quick]
 
     def command(self, sections: Sequence[str]) -> str:
-        """The command that measures the same again."""
+        """Return the command that repeats the measurement."""
         words = ["python", "benchmarks/speed.py", "--only", ",".join(sections), "--rounds", str(self.rounds)]
         words += ["--threads", str(self.threads)] if self.threads else []
         words += [f"--memory-limit={self.memory_gib:g}"] if self.memory_gib != Settings.memory_gib else []
@@ -90,24 +101,32 @@ class Settings:
         words += ["--quick"] if self.quick else []
         return shlex.join(words)
 
+    def python(self, job: Job) -> Path:
+        """Return the Python interpreter of a job."""
+        return self.peers[PEERS[job.form].environment] if job.form in PEERS else Path(sys.executable)
+
 
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
 class WorkerError(RuntimeError):
-    """A contender gave no figure; the message is what the tables say."""
+    """A contender gave no result; the message is shown in the tables."""
 
 
 class Contender:
-    """A worker process and what it measured.
+    """A worker process and its results.
+
+    Args:
+        job: What the worker does.
+        settings: Threads and interpreters.
 
     Attributes:
         rounds: Seconds of the runs of every round, in order.
-        inside: Seconds of these that the network took, where that is measured.
-        failure: Why there are no figures, or None.
+        inside: Seconds of these that were spent in the network, if measured.
+        failure: Why there are no results, or None.
     """
 
-    def __init__(self, job: Job, threads: int | None) -> None:
+    def __init__(self, job: Job, settings: Settings) -> None:
         self.job = job
         self.rounds: list[list[float]] = []
         self.inside: list[list[float]] = []
@@ -115,10 +134,15 @@ class Contender:
         self.prepared: dict[str, Any] = {}
         self.peak_bytes = 0
         self._spent = 0.0
-        environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+        environment = dict(os.environ)
+        if settings.threads:
+            environment["OMP_NUM_THREADS"] = str(settings.threads)
+        if job.form in PEERS:
+            for name in ("PYTHONPATH", "PYTHONHOME"):  # packages of this environment do not belong in the other
+                environment.pop(name, None)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see __exit__
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "speed_worker.py"), json.dumps(asdict(job))],
+            [str(settings.python(job)), str(HERE / "speed_worker.py"), json.dumps(asdict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -135,10 +159,10 @@ class Contender:
         self._log.close()
 
     def _ask(self, command: str) -> dict[str, Any]:
-        """The worker's answer.
+        """Send a command and return the worker's answer.
 
         Raises:
-            WorkerError: Where it has failed, is gone, or takes longer than TIME_LIMIT.
+            WorkerError: If the worker has failed, has ended, or takes longer than TIME_LIMIT.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -159,7 +183,7 @@ class Contender:
         return answer
 
     def _end(self) -> str:
-        """How the process ended by itself."""
+        """Describe how the process ended."""
         code = self._process.wait()
         self._log.seek(0)
         last = (self._log.read().strip().splitlines() or [""])[-1]
@@ -169,7 +193,7 @@ class Contender:
         return f"process ended{limit} with {f'signal {-code}' if code < 0 else f'status {code}'}: {last}"[:200]
 
     def _try(self, command: str) -> dict[str, Any] | None:
-        """The answer, or None and :attr:`failure`."""
+        """Return the answer; None after a failure, which is kept in `failure`."""
         if self.failure is not None:
             return None
         try:
@@ -180,11 +204,11 @@ class Contender:
             return None
 
     def greet(self) -> None:
-        """Wait until everything is imported."""
+        """Wait until the worker has imported everything."""
         self._try("hello")
 
     def facts(self) -> dict[str, Any]:
-        """What it runs on."""
+        """Return versions, hardware and settings of the worker."""
         return self._try("facts") or {}
 
     def prepare(self) -> None:
@@ -193,7 +217,7 @@ class Contender:
         self.peak_bytes = self.prepared.get("peak_bytes", 0)
 
     def turn(self, seconds: float) -> None:
-        """Run for about so long, unless it has had its share."""
+        """Run for about this many seconds, unless the budget is spent."""
         if self._spent > BUDGET and len(self.rounds) >= MIN_ROUNDS:
             return
         began = time.perf_counter()
@@ -204,7 +228,7 @@ class Contender:
             self.inside.append(answer["inside"])
 
     def row(self, reference: Contender | None) -> Row:
-        """What was measured, for the results."""
+        """Return the results."""
         job = self.job
         row: Row = {"task": job.task, "system": job.system, "form": job.form, "backend": job.backend}
         if self.failure is not None:
@@ -222,32 +246,32 @@ class Contender:
 
 
 def label(job: Job) -> str:
-    """Short name of a contender."""
+    """Return the short name of a contender."""
     return " ".join(word for word in (job.task, job.system, job.form, job.backend) if word)
 
 
 def spread(values: Any) -> dict[str, float]:
-    """Median, 10th and 90th percentile."""
+    """Return median, 10th and 90th percentile."""
     low, middle, high = np.percentile(values, (10, 50, 90))
     return {"median": float(middle), "p10": float(low), "p90": float(high)}
 
 
 def paired_ratio(rounds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Spread over the rounds that both had of the ratio of their medians."""
+    """Return the spread, over common rounds, of the ratio of the medians."""
     return spread([np.median(own) / np.median(other) for own, other in zip(rounds, reference, strict=False)])
 
 
 def reference_of(contender: Contender, group: Sequence[Contender]) -> Contender | None:
-    """Whom it is compared with: the first of the shipped potential's, or of the default form's, that has figures."""
+    """Return the contender to compare with: the first with results of the shipped potential or of the default form."""
     form = "shipped" if contender.job.form == "shipped" else "default"
     return next((other for other in group if other.job.form == form and other.failure is None), None)
 
 
 def measure(jobs: Sequence[Job], settings: Settings, title: str) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of all jobs, measured in turns with each other and with the matrix product, and what the workers say."""
+    """Measure jobs and the matrix product in turns; return the rows and the facts of a worker."""
     product = Job("product", system=jobs[0].system, quick=settings.quick)
     with ExitStack() as stack:
-        group = [stack.enter_context(Contender(job, settings.threads)) for job in (*jobs, product)]
+        group = [stack.enter_context(Contender(job, settings)) for job in (*jobs, product)]
         for contender in group:
             contender.greet()
         for contender in tqdm(group, desc=f"{title}: preparing", leave=False):
@@ -262,10 +286,8 @@ def measure(jobs: Sequence[Job], settings: Settings, title: str) -> tuple[list[R
 
 
 def peer_jobs(job: Job, settings: Settings) -> list[Job]:
-    """The same for every other force field that is installed."""
-    if not settings.peers:
-        return []
-    return [replace(job, form=name, backend="") for name, peer in PEERS.items() if peer.installed]
+    """Return the same job for every other force field that has an environment."""
+    return [replace(job, form=name, backend="") for name, peer in PEERS.items() if peer.environment in settings.peers]
 
 
 def latency_groups(settings: Settings) -> list[list[Job]]:
@@ -318,13 +340,13 @@ def box_jobs(atoms: int, settings: Settings) -> list[Job]:
 
 
 class Skips:
-    """Contenders that have failed on a box, or took very long, are not tried on larger ones."""
+    """Skips contenders on larger boxes after they failed or took very long on a smaller one."""
 
     def __init__(self) -> None:
         self._failed: dict[tuple[str, str], str] = {}
 
     def split(self, jobs: Sequence[Job]) -> tuple[list[Job], list[Row]]:
-        """Jobs to try, and rows of the others."""
+        """Return the jobs to try, and rows of the others."""
         skipped = [job for job in jobs if (job.form, job.backend) in self._failed]
         rows = [
             {"task": job.task, "system": job.system, "form": job.form, "backend": job.backend}
@@ -334,7 +356,7 @@ class Skips:
         return [job for job in jobs if job not in skipped], rows
 
     def note(self, rows: Sequence[Row]) -> None:
-        """Remember who failed or took too long."""
+        """Remember contenders that failed or took too long."""
         for row in rows:
             slow = f"{row['first_s']:.0f} s" if row.get("first_s", 0.0) > PATIENCE else None
             if reason := row.get("failure", slow):
@@ -357,7 +379,7 @@ def run_boxes(settings: Settings) -> Iterator[Measured]:
         jobs, skipped = skips.split(box_jobs(atoms, settings))
         rows, facts = measure(jobs, settings, f"boxes, {atoms} atoms") if jobs else ([], {})
         skips.note(rows)
-        yield [*rows, *skipped], facts
+        yield [*rows[:-1], *skipped, *rows[-1:]], facts  # the matrix product ends the group
 
 
 def run_memory(settings: Settings) -> Iterator[Measured]:
@@ -374,7 +396,7 @@ def run_memory(settings: Settings) -> Iterator[Measured]:
 
 
 def _once(job: Job, settings: Settings) -> Measured:
-    with Contender(job, settings.threads) as contender:
+    with Contender(job, settings) as contender:
         contender.greet()
         contender.prepare()
         return [contender.row(None)], contender.facts()
@@ -391,7 +413,7 @@ RUN: dict[str, Callable[[Settings], Iterator[Measured]]] = {
 
 
 def commit() -> str:
-    """The commit that was measured, marked where files differ from it."""
+    """Return the measured commit, with a remark if files differ from it."""
     try:
         words = [
             subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
@@ -406,12 +428,12 @@ def commit() -> str:
 
 
 def run_section(name: str, settings: Settings, load: float | None) -> dict[str, Any]:
-    """Measure a section; its results come with the facts of the machine."""
+    """Measure a section; return its results with facts of the machine."""
     began, rows, machine = time.perf_counter(), [], {}
     for measured, facts in RUN[name](settings):
         rows += measured
         machine = machine or facts
-    absent = [name for name, peer in PEERS.items() if not peer.installed] if settings.peers else []
+    absent = [name for name, peer in PEERS.items() if peer.environment not in settings.peers] if settings.peers else []
     return {
         "command": settings.command([name]),
         "quick": settings.quick,
@@ -429,10 +451,10 @@ def run_section(name: str, settings: Settings, load: float | None) -> dict[str, 
 
 
 def merge(results: dict[str, Any], name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """Results with this section in place of an older one; sections of a quick trial do not outlive a real run.
+    """Replace a section of the results; sections of a quick run are dropped when a full run is added.
 
     Raises:
-        ValueError: Where a quick trial would replace real results.
+        ValueError: If a quick run would replace results of a full one.
     """
     if section["quick"] and any(not old["quick"] for old in results.values()):
         raise ValueError("this folder holds the results of a full run: give a quick one another with --out")
@@ -442,26 +464,43 @@ def merge(results: dict[str, Any], name: str, section: dict[str, Any]) -> dict[s
 
 
 def load_results(folder: Path) -> dict[str, Any]:
-    """Sections measured earlier, if any.
+    """Read the sections measured earlier, if any.
 
     Raises:
-        ValueError: For a file that is something else.
+        ValueError: If the file is not JSON.
     """
-    path = folder / "speed.json"
-    if not path.exists():
-        return {}
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete it to measure anew") from None
-    return results
+    return read_results(folder / "speed.json")
 
 
 def save(results: dict[str, Any], folder: Path) -> None:
     """Write the results, the tables and the figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_results(folder / "speed.json", results)
     write_reports(results, folder)
+
+
+def choose_interpreters(peers: bool, peer_python: Sequence[str]) -> dict[str, Path]:
+    """Return the interpreters of the other force fields to measure, by environment.
+
+    Args:
+        peers: Whether to measure all that are installed.
+        peer_python: Texts NAME=PATH.
+
+    Raises:
+        click.BadParameter: For a text of another form, an unknown name, or a missing interpreter.
+    """
+    chosen = {}
+    for text in peer_python:
+        name, sign, path = text.partition("=")
+        if not sign or not path:
+            raise click.BadParameter(
+                f"expected NAME=PATH, e.g. mace=/path/to/python; got {text!r}", param_hint="--peer-python"
+            )
+        chosen[name] = Path(path)
+    try:
+        found = find_interpreters(chosen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--peer-python") from None
+    return found if peers else {name: found[name] for name in chosen}
 
 
 def _sections(_: Any, __: Any, value: str) -> list[str]:
@@ -473,11 +512,14 @@ def _sections(_: Any, __: Any, value: str) -> list[str]:
 
 @click.command(help=__doc__.split("\n", maxsplit=1)[0])
 @click.option("--only", default=",".join(RUN), show_default=True, callback=_sections, help="Sections to measure.")
-@click.option("--rounds", type=click.IntRange(min=1), help="How often contenders take turns (7; quick: 2).")
+@click.option("--rounds", type=click.IntRange(min=1), help="Number of turns of each contender (7; quick: 2).")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each contender (torch's default).")
-@click.option("--memory-limit", type=click.FloatRange(min=1.0), default=8.0, show_default=True, help="GiB for a box.")
-@click.option("--peers", is_flag=True, help="Measure other force fields too, as far as they are installed.")
-@click.option("--quick", is_flag=True, help="Tiny versions of everything, to see whether the script works.")
+@click.option(
+    "--memory-limit", type=click.FloatRange(min=1.0), default=8.0, show_default=True, help="Memory for a box, GiB."
+)
+@click.option("--peers", is_flag=True, help="Measure other force fields, too: those installed by peers.py.")
+@click.option("--peer-python", multiple=True, metavar="NAME=PATH", help="Python interpreter of another force field.")
+@click.option("--quick", is_flag=True, help="Tiny networks and short runs, to test the script.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=HERE / "results", help="Folder.")
 def main(
     only: list[str],
@@ -485,18 +527,20 @@ def main(
     threads: int | None,
     memory_limit: float,
     peers: bool,
+    peer_python: tuple[str, ...],
     quick: bool,
     out: Path,
 ) -> None:
-    """Measure sections and write them as they come, so that a run that is cut short has not been for nothing."""
+    """Measure sections, and write each as soon as it is done."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = Settings(rounds or (2 if quick else 7), threads, quick, peers, memory_limit)
+    interpreters = choose_interpreters(peers, peer_python)
+    settings = Settings(rounds or (2 if quick else 7), threads, quick, interpreters, memory_limit)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None and load > BUSY:
         logger.warning("load average %.1f before the start: other work on this machine will disturb the figures", load)
     try:
         results = load_results(out)
-        merge(results, only[0], {"quick": quick})  # refuses before anything has been measured for nothing
+        merge(results, only[0], {"quick": quick})  # refuses before anything is measured
         for name in only:
             results = merge(results, name, run_section(name, settings, load))
             save(results, out)

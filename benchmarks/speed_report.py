@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from pages import table
 from peers import PEERS
 
+from ponita_ff.files import write_atomically, write_text
 from ponita_ff.training.plots import plain_numbers
 
 __all__ = ["render", "write_reports"]
@@ -50,7 +52,7 @@ RATES = ("ConvNeXt GFLOP/s", "all GFLOP/s", "all over matrix product")
 
 def write_reports(results: dict[str, Any], folder: Path) -> None:
     """Write ``speed.md`` and ``speed.png``."""
-    (folder / "speed.md").write_text(render(results), encoding="utf-8")
+    write_text(folder / "speed.md", render(results))
     draw(results, folder / "speed.png")
 
 
@@ -58,15 +60,15 @@ def write_reports(results: dict[str, Any], folder: Path) -> None:
 
 
 def name_of(row: Row) -> str:
-    """A contender as a reader knows it."""
+    """Return the name of a contender for the reader."""
     form = FORMS.get(row["form"], row["form"])
-    ways = {"loop": "one by one", "batch": "all at once"}
-    backend = "" if row["task"] in ways and row["backend"] == "auto" else row["backend"]
-    return ", ".join(filter(None, (form, backend, ways.get(row["task"]))))
+    modes = {"loop": "one by one", "batch": "all at once"}
+    backend = "" if row["task"] in modes and row["backend"] == "auto" else row["backend"]
+    return ", ".join(filter(None, (form, backend, modes.get(row["task"]))))
 
 
 def system_of(row: Row) -> str:
-    """A system with its number of atoms."""
+    """Return the name of a system with its number of atoms."""
     atoms = row.get("atoms")
     if row["system"].startswith("water-"):
         return f"{atoms:,} atoms" if atoms else f"about {int(row['system'].removeprefix('water-')):,} atoms"
@@ -74,66 +76,53 @@ def system_of(row: Row) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, never in powers of ten."""
+    """Format a number with three significant digits, without powers of ten."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def with_spread(values: dict[str, float], convert: Callable[[float], float]) -> str:
-    """Median (10th–90th percentile), converted; a conversion may turn the order round."""
+    """Format median (10th–90th percentile) after a conversion, which may reverse the order."""
     low, high = sorted((convert(values["p10"]), convert(values["p90"])))
     return f"{digits(convert(values['median']))} ({digits(low)}–{digits(high)})"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown lines, with an empty one behind."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return [*lines, ""]
-
-
 def ratio(row: Row) -> str:
-    """The paired ratio, or that this is the one compared with."""
+    """Format the ratio to the contender compared with, which has 1 itself."""
     return with_spread(row["ratio"], float) if "ratio" in row else "1"
 
 
 def failed(row: Row, width: int) -> list[str]:
-    """Cells of a row that has no figures."""
+    """Return the cells of a row without results."""
     return [row["failure"], *[""] * (width - 1)]
 
 
 def rates(row: Row, product: float | None) -> list[str]:
-    """Useful GFLOP/s of the ConvNeXt products and of all, the latter also as a share of the machine's product."""
+    """Format useful GFLOP/s of the ConvNeXt products and in total, and the total relative to the matrix product."""
     if "flops" not in row:
         return ["", "", ""]
     convnext, total = (1e-9 * row["flops"][part] / row["seconds"]["median"] for part in ("convnext", "total"))
     return [digits(convnext), digits(total), f"{100 * total / product:.0f} %" if product else ""]
 
 
-def product_rate(rows: Sequence[Row]) -> float | None:
-    """GFLOP/s of the matrix product that was measured among these rows."""
-    for row in rows:
-        if row["task"] == "product" and "seconds" in row:
-            return 1e-9 * row["flops"]["total"] / row["seconds"]["median"]
-    return None
+def groups(section: dict[str, Any]) -> Iterator[tuple[list[Row], float | None]]:
+    """Yield the rows of each group of contenders, and the GFLOP/s of the matrix product that ends the group.
 
-
-def by_system(section: dict[str, Any]) -> Iterator[tuple[list[Row], float | None]]:
-    """Rows of every group, without its matrix product, and that product's GFLOP/s."""
-    for _, group in groupby(section["rows"], key=lambda row: row["system"]):
-        rows = list(group)
-        yield [row for row in rows if row["task"] != "product"], product_rate(rows)
-
-
-def by_product(section: dict[str, Any]) -> Iterator[tuple[list[Row], float | None]]:
-    """Rows of every group, which ends with its matrix product, and that product's GFLOP/s."""
+    None instead of the GFLOP/s if no product was measured.
+    """
     rows: list[Row] = []
     for row in section["rows"]:
+        if rows and row["system"] != rows[0]["system"]:
+            yield rows, None
+            rows = []
         if row["task"] == "product":
-            yield rows, product_rate([row])
+            yield rows, None if "failure" in row else 1e-9 * row["flops"]["total"] / row["seconds"]["median"]
             rows = []
         else:
             rows.append(row)
+    if rows:
+        yield rows, None
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -143,7 +132,7 @@ def render_latency(section: dict[str, Any]) -> list[str]:
     """One evaluation of a molecule."""
     lines = ["One evaluation of energy and forces through the ASE calculator.", ""]
     head = ["contender", "ms", "times native", "ready after (s)", *RATES]
-    for rows, product in by_system(section):
+    for rows, product in groups(section):
         cells = [
             [name_of(row), *failed(row, len(head) - 1)]
             if "failure" in row
@@ -157,7 +146,7 @@ def render_latency(section: dict[str, Any]) -> list[str]:
             for row in rows
         ]
         title = next((system_of(row) for row in rows if "atoms" in row), rows[0]["system"])
-        lines += [f"### {title.capitalize()}", "", *table(head, cells)]
+        lines += [f"### {title.capitalize()}", "", *table(head, cells), ""]
         lines += [f"Matrix product (2048³, float32): {digits(product)} GFLOP/s.", ""] if product else []
     return lines
 
@@ -171,7 +160,7 @@ def render_boxes(section: dict[str, Any]) -> list[str]:
     ]
     head = ["box", "contender", "ms", "µs per atom", "times native", *RATES]
     cells = []
-    for rows, product in by_system(section):
+    for rows, product in groups(section):
         title = next((system_of(row) for row in rows if "atoms" in row), system_of(rows[0]))
         for row in rows:
             if "failure" in row:
@@ -180,17 +169,17 @@ def render_boxes(section: dict[str, Any]) -> list[str]:
             time, per_atom = row["seconds"], 1e6 * row["seconds"]["median"] / row["atoms"]
             milliseconds = with_spread(time, lambda s: 1e3 * s)
             cells.append([title, name_of(row), milliseconds, digits(per_atom), ratio(row), *rates(row, product)])
-    return lines + table(head, cells)
+    return [*lines, *table(head, cells), ""]
 
 
 def by_molecule(section: dict[str, Any], head: Sequence[str], measured: Callable[[Row], list[str]]) -> list[str]:
-    """Table with a line for each molecule and contender: what was measured, or why nothing was."""
+    """Return a table with one line for each molecule and contender: the results, or why there are none."""
     cells = [
         [system_of(row), name_of(row), *failed(row, len(head) - 2)] if "failure" in row else measured(row)
-        for rows, _ in by_system(section)
+        for rows, _ in groups(section)
         for row in rows
     ]
-    return table(head, cells)
+    return [*table(head, cells), ""]
 
 
 def render_md(section: dict[str, Any]) -> list[str]:
@@ -248,7 +237,7 @@ def render_memory(section: dict[str, Any]) -> list[str]:
             continue
         peak = row["peak_bytes"]
         cells.append([system_of(row), name_of(row), digits(peak / 2**20), digits(peak / 2**10 / row["atoms"])])
-    return lines + table(head, cells)
+    return [*lines, *table(head, cells), ""]
 
 
 def render_batch(section: dict[str, Any]) -> list[str]:
@@ -266,10 +255,10 @@ def render_batch(section: dict[str, Any]) -> list[str]:
             ratio(row),
             *rates(row, product),
         ]
-        for rows, product in by_product(section)
+        for rows, product in groups(section)
         for row in rows
     ]
-    return lines + table(head, cells)
+    return [*lines, *table(head, cells), ""]
 
 
 TITLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
@@ -301,7 +290,7 @@ counted.
 
 
 def render(results: dict[str, Any]) -> str:
-    """All tables as Markdown."""
+    """Return all tables as Markdown."""
     lines = INTRODUCTION.splitlines()
     if any(section["quick"] for section in results.values()):
         lines += ["", "**A quick trial of the script with tiny networks: these figures mean nothing.**"]
@@ -324,14 +313,16 @@ def _facts(section: dict[str, Any]) -> list[str]:
         f"commit {section['commit']}",
     ]
     absent = f" Not installed: {', '.join(section['absent_peers'])}." if section["absent_peers"] else ""
-    return [f"<sub>`{section['command']}`: {', '.join(words)}.{absent}</sub>"]
+    packages = sorted({row["package"] for row in section["rows"] if "package" in row})
+    peers = f" Other force fields: {', '.join(packages)}." if packages else ""
+    return [f"<sub>`{section['command']}`: {', '.join(words)}.{peers}{absent}</sub>"]
 
 
 # ---------------------------------------------------------------------------------------------------------- figure
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Four panels; those whose section has not been measured say so."""
+    """Draw four panels; sections that have not been measured are marked."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, 9.5), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
@@ -352,7 +343,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             else:
                 panel.text(0.5, 0.5, "not measured", ha="center", va="center", transform=panel.transAxes)
                 panel.set_axis_off()
-        figure.savefig(path, dpi=150)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
 def _draw_latency(axes: Axes, rows: Sequence[Row]) -> None:
@@ -371,7 +362,7 @@ def _draw_batch(axes: Axes, rows: Sequence[Row]) -> None:
 def _bars(
     axes: Axes, rows: Sequence[Row], convert: Callable[[float], float], unit: str, title: Callable[[Row], str]
 ) -> None:
-    """Horizontal bars with their 10th to 90th percentiles, grouped under titles."""
+    """Draw horizontal bars with their 10th to 90th percentiles, grouped under titles."""
     place, ticks, names = 0.0, [], []
     for heading, group in groupby(rows, key=title):
         if heading:
@@ -402,14 +393,14 @@ def _bars(
 
 
 def colour_of(row: Row) -> str:
-    """The same colour for a contender everywhere."""
+    """Return the colour of a contender, the same in all panels."""
     if row["form"] in PEERS:
         return PEER_COLOURS[list(PEERS).index(row["form"]) % len(PEER_COLOURS)]
     return COLOURS[row["form"], row["backend"]]
 
 
 def _draw_boxes(axes: Axes, rows: Sequence[Row]) -> None:
-    """Time per atom against the number of atoms; flat is what one hopes for."""
+    """Draw time per atom against the number of atoms, constant for linear scaling."""
 
     def contender(row: Row) -> tuple[str, str]:
         return row["form"], row["backend"]

@@ -1,4 +1,4 @@
-"""Calculators and structures as the command line names them."""
+"""Calculators and structures from their names on the command line."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["choose_structure", "make_calculator", "make_calculators"]
 
 
 def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -> Calculator:
-    """A calculator by its name on the command line.
+    """Create a calculator from its name on the command line.
 
     Args:
-        text: A shipped potential or the path of one; several joined by commas make a committee; or a Python path such
-            as ``ase.calculators.emt:EMT`` of something that makes a calculator when called, with keyword arguments as
-            in ``ase.calculators.lj:LennardJones{sigma: 3.4, epsilon: 0.01}``.
-        device: Of our own potentials.
-        dtype: Of our own potentials; None for the file's own.
+        text: Name or file of a potential of this package; several, separated by commas, for a committee; or the Python
+            path of a class or function that returns an ASE calculator, such as ``ase.calculators.emt:EMT``, with
+            keyword arguments as in ``ase.calculators.lj:LennardJones{sigma: 3.4, epsilon: 0.01}``.
+        device: Device of this package's potentials.
+        dtype: Precision of this package's potentials; None for that of the file.
 
     Raises:
-        AuditError: Naming what could not be made a calculator, and why.
+        AuditError: Naming the calculator and the reason why it cannot be used.
     """
     path = PythonPath.parse(text)
     if path is not None:
@@ -51,7 +51,20 @@ def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -
 
 
 def make_calculators(texts: Sequence[str], device: str = "auto", dtype: str | None = None) -> dict[str, Calculator]:
-    """Calculators by their names on the page: as typed, or what follows the colon where that is unique."""
+    """Create several calculators.
+
+    Args:
+        texts: Names on the command line; see `make_calculator`.
+        device: Device of this package's potentials.
+        dtype: Precision of this package's potentials; None for that of the file.
+
+    Returns:
+        Calculators by their names on the page: the part after the colon of a Python path if that is unique, otherwise
+        the name on the command line.
+
+    Raises:
+        AuditError: For a name that occurs twice, or a calculator that cannot be used.
+    """
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if list(texts).count(text) > 1)
         raise AuditError(f"{twice} is named twice")
@@ -61,22 +74,23 @@ def make_calculators(texts: Sequence[str], device: str = "auto", dtype: str | No
 
 
 def choose_structure(text: str | None, frames: Sequence[Frame] | None) -> Atoms:
-    """The structure to audit.
+    """Return the structure to audit.
 
     Args:
-        text: A file that ASE reads (its last image counts), or a molecule of ``ase.build.molecule``.
-        frames: Labelled frames; without ``text`` the one of lowest energy among those like the first.
+        text: A file that ASE can read, of which the last structure is taken, or a molecule of ``ase.build.molecule``.
+        frames: Labelled frames. Without ``text``, the structure is the frame of lowest energy among those with the
+            composition of the first.
 
     Raises:
-        AuditError: For neither, or a file that cannot be read.
+        AuditError: If both are missing, or if the file cannot be read.
     """
     if text is None:
         if not frames:
             raise AuditError(
                 "give --structure FILE (or a molecule such as CH3CH2OH), or --data FILE with labelled frames"
             )
-        alike = [frame for frame in frames if sorted(frame.numbers) == sorted(frames[0].numbers)]
-        return min(alike, key=lambda frame: frame.energy).to_atoms()
+        same_composition = [frame for frame in frames if sorted(frame.numbers) == sorted(frames[0].numbers)]
+        return min(same_composition, key=lambda frame: frame.energy).to_atoms()
     if not Path(text).exists():
         if text in g2.names:
             return molecule(text)
@@ -85,7 +99,7 @@ def choose_structure(text: str | None, frames: Sequence[Frame] | None) -> Atoms:
         )
     try:
         atoms = ase.io.read(text, index=-1)
-    except Exception as error:  # ASE's readers raise anything
+    except Exception as error:  # the readers of ASE may raise anything
         raise AuditError(f"--structure {text}: ASE cannot read it ({type(error).__name__}: {error})") from error
     assert isinstance(atoms, Atoms)
     return atoms

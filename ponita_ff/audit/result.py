@@ -1,4 +1,4 @@
-"""What a check finds: numbers against limits, arrays for the plots, or why it could not be done."""
+"""Results of the checks: measurements with limits, arrays for the plots, and the report of a whole audit."""
 
 from __future__ import annotations
 
@@ -9,148 +9,160 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Measure", "NotDone", "Outcome", "Report", "Verdict"]
+__all__ = ["AuditReport", "CheckResult", "CheckSkipped", "LimitType", "Measurement", "Verdict"]
 
-Verdict = Literal["pass", "fail", "not done", "info"]
+Verdict = Literal["pass", "fail", "inconclusive", "info"]
+LimitType = Literal["maximum", "minimum"]
+
+#: An estimate within this many standard errors of its limit is inconclusive.
+_STANDARD_ERRORS = 2.0
 
 
-class NotDone(Exception):
-    """A check that cannot be done; the text says why, for the user."""
+class CheckSkipped(Exception):
+    """Raised by a check that does not apply. The message is shown to the user as the reason."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One number of a check.
+class Measurement:
+    """One number measured by a check.
 
     Attributes:
-        name: What was measured; the same for every calculator.
-        value: The number, or None where it could not be had (``note`` says why).
-        unit: Its unit, empty for a bare number.
-        limit: What it is held against; None for a number that is only reported.
-        sense: ``"at most"``: the size of ``value`` may be up to ``limit``; ``"at least"``: ``value`` must reach it.
-        error: Standard error of ``value`` where it is an estimate.
-        note: Anything that the reader must know.
+        name: Name of the quantity, the same for every calculator.
+        value: The number; None if it could not be measured, in which case ``note`` gives the reason.
+        unit: Unit of ``value``, empty for a dimensionless number.
+        limit: Limit for ``value``, in ``unit``; None for a number that is only reported.
+        limit_type: ``"maximum"``: the absolute value may not exceed ``limit``. ``"minimum"``: the value may not be
+            below ``limit``.
+        standard_error: Standard error of ``value``, in ``unit``, if it is a statistical estimate.
+        note: Remark for the reader.
     """
 
     name: str
     value: float | None
     unit: str = ""
     limit: float | None = None
-    sense: Literal["at most", "at least"] = "at most"
-    error: float | None = None
+    limit_type: LimitType = "maximum"
+    standard_error: float | None = None
     note: str = ""
 
     @property
     def verdict(self) -> Verdict:
-        """``"not done"`` also for an estimate whose limit lies within two standard errors: it cannot tell."""
+        """Comparison of the value with the limit.
+
+        ``"inconclusive"`` if there is no value, or if an estimate lies within two standard errors of its limit;
+        ``"info"`` if there is no limit. NaN fails.
+        """
         if self.value is None:
-            return "not done"
+            return "inconclusive"
         if self.limit is None:
             return "info"
-        margin = self.limit - abs(self.value) if self.sense == "at most" else self.value - self.limit
-        if self.error is not None and abs(margin) < 2.0 * self.error:
-            return "not done"
-        return "pass" if margin >= 0 else "fail"  # NaN fails
+        margin = self.limit - abs(self.value) if self.limit_type == "maximum" else self.value - self.limit
+        if self.standard_error is not None and abs(margin) < _STANDARD_ERRORS * self.standard_error:
+            return "inconclusive"
+        return "pass" if margin >= 0 else "fail"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields and the verdict, for JSON."""
         return {**self.__dict__, "verdict": self.verdict}
 
 
 @dataclass
-class Outcome:
-    """All that one check found for one calculator.
+class CheckResult:
+    """Result of one check for one calculator.
 
     Attributes:
-        measures: The numbers.
-        arrays: What the plots draw; shapes and units are in the check's docstring.
+        measurements: The numbers.
+        arrays: Data of the plots; shapes and units are given in the docstring of the check.
         notes: Sentences for the page.
-        not_done: Why nothing was measured, or None.
-        error: What the calculator raised, or None; counts as failed.
+        skip_reason: Why the check was skipped; None if it was run.
+        error: Exception raised by the calculator, as text; None if there was none. An error counts as a failure.
     """
 
-    measures: list[Measure] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     arrays: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    not_done: str | None = None
+    skip_reason: str | None = None
     error: str | None = None
 
     @property
     def failures(self) -> list[str]:
-        """Names of what failed."""
-        failed = [measure.name for measure in self.measures if measure.verdict == "fail"]
+        """Names of the failed measurements, and ``"raised an error"`` if the calculator did."""
+        failed = [measurement.name for measurement in self.measurements if measurement.verdict == "fail"]
         return failed if self.error is None else [*failed, "raised an error"]
 
     @property
-    def undone(self) -> list[str]:
-        """What could not be judged, and why."""
-        if self.not_done is not None:
-            return [self.not_done]
-        return [f"{m.name}: {m.note}" for m in self.measures if m.verdict == "not done"]
+    def inconclusive(self) -> list[str]:
+        """What has neither passed nor failed, and why: a skipped check, or single measurements."""
+        if self.skip_reason is not None:
+            return [self.skip_reason]
+        return [f"{m.name}: {m.note}" for m in self.measurements if m.verdict == "inconclusive"]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**self.__dict__, "measures": [measure.as_dict() for measure in self.measures]}
+        """Return all fields, for JSON."""
+        return {**self.__dict__, "measurements": [measurement.as_dict() for measurement in self.measurements]}
 
 
 @dataclass
-class Report:
-    """All outcomes.
+class AuditReport:
+    """Results of all checks for all calculators.
 
     Attributes:
-        outcomes: By calculator, then by check, in the order of the page.
-        structure: What was audited, in words.
-        settings: All settings, as JSON has them.
-        versions: Of the packages that computed.
+        results: By calculator, then by check, in the order of the page.
+        structure: Description of the audited structure.
+        settings: All settings, as JSON values.
+        versions: Versions of the packages used, by name.
     """
 
-    outcomes: dict[str, dict[str, Outcome]]
+    results: dict[str, dict[str, CheckResult]]
     structure: str
     settings: dict[str, Any]
     versions: dict[str, str]
 
     @property
     def failures(self) -> list[str]:
-        """``"calculator: check: measure"`` of everything that failed."""
+        """``"calculator: check: measurement"`` for every failure."""
         return self._collect("failures")
 
     @property
-    def undone(self) -> list[str]:
-        """``"calculator: check: why"`` of everything that could not be judged."""
-        return self._collect("undone")
+    def inconclusive(self) -> list[str]:
+        """``"calculator: check: reason"`` for everything that has neither passed nor failed."""
+        return self._collect("inconclusive")
 
-    def _collect(self, what: str) -> list[str]:
+    def _collect(self, attribute: Literal["failures", "inconclusive"]) -> list[str]:
         return [
             f"{name}: {check}: {text}"
-            for name, checks in self.outcomes.items()
-            for check, outcome in checks.items()
-            for text in getattr(outcome, what)
+            for name, checks in self.results.items()
+            for check, result in checks.items()
+            for text in getattr(result, attribute)
         ]
 
     @property
     def passed(self) -> bool:
-        """Whether no limit was broken; what could not be judged is in `undone`."""
+        """Whether no limit was exceeded. Inconclusive checks do not count; see `inconclusive`."""
         return not self.failures
 
+    def for_check(self, check: str) -> dict[str, CheckResult]:
+        """Return the results of one check by calculator."""
+        return {name: checks[check] for name, checks in self.results.items()}
+
     def as_dict(self) -> dict[str, Any]:
-        """Everything, of types that JSON knows."""
-        outcomes = {
-            name: {check: outcome.as_dict() for check, outcome in checks.items()}
-            for name, checks in self.outcomes.items()
+        """Return the report as values that JSON can represent; numbers that are not finite become None."""
+        results = {
+            name: {check: result.as_dict() for check, result in checks.items()} for name, checks in self.results.items()
         }
-        head = {"passed": self.passed, "failures": self.failures, "not_done": self.undone}
-        described = {"structure": self.structure, "versions": self.versions, "settings": self.settings}
-        return dict(_plain({**head, **described, "calculators": outcomes}))
+        summary = {"passed": self.passed, "failures": self.failures, "inconclusive": self.inconclusive}
+        description = {"structure": self.structure, "versions": self.versions, "settings": self.settings}
+        return dict(_to_json({**summary, **description, "calculators": results}))
 
 
-def _plain(value: Any) -> Any:
-    """Arrays as lists, and null for what is not finite: JSON has no NaN."""
+def _to_json(value: Any) -> Any:
+    """Convert arrays to lists, and numbers that are not finite to None, since JSON has no NaN."""
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_json(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

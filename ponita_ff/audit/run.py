@@ -1,4 +1,4 @@
-"""Runs the checks on every calculator."""
+"""The list of all checks, and the audit that runs them on every calculator."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from tqdm import tqdm
 
-from ponita_ff.audit.derivatives import finite_difference_forces, finite_difference_stress
-from ponita_ff.audit.domain import training_domain
 from ponita_ff.audit.dynamics import nve_drift, nvt_stability
-from ponita_ff.audit.labels import label_errors
-from ponita_ff.audit.modes import normal_modes
-from ponita_ff.audit.result import NotDone, Outcome, Report
-from ponita_ff.audit.scans import short_range, smoothness
+from ponita_ff.audit.finite_differences import finite_difference_forces, finite_difference_stress
+from ponita_ff.audit.label_errors import label_errors
+from ponita_ff.audit.normal_modes import normal_modes
+from ponita_ff.audit.result import AuditReport, CheckResult, CheckSkipped
+from ponita_ff.audit.rotational_invariance import rotational_invariance
 from ponita_ff.audit.settings import AuditError, AuditSettings
-from ponita_ff.audit.subject import Subject
-from ponita_ff.audit.symmetry import rotation_spread
+from ponita_ff.audit.short_range import short_range
+from ponita_ff.audit.smoothness import smoothness
+from ponita_ff.audit.target import AuditTarget
+from ponita_ff.audit.training_domain import training_domain
 from ponita_ff.data import Frame
 
 __all__ = ["CHECKS", "Check", "audit"]
@@ -35,100 +36,106 @@ class Check:
 
     Attributes:
         title: Heading on the page.
-        run: Measures one calculator.
-        question: What it asks, in a sentence or two for the page.
+        run: Measures one calculator; raises `CheckSkipped` if the check does not apply.
+        description: What is measured, in a few sentences for the page.
     """
 
     title: str
-    run: Callable[[Subject], Outcome]
-    question: str
+    run: Callable[[AuditTarget], CheckResult]
+    description: str
 
 
-#: Every check, in the order of the page; the domain check looks at what the NVT check visited.
+#: All checks by name, in the order of the page. ``domain`` uses the snapshots of ``nvt`` and must follow it.
 CHECKS: dict[str, Check] = {
     "labels": Check(
         "Errors on labelled frames",
         label_errors,
-        "Energies and forces against the labels of the data file, also by element and by the distance of an atom's "
-        "nearest neighbour.",
+        "Errors of energies and forces against the labels of the data file, also by element and by the distance of an "
+        "atom's nearest neighbour.",
     ),
     "rotations": Check(
-        "Rotations",
-        rotation_spread,
-        "The structure with a little noise, turned at random: the energy must stay, the forces must turn with it, and "
-        "without an outer field neither net force nor net torque may act.",
+        "Rotational invariance",
+        rotational_invariance,
+        "The structure, with a little noise, in random orientations: the energy must not change, the forces must "
+        "rotate with the structure, and without an external field there must be no net force and no net torque.",
     ),
     "forces": Check(
-        "Forces are the energy's derivative",
+        "Forces and energy are consistent",
         finite_difference_forces,
         "Forces against central differences of the energy at several steps. Small steps suffer from rounding of the "
-        "energy (dashed: five standard deviations of it), large ones from the formula's error; the best step counts.",
+        "energy (dashed: five standard deviations of the noise), large ones from the error of the formula; the best "
+        "step counts.",
     ),
     "stress": Check(
-        "Stress is the energy's derivative",
+        "Stress and energy are consistent",
         finite_difference_stress,
-        "Stress against central differences of the energy with respect to strain, of a strained cell.",
+        "Stress of a strained cell against central differences of the energy with respect to strain.",
     ),
     "smoothness": Check(
         "Smooth scans",
         smoothness,
-        "Along stretched bonds, an atom pulled out through the cutoff and the molecule turned (of periodic structures: "
-        "atoms moved along bonds, and the cell expanded) neither energy nor forces may jump, and the force along the "
-        "scan must be the scan's own derivative. An interval suspected of a jump is halved again and again: a jump "
-        "stays, a slope does not.",
+        "Scans of stretched bonds, of an atom moved away beyond the cutoff, and of the rotated molecule (periodic "
+        "structures: of atoms moved along bonds, and of the expanded cell). Neither energy nor forces may jump, and "
+        "the force along the scan must be the derivative of the energy. An interval suspected of a jump is bisected "
+        "repeatedly: the difference at a jump stays, the change along a slope shrinks.",
     ),
     "short_range": Check(
         "Short range",
         short_range,
-        "Two atoms of every pair of elements pushed together, nearer than any bond: they must repel all the way, "
-        "and the wall must be too high for heat. Energies are from the structure as given.",
+        "Two atoms of each pair of elements pushed together, closer than any bond: they must repel each other at all "
+        "distances, up to a wall far above thermal energies. Energies are relative to the structure as given.",
     ),
     "modes": Check(
         "Normal modes",
         normal_modes,
-        "Harmonic frequencies of the structure relaxed by the calculator: all real at a minimum.",
+        "Harmonic frequencies of the structure relaxed by the calculator: all are real at a minimum.",
     ),
     "nve": Check(
         "Energy conservation (NVE)",
         nve_drift,
-        "Drift of the total energy in dynamics without a thermostat, by linear regression; the error is that of block "
-        "means. A limit within two standard errors cannot be judged: then the run is too short.",
+        "Drift of the total energy in dynamics without a thermostat, by linear regression; standard errors are from "
+        "block means. A drift within two standard errors of the limit is inconclusive: the run is too short.",
     ),
     "nvt": Check(
         "Stability (NVT)",
         nvt_stability,
         "Langevin dynamics at the training temperature and above: time until a bond differs from its length in the "
-        "given structure by more than allowed (criterion of arXiv:2210.07237).",
+        "given structure by more than the limit (criterion of arXiv:2210.07237).",
     ),
     "domain": Check(
         "Training domain",
         training_domain,
         "Distance of atomic environments (radial symmetry functions) from those of the labelled frames, in units of "
-        "the frames' own range; beyond 1 the calculator extrapolates.",
+        "the edge of their domain; beyond 1 the calculator extrapolates.",
     ),
 }
 
 
-def _outcome(check: Check, subject: Subject, wanted: bool) -> Outcome:
+def _run_check(check: Check, target: AuditTarget, wanted: bool) -> CheckResult:
+    """Run one check; what the calculator raises becomes part of the result."""
     if not wanted:
-        return Outcome(not_done="left out by the user")
+        return CheckResult(skip_reason="not selected by the user")
     try:
-        return check.run(subject)
-    except NotDone as reason:
-        return Outcome(not_done=str(reason))
+        return check.run(target)
+    except CheckSkipped as reason:
+        return CheckResult(skip_reason=str(reason))
     except Exception as error:  # a calculator may raise anything; the other checks go on
         logger.debug("%s", check.title, exc_info=True)
-        return Outcome(error=f"{type(error).__name__}: {error}")
+        return CheckResult(error=f"{type(error).__name__}: {error}")
 
 
-def _probe(name: str, subject: Subject) -> None:
-    """Refuse at once a calculator that cannot do the structure at all."""
+def _require_energy_and_forces(name: str, target: AuditTarget) -> None:
+    """Refuse a calculator that cannot calculate the structure.
+
+    Raises:
+        AuditError: Naming the calculator and the problem.
+    """
     try:
-        atoms = subject.attach(subject.structure)
+        atoms = target.attach(target.structure)
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
     except Exception as error:
         raise AuditError(
-            f"{name} cannot calculate energy and forces of the structure {subject.structure.symbols}: "
+            f"{name} cannot calculate energy and forces of the structure {target.structure.symbols}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if np.shape(forces) != (len(atoms), 3):
@@ -144,19 +151,19 @@ def audit(
     settings: AuditSettings | None = None,
     only: Collection[str] | None = None,
     progress: bool = False,
-) -> Report:
-    """Audit calculators on one structure; each of them meets the same geometries and random numbers.
+) -> AuditReport:
+    """Audit calculators on one structure, with the same geometries and random numbers for each of them.
 
     Args:
-        calculators: Any calculators of ASE by the names that the page gives them.
-        structure: Near a minimum, e.g. a molecule; its bonds are the reference of the stability check.
-        frames: Labelled frames; they stand for the training set in the domain check.
-        settings: Lengths and limits; None for the defaults.
-        only: Names of the checks to do; None for all.
+        calculators: ASE calculators by the names that they have on the page.
+        structure: A structure near a minimum; its bonds are the reference of the stability check.
+        frames: Labelled frames, which also represent the training set in the check of the training domain.
+        settings: Lengths of runs and limits; None for the defaults.
+        only: Names of the checks to run; None for all.
         progress: Whether to show progress bars.
 
     Raises:
-        AuditError: For no calculators, an unknown check, an empty structure, or a calculator that cannot do it.
+        AuditError: For no calculators, an unknown check, an empty structure, or a calculator that cannot calculate it.
     """
     settings = settings or AuditSettings()
     unknown = sorted(set(only or ()) - set(CHECKS))
@@ -167,17 +174,19 @@ def audit(
     if len(structure) == 0:
         raise AuditError("the structure has no atoms")
     bare = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
-    subjects = {name: Subject(item, bare, frames, settings, progress) for name, item in calculators.items()}
-    for name, subject in subjects.items():
-        _probe(name, subject)
-    outcomes: dict[str, dict[str, Outcome]] = {}
-    with tqdm(total=len(subjects) * len(CHECKS), desc="audit", unit="check", disable=not progress) as bar:
-        for name, subject in subjects.items():
-            outcomes[name] = {}
+    targets = {
+        name: AuditTarget(calculator, bare, frames, settings, progress) for name, calculator in calculators.items()
+    }
+    for name, target in targets.items():
+        _require_energy_and_forces(name, target)
+    results: dict[str, dict[str, CheckResult]] = {}
+    with tqdm(total=len(targets) * len(CHECKS), desc="audit", unit="check", disable=not progress) as bar:
+        for name, target in targets.items():
+            results[name] = {}
             for key, check in CHECKS.items():
                 bar.set_postfix_str(f"{name}: {check.title}")
-                outcomes[name][key] = _outcome(check, subject, only is None or key in only)
+                results[name][key] = _run_check(check, target, only is None or key in only)
                 bar.update()
-    packages = {package: version(package) for package in ("ponita-ff", "ase", "numpy")}
-    words = f"{bare.symbols.formula:metal}, {len(bare)} atoms" + (", periodic" if bare.pbc.any() else "")
-    return Report(outcomes, words, settings.model_dump(mode="json"), packages)
+    versions = {package: version(package) for package in ("ponita-ff", "ase", "numpy")}
+    description = f"{bare.symbols.formula:metal}, {len(bare)} atoms" + (", periodic" if bare.pbc.any() else "")
+    return AuditReport(results, description, settings.model_dump(mode="json"), versions)

@@ -1,4 +1,4 @@
-"""Settings of an audit: what is done, how long, and the limits; every field with its unit."""
+"""Settings of an audit: which points are calculated, the lengths of the runs, and the limits."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ __all__ = [
     "ScanSettings",
     "ShortRangeSettings",
     "StressSettings",
+    "read_settings",
 ]
 
 Positive = Annotated[float, Field(gt=0)]
@@ -32,17 +33,17 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class AuditError(SettingsError):
-    """A user's mistake; the message names the file, option or calculator and says what was expected."""
+    """A mistake of the user; the message names the file, option or calculator and says what was expected."""
 
 
 class LabelSettings(Section):
-    """Errors against labelled frames.
+    """Errors of energies and forces on labelled frames.
 
     Attributes:
-        max_frames: At most so many frames, evenly spaced over the file.
-        energy_limit: Mean absolute error of the energy, eV/atom.
-        force_limit: Mean absolute error of force components, eV/Å.
-        bin_width: Å of the bins of nearest-neighbour distance.
+        max_frames: Largest number of frames to use, evenly spaced over the file.
+        energy_limit: Largest mean absolute error of the energy, eV/atom.
+        force_limit: Largest mean absolute error of force components, eV/Å.
+        bin_width: Width of the bins of the nearest-neighbour distance, Å.
     """
 
     max_frames: Count = 500
@@ -52,14 +53,14 @@ class LabelSettings(Section):
 
 
 class RotationSettings(Section):
-    """Invariance under rotations.
+    """Invariance of the energy and equivariance of the forces under rotations.
 
     Attributes:
-        number: Random rotations.
-        energy_limit: Peak-to-peak spread of the energy, meV/atom.
-        force_limit: Root mean square over components and rotations of R F(x) − F(R x), eV/Å.
+        number: Number of random rotations.
+        energy_limit: Largest peak-to-peak spread of the energy, meV/atom.
+        force_limit: Largest root mean square of R F(x) − F(R x) over components and rotations R, eV/Å.
         net_force_limit: Largest norm of the sum of all forces, eV/Å.
-        torque_limit: Largest norm of the net torque, eV (not for periodic structures).
+        torque_limit: Largest norm of the net torque of a molecule, eV.
     """
 
     number: Count = 100
@@ -73,10 +74,10 @@ class ForceSettings(Section):
     """Forces against central differences of the energy.
 
     Attributes:
-        steps: Å; the best of them counts. Every step h uses energies at ±h and ±2h.
-        max_atoms: Atoms that are moved, drawn at random where the structure has more.
-        limit: Largest difference of a component, eV/Å; raised to what the energy's rounding noise allows.
-        noise_limit: Standard deviation of the energy's rounding noise, eV.
+        steps: Steps h of the differences, Å; each uses energies at ±h and ±2h, and the best step counts.
+        max_atoms: Largest number of atoms to displace; of larger structures, atoms are drawn at random.
+        limit: Largest difference of a force component, eV/Å; raised to the level of the energy's rounding noise.
+        noise_limit: Largest standard deviation of the energy's rounding noise, eV.
     """
 
     steps: list[Positive] = Field(default=[0.0025, 0.005, 0.01, 0.02, 0.04], min_length=1)
@@ -89,8 +90,8 @@ class StressSettings(Section):
     """Stress against central differences of the energy with respect to strain.
 
     Attributes:
-        steps: Strains (no unit); the best of them counts.
-        limit: Largest difference of a component, eV/Å³; raised to what the energy's rounding noise allows.
+        steps: Strains h of the differences, dimensionless; each uses energies at ±h and ±2h, and the best step counts.
+        limit: Largest difference of a stress component, eV/Å³; raised to the level of the energy's rounding noise.
     """
 
     steps: list[Positive] = Field(default=[0.001, 0.002, 0.004, 0.008], min_length=1)
@@ -98,100 +99,46 @@ class StressSettings(Section):
 
 
 class ScanSettings(Section):
-    """Scans of the energy surface for jumps.
+    """Continuity of energy and forces along scans.
 
     Attributes:
-        spacing: Å between points.
-        bonds: Scan at most so many bonds, one of each pair of elements.
-        stretch: Å by which bonds are stretched (molecules).
-        squeeze: Å by which bonds are compressed; for periodic structures atoms move by this much either way.
-        pull: Å by which an outer atom is pulled away: beyond the cutoff (molecules).
-        expansion: Largest factor of cell lengths (periodic structures).
-        halvings: How often a suspicious interval is halved: a jump stays, a slope does not.
-        suspects: Intervals of each scan that are looked at so, for energy and for forces.
+        spacing: Spacing of the points of a scan, Å.
+        bonds: Largest number of bonds to scan, one of each pair of elements.
+        stretch: Length by which bonds of molecules are stretched, Å.
+        compress: Length by which bonds are compressed, Å; in periodic structures bonds are stretched by it, too.
+        detach: Length by which the outermost atom of a molecule is moved away, Å; should exceed the cutoff.
+        expansion: Largest factor of the cell lengths of periodic structures, dimensionless.
+        bisections: Number of times that an interval suspected of a jump is halved.
+        bisected_intervals: Number of intervals of each scan that are suspected, for energy and forces each.
         energy_limit: Largest jump of the energy, eV.
         force_limit: Largest jump of a force component, eV/Å.
-        slope_limit: Largest difference between the force along the scan and the scan's own derivative, eV/Å.
+        slope_limit: Largest difference between the force along the scan and the derivative of the energy, eV/Å.
     """
 
     spacing: Positive = 0.02
     bonds: Count = 4
     stretch: Positive = 2.5
-    squeeze: Positive = 0.3
-    pull: Positive = 10.0
+    compress: Positive = 0.3
+    detach: Positive = 10.0
     expansion: Annotated[float, Field(gt=1)] = 1.3
-    halvings: Annotated[int, Field(ge=4, le=20)] = 12
-    suspects: Count = 4
+    bisections: Annotated[int, Field(ge=4, le=20)] = 12
+    bisected_intervals: Count = 4
     energy_limit: Positive = 1e-3
     force_limit: Positive = 5e-3
     slope_limit: Positive = 0.01
 
 
-class NveSettings(Section):
-    """Drift of the total energy.
-
-    Attributes:
-        timesteps: fs.
-        picoseconds: Length of each run, ps.
-        judged: Timesteps up to this one are held against the limit, fs.
-        limit: Drift, meV/atom/ns.
-    """
-
-    timesteps: list[Positive] = Field(default=[0.25, 0.5, 1.0], min_length=1)
-    picoseconds: Positive = 20.0
-    judged: Positive = 0.5
-    limit: Positive = 10.0
-
-
-class NvtSettings(Section):
-    """Stability under Langevin dynamics.
-
-    Attributes:
-        factors: Runs are at these multiples of the temperature.
-        picoseconds: Length of each run, ps; all of it must be stable.
-        timestep: fs.
-        friction_fs: Relaxation time of the thermostat, fs.
-        bond_change: Å by which a bond may differ from its length in the given structure.
-    """
-
-    factors: list[Positive] = Field(default=[1.0, 2.0], min_length=1)
-    picoseconds: Positive = 20.0
-    timestep: Positive = 0.5
-    friction_fs: Positive = 50.0
-    bond_change: Positive = 0.5
-
-
-class ModeSettings(Section):
-    """Normal modes of the relaxed structure.
-
-    Attributes:
-        fmax: Largest force to relax to, eV/Å.
-        max_steps: Steps of the relaxation.
-        delta: Displacement of the finite differences, Å.
-        reference: Frequencies to compare with in rising order, cm⁻¹, without translations and rotations.
-        reference_limit: Root mean square difference from them, cm⁻¹.
-        max_atoms: Larger structures are not done.
-    """
-
-    fmax: Positive = 2e-3
-    max_steps: Count = 500
-    delta: Positive = 0.01
-    reference: list[float] | None = None
-    reference_limit: Positive = 30.0
-    max_atoms: Count = 200
-
-
 class ShortRangeSettings(Section):
-    """Pairs of atoms pushed together.
+    """Repulsion of atoms at short range.
 
     Attributes:
-        begin: First distance, in sums of covalent radii: inside any bond.
-        end: Last distance, in the same unit.
-        points: Distances between the two.
-        hole_limit: Depth of the deepest hole on the way in, eV.
-        force_limit: Repulsion along the pair must be at least this everywhere, eV/Å.
-        height_limit: The highest energy on the way in must be at least so much above the structure's own, eV; from 2 eV
-            on a Boltzmann factor at 1000 K is below 10⁻¹⁰.
+        begin: First distance of a pair, in sums of the covalent radii; below any bond length.
+        end: Last distance of a pair, in sums of the covalent radii.
+        points: Number of distances between the two.
+        hole_limit: Largest decrease of the energy while a pair approaches, eV.
+        force_limit: Smallest repulsive force of a pair at any of the distances, eV/Å.
+        height_limit: Smallest height of the repulsive wall above the energy of the structure, eV; at 2 eV a Boltzmann
+            factor at 1000 K is below 10⁻¹⁰.
     """
 
     begin: Positive = 0.8
@@ -202,15 +149,69 @@ class ShortRangeSettings(Section):
     height_limit: Positive = 2.0
 
 
-class DomainSettings(Section):
-    """Where the labelled frames stop.
+class ModeSettings(Section):
+    """Normal modes of the relaxed structure.
 
     Attributes:
-        max_frames: Frames that stand for the training set, evenly spaced over the file.
-        quantile: Part of the frames that lies inside the range, seen from the others.
-        limit: Distance of the structure, in units of that range.
-        outside_limit: Part of the frames of the NVT run at the training temperature that may lie outside.
-        cutoff: Radius of an atom's environment, Å.
+        fmax: Largest force at which the structure counts as relaxed, eV/Å.
+        max_steps: Largest number of steps of the relaxation.
+        displacement: Displacement of the finite differences, Å.
+        reference: Frequencies to compare with, cm⁻¹, without translations and rotations; none by default.
+        reference_limit: Largest root mean square difference from the reference, cm⁻¹.
+        max_atoms: Number of atoms above which the check is skipped.
+    """
+
+    fmax: Positive = 2e-3
+    max_steps: Count = 500
+    displacement: Positive = 0.01
+    reference: list[float] | None = None
+    reference_limit: Positive = 30.0
+    max_atoms: Count = 200
+
+
+class NveSettings(Section):
+    """Conservation of the energy in NVE dynamics.
+
+    Attributes:
+        timesteps: Time steps, fs; one run each.
+        picoseconds: Length of each run, ps.
+        max_assessed_timestep: Largest time step whose drift is compared with the limit, fs; others are only reported.
+        limit: Largest drift of the total energy, meV/atom/ns.
+    """
+
+    timesteps: list[Positive] = Field(default=[0.25, 0.5, 1.0], min_length=1)
+    picoseconds: Positive = 20.0
+    max_assessed_timestep: Positive = 0.5
+    limit: Positive = 10.0
+
+
+class NvtSettings(Section):
+    """Stability of bonds in Langevin dynamics.
+
+    Attributes:
+        temperature_factors: Temperatures of the runs, in units of the temperature of the training data.
+        picoseconds: Length of each run, ps; all bonds must last that long.
+        timestep: Time step, fs.
+        relaxation_time: Relaxation time of the thermostat (inverse of the friction), fs.
+        bond_change_limit: Largest change of a bond from its length in the given structure, Å.
+    """
+
+    temperature_factors: list[Positive] = Field(default=[1.0, 2.0], min_length=1)
+    picoseconds: Positive = 20.0
+    timestep: Positive = 0.5
+    relaxation_time: Positive = 50.0
+    bond_change_limit: Positive = 0.5
+
+
+class DomainSettings(Section):
+    """Distance from the domain of the labelled frames.
+
+    Attributes:
+        max_frames: Largest number of frames that represent the training set, evenly spaced over the file.
+        quantile: Quantile of the frames' distances from each other that defines the edge of the domain, dimensionless.
+        limit: Largest distance of the structure, in units of the edge.
+        outside_limit: Largest fraction of the NVT run at the training temperature that may lie outside, dimensionless.
+        cutoff: Radius of atomic environments, Å.
     """
 
     max_frames: Count = 500
@@ -221,12 +222,22 @@ class DomainSettings(Section):
 
 
 class AuditSettings(Section):
-    """A whole audit.
+    """Settings of a whole audit.
 
     Attributes:
-        seed: Of everything random.
-        temperature: Of the training data, K.
-        rattle: Å (standard deviation) of noise on the structure for forces, stress and rotations.
+        seed: Seed of all random numbers.
+        temperature: Temperature of the training data, K.
+        rattle: Standard deviation of the noise on positions for the checks of forces, stress and rotations, Å.
+        labels: Errors of energies and forces on labelled frames.
+        rotations: Invariance of the energy and equivariance of the forces under rotations.
+        forces: Forces against central differences of the energy.
+        stress: Stress against central differences of the energy with respect to strain.
+        scans: Continuity of energy and forces along scans.
+        short_range: Repulsion of atoms at short range.
+        modes: Normal modes of the relaxed structure.
+        nve: Conservation of the energy in NVE dynamics.
+        nvt: Stability of bonds in Langevin dynamics.
+        domain: Distance from the domain of the labelled frames.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -245,26 +256,53 @@ class AuditSettings(Section):
 
     @classmethod
     def make(cls, *layers: Mapping[str, Any], source: str = "settings") -> AuditSettings:
-        """Validate nested mappings, later ones replacing single fields of earlier ones.
+        """Validate nested mappings; later ones replace single fields of earlier ones.
+
+        Args:
+            layers: Settings by section and field; old names of fields are translated.
+            source: File or option that the settings come from, for error messages.
 
         Raises:
             AuditError: Naming every wrong field.
         """
         values: dict[str, Any] = {}
         for layer in layers:
-            values = merged(values, layer)
+            values = merged(values, _with_new_names(layer))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise AuditError(f"{source}: settings that cannot be used:\n{wrong_fields(error)}") from None
 
 
-#: What ``--quick`` changes: under a minute for a small molecule and a fast calculator.
+#: Fields of version 0.1 by section, and their present names.
+_RENAMED = {
+    "scans": {
+        "squeeze": "compress",
+        "pull": "detach",
+        "halvings": "bisections",
+        "suspects": "bisected_intervals",
+    },
+    "modes": {"delta": "displacement"},
+    "nve": {"judged": "max_assessed_timestep"},
+    "nvt": {"factors": "temperature_factors", "friction_fs": "relaxation_time", "bond_change": "bond_change_limit"},
+}
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which fields of older versions have their present names."""
+    result = dict(values)
+    for section, names in _RENAMED.items():
+        if isinstance(result.get(section), Mapping):
+            result[section] = {names.get(field, field): value for field, value in result[section].items()}
+    return result
+
+
+#: Changes made by ``--quick``: less than a minute for a small molecule and a fast calculator.
 QUICK: dict[str, Any] = {
     "labels": {"max_frames": 100},
     "rotations": {"number": 30},
     "forces": {"steps": [0.005, 0.01, 0.02], "max_atoms": 6},
-    "scans": {"bonds": 2, "spacing": 0.04, "suspects": 2},
+    "scans": {"bonds": 2, "spacing": 0.04, "bisected_intervals": 2},
     "short_range": {"points": 30},
     "nve": {"timesteps": [0.5, 1.0], "picoseconds": 1.0},
     "nvt": {"picoseconds": 1.0},
@@ -273,9 +311,9 @@ QUICK: dict[str, Any] = {
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read a YAML file of settings.
 
     Raises:
-        SettingsError: For a missing file or one that holds anything else.
+        SettingsError: If the file is missing or is not a mapping.
     """
     return read_yaml(path, "nve: {picoseconds: 50}")

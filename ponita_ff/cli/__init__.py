@@ -454,12 +454,12 @@ def audit(
         checks = None if only is None else [check.strip() for check in only.split(",")]
         report = run_audit(calculators, atoms, frames, settings, checks, progress=not no_progress)
         page, numbers = write_report(report, out)
-    for line in report.undone:
-        click.echo(f"not done  {line}")
+    for line in report.inconclusive:
+        click.echo(f"inconclusive  {line}")
     for line in report.failures:
-        click.echo(f"FAILED    {line}")
+        click.echo(f"FAILED        {line}")
     click.echo(f"page: {page}\nnumbers: {numbers}")
-    context.exit(1 if report.failures or (strict and report.undone) else 0)
+    context.exit(1 if report.failures or (strict and report.inconclusive) else 0)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""A sound calculator, and wrappers that plant one defect each."""
+"""A correct calculator, wrappers that add one defect each, and what the audit's tests do with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
+from ponita_ff.audit import AuditSettings, CheckResult, Measurement, audit
+from ponita_ff.data import Frame
+
 
 class Springs(Calculator):
-    """Harmonic springs between all pairs of a molecule's atoms, relaxed at its own geometry: sound in every way."""
+    """Harmonic springs between all pairs of atoms, relaxed in the molecule given: correct in every respect."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as the base class declares it
 
@@ -30,7 +33,7 @@ class Springs(Calculator):
 
 
 class Altered(Calculator):
-    """Another calculator's results, altered by ``alter`` in place."""
+    """Results of another calculator, changed in place by ``alter``."""
 
     def __init__(self, calculator: Calculator) -> None:
         super().__init__()
@@ -49,11 +52,11 @@ class Altered(Calculator):
         self.alter(atoms, self.results)
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
-        """Nothing."""
+        """Change the results; this class changes nothing."""
 
 
 class NonConservative(Altered):
-    """A force with curl: no energy has it as its derivative."""
+    """A force with curl, which is the derivative of no energy."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         centred = atoms.positions - atoms.positions.mean(axis=0)
@@ -61,7 +64,7 @@ class NonConservative(Altered):
 
 
 class WrongStress(Altered):
-    """Pressure instead of stress."""
+    """Stress of the wrong sign."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         results["stress"] = -results["stress"]
@@ -82,7 +85,7 @@ class Jump(Altered):
 
 
 class Anisotropic(Altered):
-    """A field along x, with the right forces: only rotations tell."""
+    """An external field along x, with consistent forces: only rotations reveal it."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         x = atoms.positions[:, 0] - atoms.positions[:, 0].mean()
@@ -91,7 +94,7 @@ class Anisotropic(Altered):
 
 
 class Hole(Altered):
-    """Atoms that attract each other at short range, with the right forces."""
+    """Attraction at short range, with consistent forces."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         for i in range(len(atoms)):
@@ -104,7 +107,7 @@ class Hole(Altered):
 
 
 class Rounded(Altered):
-    """An energy in single precision of some size, as ``step`` says."""
+    """An energy rounded to multiples of ``step``, eV."""
 
     step = 1e-5
 
@@ -123,15 +126,40 @@ class Shifted(Altered):
 
 
 class Committee(Altered):
-    """Says how unsure it is: the more, the longer the first bond."""
+    """Provides ``forces_std``, which grows with the distance of the first two atoms."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         results["forces_std"] = np.full((len(atoms), 3), np.linalg.norm(atoms.positions[1] - atoms.positions[0]))
 
 
 class Failing(Altered):
-    """Refuses geometries whose first two atoms are nearer than 0.8 Å."""
+    """Raises an error if the first two atoms are closer than 0.8 Å."""
 
     def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
         if np.linalg.norm(atoms.positions[1] - atoms.positions[0]) < 0.8:
             raise ValueError("the structure is far outside anything")
+
+
+def run_check(
+    check: str, calculator: Calculator, atoms: Atoms, settings: AuditSettings, frames: Any = None
+) -> CheckResult:
+    """Run one check of one calculator."""
+    return audit({"it": calculator}, atoms, frames, settings, only=[check]).results["it"][check]
+
+
+def find_measurement(result: CheckResult, beginning: str) -> Measurement:
+    """Return the only measurement whose name begins like this."""
+    (found,) = [measurement for measurement in result.measurements if measurement.name.startswith(beginning)]
+    return found
+
+
+def labelled_frames(calculator: Calculator, atoms: Atoms, number: int = 20, noise: float = 0.05) -> list[Frame]:
+    """Return frames with noise (standard deviation in Å) on the positions, labelled by a calculator."""
+    generator, frames = np.random.default_rng(0), []
+    for _ in range(number):
+        copy = atoms.copy()
+        copy.positions += noise * generator.normal(size=copy.positions.shape)
+        copy.calc = calculator
+        labels = {"energy": copy.get_potential_energy(), "forces": copy.get_forces()}
+        frames.append(Frame(copy.numbers, copy.positions, copy.cell.array, copy.pbc, **labels))
+    return frames
