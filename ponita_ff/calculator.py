@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ponita_ff.energy.derivatives import hessian
+from ponita_ff.potential.device import choose_device, choose_dtype
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.device_neighbours import TableCache
@@ -120,6 +121,14 @@ class PonitaCalculator(Calculator):
         self._graph: Graph | None = None
         #: Whether no two atoms can have come into one place since the list was made.
         self._apart = False
+
+    def discard_state(self) -> None:
+        """Discard results and neighbour list: what comes next depends on its structure alone, to the last bit.
+
+        A neighbour list is kept while it holds, and the order of neighbours in it changes how sums are rounded.
+        """
+        self._forget(self._cache.skin)
+        self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
@@ -389,26 +398,4 @@ def _prepare(
         loaded.set_grid(num_ori)
     if rotations is not None:
         loaded.average_rotations(rotations)
-    return loaded.to(device=_device(device), dtype=_dtype(dtype) or loaded.dtype)
-
-
-def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    known = {"float32": torch.float32, "float64": torch.float64}
-    dtype = known.get(str(name).removeprefix("torch."))
-    if dtype is None:
-        raise ValueError(f"dtype must be 'float32' or 'float64' (or None for the file's own), got {name!r}")
-    return dtype
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from None
-    return device
+    return loaded.to(device=choose_device(device), dtype=choose_dtype(dtype) or loaded.dtype)
