@@ -1,6 +1,6 @@
 """Ahead-of-time compiled prediction: energy, forces and stress of one potential as machine code in a ``.pt2`` file.
 
-``ponita-ff package`` makes a package once, in a minute or two, with a C++ compiler; loading it takes a second or two
+``ponita-ff compile`` makes a package once, in a minute or two, with a C++ compiler; loading it takes a second or two
 and needs none. One package serves every number of atoms and of neighbours. It belongs to the potential, the version of
 torch and the processor that it was made with, says so in its own metadata, and is refused anywhere else. What the
 native backend can run (the force-field form in float32), it runs faster than a package.
@@ -124,7 +124,7 @@ def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPredictio
     return run
 
 
-_ANEW = "make it anew with 'ponita-ff package'"
+_ANEW = "make it anew with 'ponita-ff compile'"
 
 
 def _note(package: Path) -> Path:

@@ -39,7 +39,7 @@ class Predictor:
     - ``"native"``: C++ kernels for the force-field form on the CPU. Radial functions come from tables, whose error lies
       under float32's rounding; forces are the gradient of just that energy. Goes on eagerly, with a warning, where
       there is no C++ compiler.
-    - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff package``), where there
+    - ``"compiled"``: a single structure by the package beside the potential's file (``ponita-ff compile``), where there
       is one that fits; all else traced and compiled by torch, once for each of the first few sizes (up to a minute
       each).
     - ``"eager"``: as torch runs it.

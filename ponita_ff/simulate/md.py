@@ -29,6 +29,7 @@ from ponita_ff.files import weights_hash, write_atomically
 from ponita_ff.settings import Section
 from ponita_ff.simulate.bonds import BOND_CHANGE_LIMIT, Bonds, find_bonds
 from ponita_ff.simulate.md_plot import plot_md
+from ponita_ff.simulate.plots import formula_text
 from ponita_ff.simulate.restart import FileMark, RestartError, State, dynamics_variables, set_dynamics_variables
 from ponita_ff.simulate.statistics import Drift, energy_drift
 from ponita_ff.uncertainty import UncertainForces, UncertaintyMonitor
@@ -504,8 +505,15 @@ class _Run:
         if len(log["step"]) > 1:
             limit = self.settings.bond_limit if len(self.bonds) else None
             target = None if self.settings.ensemble == "nve" else self.settings.temperature
-            title = f"{self.atoms.get_chemical_formula()}, {self.settings.ensemble.upper()}"
-            plot_md(log, title, self.out / PICTURE_FILE, target, limit, self._drift(log))
+            plot_md(log, self._title(), self.out / PICTURE_FILE, target, limit, self._drift(log))
+
+    def _title(self) -> str:
+        settings = self.settings
+        name = settings.ensemble.upper() + (f" ({settings.thermostat.title()})" if settings.ensemble == "nvt" else "")
+        wanted = "" if settings.ensemble == "nve" else f", {settings.temperature:g} K"
+        if settings.ensemble == "npt":
+            wanted += f", {settings.pressure:g} GPa"
+        return f"{formula_text(self.atoms.get_chemical_formula())}, {name}{wanted}, steps of {settings.timestep:g} fs"
 
     def _drift(self, log: dict[str, NDArray[np.float64]]) -> Drift | None:
         if self.settings.ensemble != "nve" or len(log["step"]) < 20:

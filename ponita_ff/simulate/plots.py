@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "STYLE", "picture", "plot_with_mean"]
+__all__ = ["COLOURS", "STYLE", "formula_text", "picture", "plot_with_mean"]
 
 Array = NDArray[np.float64]
 
@@ -58,6 +59,11 @@ def picture(
         yield list(panels)
         figure.align_ylabels()
         figure.savefig(path, dpi=150)
+
+
+def formula_text(formula: str) -> str:
+    """A chemical formula with its numbers as subscripts, for matplotlib."""
+    return re.sub(r"(\d+)", r"$_{\1}$", formula)
 
 
 def plot_with_mean(panel: Any, time: Array, values: Array, colour: str, label: str) -> None:

@@ -16,7 +16,7 @@ from ponita_ff.files import write_atomically
 from ponita_ff.potential.potential import Potential
 from ponita_ff.uncertainty import Calibration
 
-__all__ = ["FORMATS", "PredictionError", "predict_frames", "read_structures", "write_structures"]
+__all__ = ["FORMATS", "PredictionError", "check_format", "predict_frames", "read_structures", "write_structures"]
 
 #: Formats that hold all predictions, by suffix: ASE's names of them.
 FORMATS = {".xyz": "extxyz", ".extxyz": "extxyz", ".traj": "traj"}
@@ -46,6 +46,17 @@ def read_structures(path: Path) -> list[Atoms]:
     return frames
 
 
+def check_format(path: Path) -> str:
+    """ASE's name of the format of a file that predictions are written to.
+
+    Raises:
+        PredictionError: For a suffix that is not in :data:`FORMATS`.
+    """
+    if path.suffix not in FORMATS:
+        raise PredictionError(f"{path}: give a file that ends in one of {', '.join(FORMATS)}")
+    return FORMATS[path.suffix]
+
+
 def write_structures(path: Path, frames: Sequence[Atoms]) -> None:
     """Write structures with their results, whole or not at all.
 
@@ -53,9 +64,7 @@ def write_structures(path: Path, frames: Sequence[Atoms]) -> None:
         PredictionError: For a suffix that is not in :data:`FORMATS`.
         OSError: For a file that cannot be written.
     """
-    kind = FORMATS.get(path.suffix)
-    if kind is None:
-        raise PredictionError(f"{path}: give a file that ends in one of {', '.join(FORMATS)}")
+    kind = check_format(path)
     write_atomically(path, lambda temporary: ase.io.write(temporary, list(frames), format=kind))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ponita_ff.files import write_atomically, write_text
-from ponita_ff.simulate.plots import COLOURS, picture
+from ponita_ff.simulate.plots import COLOURS, formula_text, picture
 
 __all__ = ["OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
 
@@ -126,7 +126,9 @@ def relax_structure(
     done = optimise(atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress)
     write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, atoms, format="extxyz"))
     write_text(out / LOG_FILE, _table(done, cell))
-    plot_relaxation(done, fmax, out / PICTURE_FILE, atoms.get_chemical_formula())
+    plot_relaxation(
+        done, fmax, out / PICTURE_FILE, f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"
+    )
     return done
 
 

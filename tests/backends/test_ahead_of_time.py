@@ -241,7 +241,7 @@ def other_rotations(potential: Potential) -> Potential:
 def assert_refused(potential: Potential, package: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before any of its code is loaded, with the reason and the way out."""
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
-    with pytest.raises(AheadOfTimeError, match=f"{named}.*make it anew with 'ponita-ff package'"):
+    with pytest.raises(AheadOfTimeError, match=f"{named}.*make it anew with 'ponita-ff compile'"):
         load_compiled(potential, package)
 
 
