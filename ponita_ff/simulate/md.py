@@ -304,8 +304,8 @@ class _Run:
         try:
             self._loop(progress)
         finally:
-            if self.log.exists():
-                self._plot()
+            self._close()
+            self._plot()
         speed = None
         if self.step > first:
             speed = (self.step - first) / (time.perf_counter() - began)
@@ -367,7 +367,13 @@ class _Run:
         log_every, frame_every = settings.interval(settings.log_every), settings.interval(settings.frame_every)
         state_every = settings.interval(settings.state_every)
         name = settings.ensemble.upper()
-        with tqdm(total=total, initial=min(self.step, total), desc=name, unit="step", disable=not progress) as bar:
+        with tqdm(
+            total=total,
+            initial=min(self.step, total),
+            desc=name,
+            unit="step",
+            disable=not progress or self.step >= total,
+        ) as bar:
             while self.step < total:
                 ahead = min(
                     total, *(every * (self.step // every + 1) for every in (log_every, frame_every, state_every))
@@ -383,7 +389,6 @@ class _Run:
                 if self.step % state_every == 0 or self.step == total:
                     self._save()
                 bar.update(self.step - bar.n)
-        self._close()
 
     def _advance(self, steps: int) -> None:
         """So many steps."""
@@ -394,7 +399,6 @@ class _Run:
                     self.dynamics.nsteps += 1
                     self.step += 1
         except ValueError as error:
-            self._close()
             raise SimulationError(f"the run ended after {self._time():.3f} ps: {error}") from error
 
     def _time(self) -> float:
@@ -424,29 +428,24 @@ class _Run:
         return row
 
     def _check_run(self, row: dict[str, float]) -> None:
-        """End a run that has left what the potential knows."""
+        """End a run that has left what the potential knows, with a last frame; the state stays the one before."""
         limit = self.settings.bond_limit
         try:
             if self.monitor is not None:
                 self.monitor()
         except UncertainForces as error:
-            self._stop()
+            self._write_frame()
             raise SimulationError(f"the run ended after {self._time():.3f} ps: {error}") from error
         if limit is not None and not row["bond_change_A"] <= limit:
             changes = self.bonds.changes(self.atoms)
             worst = int(np.abs(changes).argmax())
             first, second = (f"{self.atoms.symbols[index]}{index}" for index in self.bonds.pairs[worst])
-            self._stop()
+            self._write_frame()
             raise SimulationError(
                 f"broken after {self._time():.3f} ps: the bond {first}–{second} has changed from "
                 f"{self.bonds.lengths[worst]:.2f} to {self.bonds.lengths[worst] + changes[worst]:.2f} Å, more than the "
                 f"limit of {limit:g} Å; --allow-broken goes on"
             )
-
-    def _stop(self) -> None:
-        """Keep the last frame of a run that ends before its time; the state stays the last good one."""
-        self._write_frame()
-        self._close()
 
     # ---------------------------------------------------------------------------------------- files
 

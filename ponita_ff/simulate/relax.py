@@ -15,6 +15,7 @@ from ase.filters import FrechetCellFilter
 from ase.io.trajectory import TrajectoryWriter
 from ase.optimize import BFGS, FIRE2, LBFGS
 from ase.optimize.optimize import Optimizer
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -161,6 +162,7 @@ def plot_relaxation(done: Relaxation, fmax: float, path: Path, title: str = "") 
         bottom.axhline(fmax, color="0.3", linestyle="--", linewidth=1, label=f"wanted: {fmax:g} eV/Å")
         bottom.set_ylabel("largest force (eV/Å)")
         bottom.set_xlabel("optimisation step")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         bottom.legend(loc="upper right")
         if len(shown):
             top.set_yscale("log")
