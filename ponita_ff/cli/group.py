@@ -48,7 +48,7 @@ class Command(click.Command):
 
     Args:
         mistake: What a user's mistake becomes; it carries the exit code.
-        stopped: What is said when it is interrupted: how it goes on.
+        stopped: What is said when it is interrupted: how it goes on; ``{name}`` stands for a parameter's value.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Command(click.Command):
                 traceback.print_exc()
             raise self.mistake(str(error)) from error
         except KeyboardInterrupt:
-            raise self.mistake(self.stopped) from None
+            raise self.mistake(self.stopped.format(**ctx.params)) from None
 
 
 class LazyGroup(click.Group):

@@ -14,7 +14,9 @@ _SHOWN = 3
 
 
 @click.command(
-    "label", cls=Command, stopped="stopped; the labels so far are in the journal beside --out, the same command goes on"
+    "label",
+    cls=Command,
+    stopped="stopped; the labels so far are in {out}.journal.jsonl, and the same command goes on from there",
 )
 @click.argument("frames", type=options.PATH)
 @click.option("--method", required=True, help="gfn2-xtb, FUNCTIONAL/BASIS, or package.module:Calculator.")

@@ -339,10 +339,9 @@ class _Run:
 
     def _begin(self) -> None:
         """First row of the log, first frame, first state."""
+        row = self._observe()  # atoms that cannot be calculated are refused before any file is made
         self.out.mkdir(parents=True, exist_ok=True)
         self._open("w")
-        with np.errstate(all="ignore"):
-            row = self._observe()
         self.rows.writerow(row)
         self.rows.writerow(row.values())
         self._write_frame()
