@@ -23,9 +23,7 @@ from ponita_ff.cli.train import STOPPED
 @options.time_budget
 @options.settings_file
 @options.set_values
-@options.device(None)
-@options.dtype()
-@options.backend(None)
+@options.computing_by_settings
 @options.threads
 @options.progress
 @options.common

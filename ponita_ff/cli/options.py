@@ -18,6 +18,7 @@ __all__ = [
     "PATH",
     "backend",
     "common",
+    "computing_by_settings",
     "device",
     "dtype",
     "load_members",
@@ -35,6 +36,7 @@ __all__ = [
 PATH = click.Path(path_type=Path)
 
 Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
 
 #: As in ponita_ff.backends.predictor and ponita_ff.potential.device, which load torch; a test compares them.
 BACKENDS = ("auto", "native", "compiled", "eager")
@@ -87,29 +89,34 @@ threads = click.option(
 )
 
 
-def device(default: str | None = "auto") -> Callable[[Function], Function]:
+def device(default: str | None = "auto") -> Decorator:
     """``--device``; None where a settings file may say it."""
-    return click.option(
-        "--device", default=default, show_default=bool(default), help="Where to compute: auto, cpu, cuda, …"
-    )
+    return _computing("--device", default, "as the settings say", "Where to compute: auto, cpu, cuda, …")
 
 
-def dtype(default: str | None = None) -> Callable[[Function], Function]:
-    """``--dtype``; None for the potential's own."""
-    told = "" if default else "  [default: the potential's own]"
-    kind = click.Choice(DTYPES)
-    return click.option(
-        "--dtype", type=kind, default=default, show_default=bool(default), help=f"Number format of the potential.{told}"
-    )
+def dtype(default: str | None = None, otherwise: str = "the potential's own") -> Decorator:
+    """``--dtype``; ``otherwise`` says what holds where it is not given and there is no default."""
+    return _computing("--dtype", default, otherwise, "Number format.", click.Choice(DTYPES))
 
 
-def backend(default: str | None = "auto") -> Callable[[Function], Function]:
+def backend(default: str | None = "auto") -> Decorator:
     """``--backend``; None where a settings file may say it."""
-    kind = click.Choice(BACKENDS)
-    return click.option("--backend", type=kind, default=default, show_default=bool(default), help="How to compute.")
+    return _computing("--backend", default, "as the settings say", "How to compute.", click.Choice(BACKENDS))
 
 
-def out_folder(default: str | None = None, holds: str = "the results") -> Callable[[Function], Function]:
+def _computing(
+    name: str, default: str | None, otherwise: str, text: str, kind: click.ParamType[Any] | None = None
+) -> Decorator:
+    told = text if default else f"{text}  [default: {otherwise}]"
+    return click.option(name, type=kind, default=default, show_default=bool(default), help=told)
+
+
+def computing_by_settings(function: Function) -> Function:
+    """``--device``, ``--dtype`` and ``--backend`` for commands whose settings say them, too."""
+    return device(None)(dtype(None, "as the settings say")(backend(None)(function)))
+
+
+def out_folder(default: str | None = None, holds: str = "the results") -> Decorator:
     """``--out``, a folder; required where there is no default."""
     return click.option(
         "--out",

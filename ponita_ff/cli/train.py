@@ -18,9 +18,7 @@ STOPPED = "stopped; the same command goes on from the last checkpoint"
 @click.option("--resume", type=options.PATH, hidden=True)  # before: what --out does alone
 @options.time_budget
 @options.set_values
-@options.device(None)
-@options.dtype()
-@options.backend(None)
+@options.computing_by_settings
 @options.threads
 @options.progress
 @options.common

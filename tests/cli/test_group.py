@@ -84,20 +84,16 @@ def test_help_loads_no_torch(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def run_failing(error: BaseException, *arguments: str, **options: Any) -> Any:
+def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
     """A command that raises."""
 
-    @click.command("fail", cls=Command, **options)
+    @click.command("fail", cls=Command, **settings)
     @click.option("--out", default="run")
-    @_common
+    @options.common
     def fail(out: str) -> None:
         raise error
 
     return CliRunner().invoke(fail, arguments)
-
-
-def _common(function: Any) -> Any:
-    return options.common(function)
 
 
 def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
@@ -114,3 +110,23 @@ def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
 def test_a_stop_says_how_to_go_on() -> None:
     result = run_failing(KeyboardInterrupt(), "--out", "here", stopped="stopped; {out} goes on")
     assert (result.exit_code, result.output) == (1, "Error: stopped; here goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["show"], True), (["show", "--no-progress"], False), (["show", "--quiet"], False), (["-q", "show"], False)],
+)
+def test_quiet_before_or_after_the_command_shows_no_progress(arguments: list[str], shown: bool) -> None:
+    @click.group()
+    @click.option("-q", "--quiet", is_flag=True)
+    @click.pass_context
+    def group(context: click.Context, quiet: bool) -> None:
+        context.meta["quiet"] = quiet
+
+    @group.command("show", cls=Command)
+    @options.progress
+    @options.common
+    def show(progress: bool) -> None:
+        click.echo(progress)
+
+    assert CliRunner().invoke(group, arguments).output == f"{shown}\n"
