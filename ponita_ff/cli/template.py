@@ -27,7 +27,7 @@ def settings_template(model: type[BaseModel], chosen: Collection[str] = ()) -> s
         model: The settings.
         chosen: Dotted names of settings and sections to comment out: what the command chooses by itself.
     """
-    return "\n".join(_section(model, model.model_fields, {}, "", chosen)).lstrip("\n") + "\n"
+    return "\n".join(_lines(model, {}, "", chosen)).lstrip("\n") + "\n"
 
 
 def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
@@ -57,41 +57,51 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _section(
-    model: type[BaseModel], fields: dict[str, FieldInfo], values: dict[str, Any], prefix: str, chosen: Collection[str]
-) -> Iterator[str]:
+def _lines(model: type[BaseModel], values: Mapping[str, Any], prefix: str, chosen: Collection[str]) -> Iterator[str]:
     """Lines of a model's fields; ``values`` replace the fields' own defaults."""
     docs = attribute_docs(model)
     after_section = False
-    for name, field in fields.items():
-        dotted = prefix + name
+    for name, field in model.model_fields.items():
         section = _section_type(field.annotation)
-        out = dotted in chosen
         if section is None:
             if after_section:
                 yield ""
-                after_section = False
-            yield from _comment(_told(docs.get(name, ""), field))
-            required = field.is_required() and name not in values
-            value = _example(field.annotation) if required else _yaml(values.get(name, _default(field)))
-            note = "  # required" if required and not out else "  # chosen by the command" if out else ""
-            yield f"{'# ' if required or out else ''}{name}: {value}{note}"
-            continue
-        default = values.get(name, None if field.is_required() else _default(field))
-        inner = default.model_dump() if isinstance(default, BaseModel) else default or {}
-        optional = default is None and not field.is_required()
-        after_section = True
-        yield ""
-        yield from _comment(docs.get(name) or _summary(section))
-        lines = [f"{name}:", *textwrap.indent(_joined(section, inner, f"{dotted}.", chosen), _INDENT).splitlines()]
-        if out or optional:
-            lines[0] += "  # chosen by the command" if out else "  # left out unless given"
-            lines = [f"# {line}".rstrip() for line in lines]
-        yield from lines
+            yield from _value(name, field, docs.get(name, ""), values, prefix + name in chosen)
+        else:
+            yield ""
+            yield from _comment(docs.get(name) or _summary(section))
+            yield from _section(name, field, section, values, prefix + name, chosen)
+        after_section = section is not None
 
 
-def _joined(section: type[BaseModel], values: dict[str, Any], prefix: str, chosen: Collection[str]) -> str:
-    return "\n".join(line for line in _section(section, section.model_fields, values, prefix, chosen) if line)
+def _value(name: str, field: FieldInfo, doc: str, values: Mapping[str, Any], chosen: bool) -> Iterator[str]:
+    """A field that is no section, below its comment."""
+    yield from _comment(_told(doc, field))
+    required = field.is_required() and name not in values
+    value = _example(field.annotation) if required else _yaml(values.get(name, _default(field)))
+    note = "  # chosen by the command" if chosen else "  # required" if required else ""
+    yield f"{'# ' if chosen or required else ''}{name}: {value}{note}"
+
+
+def _section(
+    name: str,
+    field: FieldInfo,
+    section: type[BaseModel],
+    values: Mapping[str, Any],
+    dotted_name: str,
+    chosen: Collection[str],
+) -> list[str]:
+    """A section with its fields; commented out where it is optional, or chosen by the command."""
+    default = values.get(name, None if field.is_required() else _default(field))
+    inner = default.model_dump() if isinstance(default, BaseModel) else default or {}
+    lines = [f"{name}:", *(f"{_INDENT}{line}" for line in _lines(section, inner, f"{dotted_name}.", chosen) if line)]
+    if dotted_name in chosen:
+        lines[0] += "  # chosen by the command"
+    elif default is None and not field.is_required():
+        lines[0] += "  # left out unless given"
+    else:
+        return lines
+    return [f"# {line}" for line in lines]
 
 
 def _default(field: FieldInfo) -> Any:

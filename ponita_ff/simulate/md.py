@@ -184,8 +184,8 @@ def make_dynamics(atoms: Atoms, settings: MdSettings, generator: np.random.Gener
     if settings.ensemble == "nve":
         return VelocityVerlet(atoms, step)
     if settings.ensemble == "npt":
-        # ASE's chains reckon with 3n degrees of freedom, but the centre of mass is at rest: g k T' = (3n − 3) k T makes
-        # the kinetic energy canonical at T (Nosé 1984, doi:10.1080/00268978400101201, equation 2.15).
+        # Martyna, Tobias and Klein 1994, doi:10.1063/1.467468. ASE's chains hold the kinetic energy at 3n k T'/2, but
+        # the centre of mass is at rest: 3n T' = (3n − 3) T makes it canonical at T.
         corrected = settings.temperature * (len(atoms) - 1) / len(atoms)
         kind = MTKNPT if settings.flexible_cell else IsotropicMTKNPT
         pressure, barostat_time = settings.pressure * units.GPa, settings.barostat_time * units.fs
