@@ -51,7 +51,6 @@ def command(
     from ponita_ff.explore import ExploreSettings
     from ponita_ff.explore import explore as run_exploration
     from ponita_ff.labels.structures import read_structures
-    from ponita_ff.settings import with_changes
 
     if base is not None:
         potential, structures = base, potential
@@ -60,7 +59,7 @@ def command(
     given = options.read_overrides(
         changes, method=method, budget=budget, processes=processes, charge=charge, multiplicity=multiplicity
     )
-    settings = ExploreSettings.from_mapping(with_changes(options.read_settings_file(settings_file), given))
+    settings = ExploreSettings.from_mapping({**options.read_settings_file(settings_file), **given})
     found = run_exploration(read_structures(Path(structures))[1], potential, settings, out, progress=progress)
     click.echo(f"ended: {found.outcome} ({found.labels} labels, {len(found.rounds)} rounds)")
     click.echo(f"report: {out / 'report.json'}, {out / 'report.png'}")

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from tqdm import tqdm
 
-from ponita_ff.files import weights_hash, write_atomically
+from ponita_ff.files import write_atomically
+from ponita_ff.potential.file import weights_hash
 from ponita_ff.settings import Section
 from ponita_ff.simulate.bonds import BOND_CHANGE_LIMIT, Bonds, find_bonds
 from ponita_ff.simulate.md_plot import plot_md
