@@ -287,6 +287,7 @@ class _Run:
         if len(getattr(atoms.calc, "potentials", ())) > 1:
             self.monitor = UncertaintyMonitor(atoms, settings.uncertainty_warning, settings.uncertainty_limit)
         self.step = 0
+        self.open_files: list[Any] = []
 
     def run(self, progress: bool) -> MdResult:
         """All that is left to do."""
@@ -297,16 +298,20 @@ class _Run:
         _prepare(self.atoms, settings, self.generator)
         self.dynamics: Any = make_dynamics(self.atoms, settings, self.generator)
         self.degrees_of_freedom = _degrees_of_freedom(self.atoms, settings)
-        if state is None:
-            self._begin()
-        else:
-            self._restore(state)
-        first, began = self.step, time.perf_counter()
         try:
+            if state is None:
+                self._begin()
+            else:
+                self._restore(state)
+            first, began = self.step, time.perf_counter()
             self._loop(progress)
+        except SimulationError:
+            self._close()
+            self._plot()  # it shows what led to the end
+            raise
         finally:
             self._close()
-            self._plot()
+        self._plot()
         speed = None
         if self.step > first:
             speed = (self.step - first) / (time.perf_counter() - began)
@@ -450,16 +455,18 @@ class _Run:
     # ---------------------------------------------------------------------------------------- files
 
     def _open(self, mode: Literal["w", "a"]) -> None:
-        self.log_file = self.log.open(mode, newline="", encoding="utf-8")
-        self.rows = csv.writer(self.log_file)
-        if self.settings.trajectory == "traj":
-            self.frames: Any = TrajectoryWriter(self.trajectory, mode)
-        else:
-            self.frames = self.trajectory.open(mode, encoding="utf-8")
+        log = self.log.open(mode, newline="", encoding="utf-8")
+        self.open_files.append(log)
+        self.rows = csv.writer(log)
+        binary = self.settings.trajectory == "traj"
+        self.frames: Any = (
+            TrajectoryWriter(self.trajectory, mode) if binary else self.trajectory.open(mode, encoding="utf-8")
+        )
+        self.open_files.append(self.frames)
 
     def _close(self) -> None:
-        self.log_file.close()
-        self.frames.close()
+        while self.open_files:
+            self.open_files.pop().close()
 
     def _frame(self) -> Atoms:
         """The present structure with its energy, forces and, where there is one, stress."""
