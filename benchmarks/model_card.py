@@ -37,7 +37,6 @@ from pages import read_results
 from tqdm import tqdm
 
 from ponita_ff import PonitaCalculator
-from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.dynamics import NveRun, energy_drift, run_nve, run_nvt, thermal_momenta
 from ponita_ff.audit.normal_modes import frequencies, rigid_motions
 from ponita_ff.audit.rotational_invariance import rotation_scan
@@ -48,6 +47,7 @@ from ponita_ff.files import write_json, write_text
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.provenance import describe_hardware
+from ponita_ff.structure.bonds import find_bonds
 from ponita_ff.training.finetune import REPLAY_FILE
 from ponita_ff.training.legacy import rename_metadata
 

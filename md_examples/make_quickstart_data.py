@@ -26,8 +26,9 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from common import hold_centre, langevin, set_thermal_momenta
 from tqdm import tqdm
+
+from ponita_ff.simulate.md import draw_momenta, hold_centre, langevin
 
 try:
     from tblite.ase import TBLite
@@ -61,7 +62,7 @@ def trajectory(number: int, frames: int) -> Iterator[Atoms]:
     atoms = molecule("CH3OH")
     atoms.calc = TBLite(method=METHOD, verbosity=0)
     hold_centre(atoms)
-    set_thermal_momenta(atoms, TEMPERATURE_K, rng)
+    draw_momenta(atoms, TEMPERATURE_K, rng)
     dynamics = langevin(atoms, TIMESTEP_FS, TEMPERATURE_K, rng, RELAXATION_FS)
     dynamics.run(EQUILIBRATION_STEPS)
     for _ in range(frames):

@@ -18,21 +18,26 @@ import numpy as np
 from ase import units
 from ase.md.verlet import VelocityVerlet
 
+from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
+from ponita_ff.simulate.plots import COLOURS, plot_with_mean
+from ponita_ff.simulate.statistics import Drift, energy_drift
+from ponita_ff.structure.bonds import find_bonds
 
-def plot(nvt: common.Record, nve: common.Record, drift: common.Drift, temperature: float, path: Path) -> None:
+
+def plot(nvt: common.Record, nve: common.Record, drift: Drift, temperature: float, path: Path) -> None:
     """Temperature of both parts, and the total energy of the constant-energy part."""
-    blue, orange = common.COLOURS[:2]
+    blue, orange = COLOURS[:2]
     switch = nvt.time_ps[-1]
     with common.picture(path, rows=2, size=(8, 5.5)) as (top, bottom):
-        common.plot_with_mean(top, nvt.time_ps, nvt.temperature, orange, "NVT (Langevin)")
-        common.plot_with_mean(top, switch + nve.time_ps, nve.temperature, blue, "NVE")
+        plot_with_mean(top, nvt.time_ps, nvt.temperature, orange, "NVT (Langevin)")
+        plot_with_mean(top, switch + nve.time_ps, nve.temperature, blue, "NVE")
         top.axhline(temperature, color="black", linestyle="--", linewidth=1, label=f"{temperature:g} K")
         top.set_ylabel("temperature (K)")
         top.set_ylim(0, 1.3 * max(nvt.temperature.max(), nve.temperature.max()))
         top.legend(ncols=3, loc="upper right")
         start = drift.line[0]
         energy = 1e3 * (nve.energy - start)
-        common.plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE (bold: running mean)")
+        plot_with_mean(bottom, switch + nve.time_ps, energy, blue, "NVE (bold: running mean)")
         bottom.plot(switch + nve.time_ps, 1e3 * (drift.line - start), color="black", label="linear fit", zorder=4)
         bottom.set_ylabel("change of total energy (meV)")
         bottom.set_xlabel("time (ps)")
@@ -52,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     atoms.calc = common.make_calculator(args)
     rng = np.random.default_rng(common.SEED)
     trajectory = args.out / "md.traj"
-    common.hold_centre(atoms)
-    common.set_thermal_momenta(atoms, args.temperature, rng)
+    hold_centre(atoms)
+    draw_momenta(atoms, args.temperature, rng)
 
     print(f"Equilibrating {nvt_ps:g} ps at {args.temperature:g} K (Langevin), then {nve_ps:g} ps at constant energy")
-    start = common.bond_lengths(atoms)
+    start = find_bonds(atoms)
     thermostat = common.langevin(atoms, args.timestep, args.temperature, rng)
-    nvt = common.run(thermostat, common.steps(nvt_ps, args.timestep), trajectory, "NVT", start)
+    nvt = common.run(thermostat, steps_of(nvt_ps, args.timestep), trajectory, "NVT", start)
     free = VelocityVerlet(atoms, args.timestep * units.fs)
-    nve = common.run(free, common.steps(nve_ps, args.timestep), trajectory, "NVE", start, append=True)
-    drift = common.energy_drift(nve, len(atoms))
+    nve = common.run(free, steps_of(nve_ps, args.timestep), trajectory, "NVE", start, append=True)
+    drift = energy_drift(nve.time_ps, nve.energy, len(atoms))
 
     print("Results:")
     common.say_temperature("temperature (NVT)", nvt)

@@ -26,6 +26,9 @@ from ase.utils.forcecurve import fit_images
 from common import HYDROXYL_H, METHYL_C, METHYLENE_C, OXYGEN
 from tqdm import tqdm
 
+from ponita_ff.simulate.plots import COLOURS
+from ponita_ff.simulate.relax import optimise
+
 GAUCHE = 60.0  # degrees, where the relaxation of the second conformer starts
 
 
@@ -35,7 +38,7 @@ def conformer(angle: float, calculator: Calculator, fmax: float, max_steps: int,
     atoms.set_dihedral(*common.TORSION, angle, indices=[HYDROXYL_H])
     hold_frame(atoms)
     atoms.calc = calculator
-    common.relax(atoms, BFGS, fmax, max_steps, path, f"relaxing {path.stem}")
+    optimise(atoms, BFGS, fmax, max_steps, path, name=f"relaxing {path.stem}")
     return atoms
 
 
@@ -127,9 +130,9 @@ def plot(path: list[Atoms], file: Path) -> None:
     torsions = np.array([abs(common.torsion(image)) for image in path])
     with common.picture(file, size=(7, 4.5)) as (panel,):
         curve = np.interp(fit.fit_path, fit.path, torsions)
-        panel.plot(curve, 1e3 * np.array(fit.fit_energies), color=common.COLOURS[0], label="fit to energies and forces")
+        panel.plot(curve, 1e3 * np.array(fit.fit_energies), color=COLOURS[0], label="fit to energies and forces")
         energies = 1e3 * np.array(fit.energies)
-        panel.plot(torsions, energies, "o", color=common.COLOURS[1], label="images")
+        panel.plot(torsions, energies, "o", color=COLOURS[1], label="images")
         top = int(energies.argmax())
         panel.annotate(
             f"{energies[top]:.1f} meV", (torsions[top], energies[top]), (0, 9), textcoords="offset points", ha="center"

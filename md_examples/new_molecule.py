@@ -23,6 +23,9 @@ from ase.collections import g2
 from ase.io import read, write
 from tqdm import tqdm
 
+from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
+from ponita_ff.structure.bonds import find_bonds
+
 #: Of the dynamics whose frames test the committee: independent of one another, unlike neighbouring steps.
 FS_BETWEEN_TESTS = 100.0
 
@@ -47,10 +50,10 @@ def sample(start: Atoms, calculator: Any, number: int, args: Any) -> list[Atoms]
     atoms = start.copy()
     atoms.calc = calculator
     rng = np.random.default_rng(common.SEED)
-    common.hold_centre(atoms)
-    common.set_thermal_momenta(atoms, args.temperature, rng)
+    hold_centre(atoms)
+    draw_momenta(atoms, args.temperature, rng)
     dynamics = common.langevin(atoms, args.timestep, args.temperature, rng)
-    every = common.steps((0.002 if args.fast else 1e-3 * FS_BETWEEN_TESTS), args.timestep)
+    every = steps_of((0.002 if args.fast else 1e-3 * FS_BETWEEN_TESTS), args.timestep)
     frames = []
     for _ in tqdm(range(number), desc="frames to test on"):
         dynamics.run(every)
@@ -65,14 +68,14 @@ def watched_run(start: Atoms, calculator: Any, args: Any) -> tuple[common.Record
     atoms = start.copy()
     atoms.calc = calculator
     rng = np.random.default_rng(common.SEED + 1)
-    common.hold_centre(atoms)
-    common.set_thermal_momenta(atoms, args.temperature, rng)
+    hold_centre(atoms)
+    draw_momenta(atoms, args.temperature, rng)
     dynamics = common.langevin(atoms, args.timestep, args.temperature, rng)
     monitor = UncertaintyMonitor(atoms, stop=args.stop)
     dynamics.attach(monitor, interval=1 if args.fast else 20)
-    steps = common.steps(0.005 if args.fast else args.ps, args.timestep)
+    steps = steps_of(0.005 if args.fast else args.ps, args.timestep)
     try:
-        record = common.run(dynamics, steps, args.out / "dynamics.traj", "dynamics", common.bond_lengths(atoms))
+        record = common.run(dynamics, steps, args.out / "dynamics.traj", "dynamics", find_bonds(atoms))
     except UncertainForces as error:
         print(f"The run was stopped: {error}")
         return None, monitor.history

@@ -19,13 +19,18 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
 
+from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
+from ponita_ff.simulate.plots import COLOURS
+from ponita_ff.simulate.statistics import energy_drift
+from ponita_ff.structure.bonds import find_bonds
+
 
 def start(calculator: Calculator, temperature: float) -> Atoms:
     """Ethanol with velocities: the same at every call."""
     atoms = common.ethanol()
     atoms.calc = calculator
-    common.hold_centre(atoms)
-    common.set_thermal_momenta(atoms, temperature, np.random.default_rng(common.SEED))
+    hold_centre(atoms)
+    draw_momenta(atoms, temperature, np.random.default_rng(common.SEED))
     # The molecule is near its minimum: half of this kinetic energy soon turns into potential energy.
     atoms.set_momenta(atoms.get_momenta() * np.sqrt(2 * temperature / atoms.get_temperature()))
     return atoms
@@ -39,7 +44,7 @@ def plot(records: dict[float, common.Record], path: Path) -> None:
         top.set_ylabel("temperature (K)")
         top.set_ylim(bottom=0)
         peak = 0.0
-        for (timestep, record), colour in zip(records.items(), common.COLOURS, strict=False):
+        for (timestep, record), colour in zip(records.items(), COLOURS, strict=False):
             change = 1e3 * (record.energy - record.energy.mean())
             bottom.plot(record.time_ps, change, color=colour, linewidth=0.8, label=f"{timestep:g} fs steps")
             peak = max(peak, change.max())
@@ -64,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dynamics = VelocityVerlet(atoms, timestep * units.fs)
         path = args.out / f"nve-{timestep:g}fs.traj"
         name = f"NVE, {timestep:g} fs"
-        record = common.run(dynamics, common.steps(ps, timestep), path, name, common.bond_lengths(atoms))
-        drift = common.energy_drift(record, len(atoms))
+        record = common.run(dynamics, steps_of(ps, timestep), path, name, find_bonds(atoms))
+        drift = energy_drift(record.time_ps, record.energy, len(atoms))
         print(f"Results with steps of {timestep:g} fs ({path}):")
         common.say_temperature("temperature", record)
         common.say_drift(drift, len(atoms))

@@ -20,6 +20,11 @@ from ase import Atoms, units
 from ase.md.bussi import Bussi
 from ase.md.md import MolecularDynamics
 
+from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
+from ponita_ff.simulate.plots import COLOURS, plot_with_mean
+from ponita_ff.simulate.statistics import block_means
+from ponita_ff.structure.bonds import find_bonds
+
 #: Share of a run that is equilibration and is left out of the statistics.
 EQUILIBRATION = 0.2
 
@@ -37,8 +42,8 @@ def thermostat(
 def plot(records: dict[str, common.Record], temperature: float, freedom: int, path: Path) -> None:
     """Temperature against time, and its histogram beside the exact distribution."""
     with common.picture(path, columns=2, size=(10, 4.2), widths=(1.7, 1)) as (left, right):
-        for (name, record), colour in zip(records.items(), common.COLOURS, strict=False):
-            common.plot_with_mean(left, record.time_ps, record.temperature, colour, name.title())
+        for (name, record), colour in zip(records.items(), COLOURS, strict=False):
+            plot_with_mean(left, record.time_ps, record.temperature, colour, name.title())
             density, edges = np.histogram(production(record), bins=30, density=True)
             right.stairs(1e3 * density, edges, color=colour, linewidth=1.5)
         left.axhline(temperature, color="black", linestyle="--", linewidth=1)
@@ -80,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         atoms = common.ethanol()
         atoms.calc = calculator
         rng = np.random.default_rng(common.SEED)
-        common.hold_centre(atoms)
-        common.set_thermal_momenta(atoms, args.temperature, rng)
+        hold_centre(atoms)
+        draw_momenta(atoms, args.temperature, rng)
         dynamics = thermostat(name, atoms, args.timestep, args.temperature, rng)
         path = args.out / f"nvt-{name}.traj"
         print(f"Running {ps:g} ps at {args.temperature:g} K with the {name.title()} thermostat")
-        record = common.run(dynamics, common.steps(ps, args.timestep), path, name, common.bond_lengths(atoms))
+        record = common.run(dynamics, steps_of(ps, args.timestep), path, name, find_bonds(atoms))
         report(record, args.temperature, atoms.get_number_of_degrees_of_freedom())
         common.say_intact(record)
         common.say_speed(record, args.timestep)
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(record: common.Record, temperature: float, freedom: int) -> None:
     """Mean and standard deviation of the temperature beside what theory asks for."""
     values = production(record)
-    means = common.block_means(values)
+    means = block_means(values)
     error = means.std(ddof=1) / np.sqrt(len(means))
     print(f"Results after the first {EQUILIBRATION:.0%}:")
     common.say("mean temperature", f"{values.mean():.1f} ± {error:.1f} K (wanted: {temperature:g} K)")

@@ -24,6 +24,10 @@ from ase.io import read
 from scipy.signal import welch
 from scipy.spatial.distance import pdist
 
+from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
+from ponita_ff.simulate.plots import COLOURS
+from ponita_ff.structure.bonds import find_bonds
+
 WIDTH = 0.02  # Å of a bin of distances
 SAMPLE_FS = 1.0  # between velocities: resolves 16,000 cm⁻¹
 FRICTION_FS = 250.0  # of the thermostat: widens bands by 20 cm⁻¹
@@ -104,14 +108,14 @@ def plot(
     """Densities of distances; power of the velocities by element, with the reference's Einstein frequencies."""
     with common.picture(path, columns=2, size=(12, 4.5)) as (left, right):
         middle = 0.5 * (edges[1:] + edges[:-1])
-        for colour, (name, density) in zip(common.COLOURS, densities.items(), strict=False):
+        for colour, (name, density) in zip(COLOURS, densities.items(), strict=False):
             left.plot(middle, density, color=colour, label=name)
         left.set_xlabel("distance of two atoms (Å)")
         left.set_ylabel("probability density (1/Å)")
         left.legend()
         wave_numbers, power = states
         inside = wave_numbers < 4200
-        for colour, (name, values) in zip(common.COLOURS, power.items(), strict=False):
+        for colour, (name, values) in zip(COLOURS, power.items(), strict=False):
             right.plot(wave_numbers[inside], values[inside] / values.max(), color=colour, label=f"{name}, our MD")
             if name in frequencies:
                 label = f"{name}, reference, mean"
@@ -135,18 +139,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     atoms = common.ethanol()
     atoms.calc = common.make_calculator(args)
     rng = np.random.default_rng(common.SEED)
-    common.hold_centre(atoms)
-    common.set_thermal_momenta(atoms, args.temperature, rng)
-    start = common.bond_lengths(atoms)
+    hold_centre(atoms)
+    draw_momenta(atoms, args.temperature, rng)
+    start = find_bonds(atoms)
     print(f"Settling {settle_ps:g} ps at {args.temperature:g} K, then {run_ps:g} ps with a weaker thermostat")
     settle = common.langevin(atoms, args.timestep, args.temperature, rng)
     trajectory = args.out / "observables.traj"
-    common.run(settle, common.steps(settle_ps, args.timestep), trajectory, "settling", start)
+    common.run(settle, steps_of(settle_ps, args.timestep), trajectory, "settling", start)
     slow = common.langevin(atoms, args.timestep, args.temperature, rng, FRICTION_FS)
     velocities: list[common.Array] = []
     every = max(1, round(SAMPLE_FS / args.timestep))
     slow.attach(lambda: velocities.append(atoms.get_velocities()), interval=every)
-    record = common.run(slow, common.steps(run_ps, args.timestep), trajectory, "running", start)
+    record = common.run(slow, steps_of(run_ps, args.timestep), trajectory, "running", start)
     ours: Any = read(trajectory, index=":")
 
     print("Results:")

@@ -21,6 +21,9 @@ from ase import Atoms, units
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations, VibrationsData
 
+from ponita_ff.simulate.plots import COLOURS
+from ponita_ff.simulate.relax import optimise
+
 #: Half width of the broadened lines in cm⁻¹.
 WIDTH = 15.0
 
@@ -78,9 +81,9 @@ def plot(vibrations: common.Array, path: Path) -> None:
     grid = np.linspace(0, max(3900.0, 1.05 * shown.max(initial=0.0)), 4000)
     lines = WIDTH**2 / ((grid[:, None] - shown) ** 2 + WIDTH**2)
     with common.picture(path, size=(8, 3.8)) as (panel,):
-        panel.fill_between(grid, lines.sum(axis=1), color=common.COLOURS[0], alpha=0.2, linewidth=0)
-        panel.plot(grid, lines.sum(axis=1), color=common.COLOURS[0], label=f"broadened by {WIDTH:g} cm$^{{-1}}$")
-        panel.vlines(shown, 0, 1, color=common.COLOURS[1], linewidth=1.2, label="normal modes")
+        panel.fill_between(grid, lines.sum(axis=1), color=COLOURS[0], alpha=0.2, linewidth=0)
+        panel.plot(grid, lines.sum(axis=1), color=COLOURS[0], label=f"broadened by {WIDTH:g} cm$^{{-1}}$")
+        panel.vlines(shown, 0, 1, color=COLOURS[1], linewidth=1.2, label="normal modes")
         panel.set(xlabel="frequency (cm$^{-1}$)", ylabel="density of modes (arb. units)", xlim=(0, grid[-1]))
         panel.set_ylim(bottom=0)
         panel.set_yticks([])
@@ -99,9 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     atoms.calc = common.make_calculator(args, dtype="float64")
     print(f"Relaxing to {args.fmax:g} eV/Å, then second derivatives of the energy")
     trajectory = args.out / "relax.traj"
-    history, converged = common.relax(atoms, BFGS, args.fmax, 5 if args.fast else 500, trajectory)
-    common.say("largest force", f"{history[-1, 1]:.2g} eV/Å after {len(history) - 1} steps")
-    if not converged:
+    done = optimise(atoms, BFGS, args.fmax, 5 if args.fast else 500, trajectory)
+    common.say("largest force", f"{done.fmax[-1]:.2g} eV/Å after {done.steps} steps")
+    if not done.converged:
         common.say("warning", "not at a stationary point: these frequencies mean little")
     data = second_derivatives(atoms, args.finite_differences)
     vibrations, rigid = frequencies(atoms, data)

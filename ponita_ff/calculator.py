@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ponita_ff.energy.derivatives import hessian
+from ponita_ff.potential.device import choose_device, choose_dtype
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
@@ -104,6 +105,14 @@ class PonitaCalculator(Calculator):
         """Of all members: edges beyond a member's own cutoff add nothing to it, so that one list serves all."""
         cutoffs = [member.cutoff for member in self.potentials]
         return None if None in cutoffs else max(cutoff for cutoff in cutoffs if cutoff is not None)
+
+    def discard_state(self) -> None:
+        """Discard results and neighbour list, so that the next result depends on its structure alone, to the last bit.
+
+        A neighbour list is kept while it holds, and the order of neighbours in it changes how sums are rounded.
+        """
+        self._graphs.reset()
+        self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
@@ -318,26 +327,4 @@ def _prepare(
         loaded.set_grid(num_ori)
     if rotations is not None:
         loaded.average_rotations(rotations)
-    return loaded.to(device=_device(device), dtype=_dtype(dtype) or loaded.dtype)
-
-
-def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    known = {"float32": torch.float32, "float64": torch.float64}
-    dtype = known.get(str(name).removeprefix("torch."))
-    if dtype is None:
-        raise ValueError(f"dtype must be 'float32' or 'float64' (or None for the file's own), got {name!r}")
-    return dtype
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from None
-    return device
+    return loaded.to(device=choose_device(device), dtype=choose_dtype(dtype) or loaded.dtype)

@@ -21,6 +21,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("potential",),
     ("uncertainty",),
     ("calculator", "training"),
+    ("simulate",),
     ("audit", "labels"),
     ("explore",),
     ("cli",),

@@ -278,20 +278,6 @@ def test_first_path_of_neb_turns_only_the_hydroxyl(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(trans.get_all_distances(), common.ethanol().get_all_distances(), atol=1e-9)
 
 
-def test_drift_of_a_known_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    common = importlib.import_module("common")
-    time = np.linspace(0, 2, 4001)
-    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(time))
-    # 9 µeV/ps of 9 atoms is 1 meV/atom/ns.
-    record = common.Record(time, time, -1.0 + 9e-6 * 50 * time + noise, time, 1.0)
-    drift = common.energy_drift(record, 9)
-    assert drift.slope == pytest.approx(50, abs=4 * drift.error)
-    # Standard error of a slope: σ / (√n · width of t), here 1 meV / (√4001 · 2/√12 ps) / 9 atoms.
-    assert drift.error == pytest.approx(1e6 * 1e-3 / (4001**0.5 * 2 / 12**0.5) / 9, rel=0.6)
-    assert drift.rms == pytest.approx(1.0, rel=0.05)
-
-
 def test_script_runs_by_itself(tmp_path: Path, tiny_potential_path: Path) -> None:
     """As a person runs it: its own process, another folder, the default folder for results."""
     command = [sys.executable, str(EXAMPLES / "md.py"), "--fast", "--potential", str(tiny_potential_path)]

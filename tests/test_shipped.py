@@ -16,13 +16,13 @@ from ase.io import read
 from ase.optimize import BFGS
 
 from ponita_ff import PonitaCalculator, load_potential
-from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.dynamics import energy_drift, run_nve, thermal_momenta
 from ponita_ff.audit.normal_modes import frequencies
 from ponita_ff.audit.rotational_invariance import rotation_scan
 from ponita_ff.data import read_frames
 from ponita_ff.network.orientations import random_rotations, rotation_group
 from ponita_ff.potential.file import find_potential, read_header
+from ponita_ff.structure.bonds import find_bonds
 from ponita_ff.training.config import TrainConfig
 from ponita_ff.training.evaluate import evaluate
 

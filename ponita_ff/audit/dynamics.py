@@ -13,9 +13,9 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 from tqdm import tqdm
 
-from ponita_ff.audit.bonds import Bonds
 from ponita_ff.audit.result import CheckResult, CheckSkipped, Measurement
 from ponita_ff.audit.target import AuditTarget
+from ponita_ff.structure.bonds import Bonds
 
 __all__ = [
     "EnergyDrift",

@@ -12,9 +12,9 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from ponita_ff.audit.bonds import Bonds
 from ponita_ff.audit.settings import ScanSettings
 from ponita_ff.audit.target import Array, AuditTarget
+from ponita_ff.structure.bonds import Bonds
 
 __all__ = [
     "PathPoint",

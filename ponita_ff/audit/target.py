@@ -12,9 +12,9 @@ from ase.calculators.calculator import Calculator
 from ase.optimize import BFGS
 from numpy.typing import NDArray
 
-from ponita_ff.audit.bonds import Bonds, find_bonds
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.data import Frame
+from ponita_ff.structure.bonds import Bonds, find_bonds
 
 __all__ = ["Array", "AuditTarget", "RelaxedStructure", "evenly_spaced"]
 

@@ -27,6 +27,7 @@ __all__ = [
     "name_before_version_3",
     "read_header",
     "save_potential",
+    "shipped_potentials",
 ]
 
 _FORMAT = "ponita_ff potential"
@@ -194,7 +195,7 @@ def load_potential(path: Path | str) -> Potential:
     return potential.eval().requires_grad_(False)
 
 
-def _shipped() -> dict[str, Path]:
+def shipped_potentials() -> dict[str, Path]:
     """Shipped potentials by name: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     found: dict[str, Path] = {}
@@ -210,7 +211,7 @@ def find_potential(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: When it is neither; the message lists the shipped names.
     """
-    path, shipped = Path(name), _shipped()
+    path, shipped = Path(name), shipped_potentials()
     if str(name) in shipped and not path.is_file():
         return shipped[str(name)]
     if not path.is_file():

@@ -9,8 +9,8 @@ from ase.calculators.lj import LennardJones
 from audit_calculators import Failing, NonConservative, Springs, find_measurement, run_check
 
 from ponita_ff.audit import AuditSettings, dynamics
-from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.dynamics import NveRun, energy_drift, kinetic_temperature, run_nve, thermal_momenta
+from ponita_ff.structure.bonds import find_bonds
 
 
 def test_a_non_conservative_force_drifts(water: Atoms, fast: AuditSettings) -> None:

@@ -11,9 +11,9 @@ from ase.calculators.emt import EMT
 from audit_calculators import Springs
 
 from ponita_ff.audit import AuditSettings
-from ponita_ff.audit.bonds import find_bonds
 from ponita_ff.audit.scan_paths import all_paths, bond_fragment
 from ponita_ff.audit.target import AuditTarget
+from ponita_ff.structure.bonds import find_bonds
 
 
 def test_fragments_of_a_bond() -> None:

@@ -51,9 +51,9 @@ def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> P
     """A real package of the potential, made by the command, beside the potential's file."""
     path = tmp_path_factory.mktemp("package") / "small.safetensors"
     save_potential(potential, path)
-    result = CliRunner().invoke(main, ["package", str(path)])
+    result = CliRunner().invoke(main, ["compile", str(path)])
     assert result.exit_code == 0, result.output
-    assert result.output == f"package: {path.with_suffix('.pt2')}\n"
+    assert result.output == f"compiled: {path.with_suffix('.pt2')}\n"
     return path.with_suffix(".pt2")
 
 

@@ -8,20 +8,25 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from ponita_ff import PonitaCalculator
 from ponita_ff.cli import main
+from ponita_ff.data.download import DownloadError
+from ponita_ff.potential.file import load_potential
 
 
 def call(*arguments: object) -> Result:
@@ -84,16 +89,37 @@ def test_evaluate_by_a_backend(run_folder: Path) -> None:
     arguments = ("evaluate", run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz", "--backend")
     result = call(*arguments, "eager")
     assert result.exit_code == 0, result.output
-    result = call(*arguments, "fast")
-    assert isinstance(result.exception, SystemExit)
-    assert "backend must be one of auto, native, compiled, eager" in result.output
+    single = call(*arguments, "eager", "--dtype", "float64", "--device", "cpu")
+    assert single.exit_code == 0, single.output
+    assert single.output != result.output
+    refused = call(*arguments, "fast")
+    assert refused.exit_code == 2
+    assert "'fast' is not one of 'auto', 'native', 'compiled', 'eager'" in refused.output
+    refused = call(*arguments, "eager", "--device", "nothing")
+    assert refused.exit_code == 1
+    assert "device 'nothing' cannot be used here" in refused.output
 
 
-def test_resume_of_a_longer_run(run_folder: Path) -> None:
-    result = call("train", "--resume", run_folder / "run", "--set", "optimiser.steps=30", "--no-progress")
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (lambda folder: (folder / "config.yaml", "--out", folder / "run"), 30),  # the same command
+        (lambda folder: ("--out", folder / "run"), 40),
+        (lambda folder: ("--resume", folder / "run"), 50),  # the spelling of before
+    ],
+)
+def test_a_longer_run_goes_on(run_folder: Path, arguments: Callable[[Path], tuple[object, ...]], steps: int) -> None:
+    result = call("train", *arguments(run_folder), "--set", f"optimiser.steps={steps}", "--no-progress")
     assert result.exit_code == 0, result.output
     report = json.loads((run_folder / "run" / "report.json").read_text(encoding="utf-8"))
-    assert report["training"]["steps"] == 30
+    assert report["training"]["steps"] == steps
+
+
+def test_another_run_does_not_go_on_in_the_same_folder(run_folder: Path) -> None:
+    arguments = ("train", run_folder / "config.yaml", "--out", run_folder / "run", "--no-progress")
+    result = call(*arguments, "--set", "loss.forces=2")
+    assert result.exit_code == 1
+    assert "settings" in result.output
 
 
 @pytest.mark.parametrize(
@@ -101,8 +127,23 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
     [
         (["info", "no-such-potential"], "neither a file nor a shipped potential"),
         (["evaluate", "no-such-potential", "x.xyz"], "neither a file nor a shipped potential"),
-        (["package", "no-such-potential"], "neither a file nor a shipped potential"),
-        (["package", "ethanol-rmd17", "--dtype", "float16"], "float16"),
+        (["compile", "no-such-potential"], "neither a file nor a shipped potential"),
+        (["package", "no-such-potential"], "neither a file nor a shipped potential"),  # the name of before
+        (["compile", "ethanol-rmd17", "--dtype", "float16"], "float16"),
+        (["explore", "ethanol-rmd17", "--method", "gfn2-xtb", "--budget", "9", "--out", "x"], "give STRUCTURES"),
+        (["explore", "ethanol-rmd17", "x.xyz", "--budget", "9", "--out", "x"], "method"),
+        (["finetune", "ethanol-rmd17", "x.xyz", "--out", "x", "--settings", "nowhere.yaml"], "nowhere.yaml"),
+        (["md", "no-such-potential", "H2O", "--out", "x"], "neither a file nor a shipped potential"),
+        (["md", "ethanol-rmd17", "H2OO", "--out", "x"], "there is no such file, nor a molecule of that name"),
+        (["md", "ethanol-rmd17", "--ps", "1", "--steps", "1", "--out", "x"], "--ps or --steps"),
+        (["md", "ethanol-rmd17", "--ensemble", "npt", "--out", "x"], "npt needs a cell that is periodic"),
+        (["md", "ethanol-rmd17", "N2", "--out", "x"], "N (Z = 7), which this potential does not know"),
+        (["md", "ethanol-rmd17", "--calibration", "nowhere.json", "--out", "x"], "nowhere.json"),
+        (["relax", "ethanol-rmd17", "--pressure", "1", "--out", "x"], "--cell"),
+        (["relax", "ethanol-rmd17", "--cell", "--out", "x"], "only a cell that is periodic"),
+        (["predict", "ethanol-rmd17", "nowhere.xyz", "-o", "x.xyz"], "nowhere.xyz: there is no such file"),
+        (["predict", "ethanol-rmd17", "nowhere.xyz", "-o", "x.cif"], "ends in one of"),
+        (["config", "label"], "label"),
         (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
         (["train", "nowhere.yaml"], "--out"),
         (["train", "--out", "x"], "CONFIG"),
@@ -119,7 +160,10 @@ def test_resume_of_a_longer_run(run_folder: Path) -> None:
         (["download", "rmd17", "water"], "water"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments: list[str], expected: str, tmp_path: Path) -> None:
+def test_mistakes_end_in_one_sentence(
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     result = call(*arguments)
     # Any other exception is one that the user would see as a traceback.
     assert isinstance(result.exception, SystemExit)
@@ -135,8 +179,13 @@ def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path
     for row in (r"new: validation \(2\)", r"new: test \(12\)", r"replay holdout \(4\)"):
         assert re.search(row + r" +\d+\.\d -> \d+\.\d +\d+\.\d -> \d+\.\d", result.output)
     assert (tmp_path / "tuned" / "potential.safetensors").is_file()
-    again = call("finetune", base, frames, "--out", tmp_path / "tuned", "--resume", "--set", "optimiser.steps=6")
+    # The same command goes on, and so does the spelling of before.
+    again = call(*arguments, "--frames", 8, "--test", frames, "--set", "optimiser.steps=6")
     assert again.exit_code == 0, again.output
+    again = call("finetune", base, frames, "--out", tmp_path / "tuned", "--resume", "--set", "optimiser.steps=8")
+    assert again.exit_code == 0, again.output
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text(encoding="utf-8"))
+    assert report["training"]["steps"] == 8
     assert call(*arguments, "--no-replay").exit_code == 2
 
 
@@ -194,6 +243,93 @@ def test_evaluate_names_the_frame_with_an_unknown_element(tmp_path: Path) -> Non
     result = call("evaluate", "ethanol-rmd17", tmp_path / "frames.xyz")
     assert result.exit_code == 1
     assert "frames.xyz, frame 0: atom 1 is Cl (Z = 17), which this potential does not know" in result.output
+
+
+def test_explore_trains_a_committee(run_folder: Path, tmp_path: Path) -> None:
+    base, out = run_folder / "run" / "potential.safetensors", tmp_path / "out"
+    write(tmp_path / "start.xyz", molecule("CH3OH"), format="extxyz")
+    settings = {"first": 6, "members": 2, "picoseconds": 0.02, "walkers": 1, "every": 2, "training": {}}
+    settings["training"] = {"optimiser.steps": 10, "optimiser.checkpoint_every": 10}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    options = ("--method", "ase.calculators.emt:EMT", "--budget", 6, "--settings", tmp_path / "settings.yaml")
+    result = call("explore", base, tmp_path / "start.xyz", *options, "--out", out, "--no-progress")
+    assert result.exit_code == 0, result.output
+    assert "ended: the budget of 6 labels is spent (6 labels, 1 rounds)" in result.output
+    members = [out / "committee-0.safetensors", out / "committee-1.safetensors"]
+    assert f"committee: {members[0]} {members[1]}" in result.output
+    PonitaCalculator(members)
+    # The same command does nothing again; so does the spelling of before.
+    made = [member.stat().st_mtime_ns for member in out.glob("round-*/member-*/potential.safetensors")]
+    again = call("explore", tmp_path / "start.xyz", "--base", base, *options, "--out", out, "--no-progress")
+    assert again.exit_code == 0, again.output
+    assert [member.stat().st_mtime_ns for member in out.glob("round-*/member-*/potential.safetensors")] == made
+
+
+def test_import_of_a_published_checkpoint(tmp_path: Path) -> None:
+    """A network of one layer without orientations, under the names of the published code."""
+    hidden, basis = 8, 6
+    shapes = {
+        "x_embedder.weight": (hidden, 9),
+        "basis_fn.1.weight": (hidden, 2),
+        "basis_fn.1.bias": (hidden,),
+        "basis_fn.3.weight": (basis, hidden),
+        "basis_fn.3.bias": (basis,),
+        "interaction_layers.0.conv.kernel.weight": (hidden, basis),
+        "interaction_layers.0.conv.bias": (hidden,),
+        "interaction_layers.0.linear_1.weight": (2 * hidden, hidden),
+        "interaction_layers.0.linear_1.bias": (2 * hidden,),
+        "interaction_layers.0.linear_2.weight": (hidden, 2 * hidden),
+        "interaction_layers.0.linear_2.bias": (hidden,),
+        "interaction_layers.0.norm.weight": (hidden,),
+        "interaction_layers.0.norm.bias": (hidden,),
+        "read_out_layers.0.weight": (1, hidden),
+        "read_out_layers.0.bias": (1,),
+    }
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state["interaction_layers.0.conv.callibrated"] = torch.tensor(True)
+    save_file(state, tmp_path / "published.safetensors")
+    out = tmp_path / "imported.safetensors"
+    result = call("import", tmp_path / "published.safetensors", out, "--species", "H,C,O", "--scale", 0.5)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"potential: {out}\n"
+    imported = load_potential(out)
+    assert imported.species == (1, 6, 8) and imported.scale == 0.5
+    atoms = molecule("CH3OH")
+    atoms.calc = PonitaCalculator(out, backend="eager")
+    assert np.isfinite(atoms.get_forces()).all()
+
+
+def test_download_goes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(dataset: str, name: str, folder: Path) -> Path:
+        asked.append((dataset, name, folder))
+        if name == "water":
+            raise DownloadError("unknown molecule 'water'")
+        return folder / "file.npz"
+
+    monkeypatch.setattr("ponita_ff.data.download.download", fetch)
+    result = call("download", "rmd17", "ethanol", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert asked == [("rmd17", "ethanol", tmp_path)]
+    assert result.output == f"ready: {tmp_path / 'file.npz'}\n"
+    refused = call("download", "rmd17", "water", "--out", tmp_path)
+    assert refused.exit_code == 1
+    assert refused.output == "Error: unknown molecule 'water'\n"
+
+
+def test_potentials_are_listed() -> None:
+    result = call("potentials")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert re.fullmatch(
+        r"ethanol-rmd17 +H C O +PBE/def2-SVP +950 +3\.28 +0\.66", next(x for x in lines if "ethanol" in x)
+    )
+    facts = {fact["name"]: fact for fact in json.loads(call("potentials", "--json").output)}
+    assert len(facts) == len(lines) - 2
+    assert facts["organic-rmd17"]["elements"] == ["H", "C", "N", "O"]
+    assert Path(facts["organic-rmd17"]["file"]).is_file()
 
 
 def test_label_says_what_came_of_it(tmp_path: Path) -> None:

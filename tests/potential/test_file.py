@@ -388,7 +388,7 @@ def test_missing_folders_are_made(path: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_shipped_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_shipped", lambda: {"water-one": path, "silica": path})
+    monkeypatch.setattr(checkpoint, "shipped_potentials", lambda: {"water-one": path, "silica": path})
     with pytest.raises(FileNotFoundError, match=r"'etanol'.*water-one, silica"):
         find_potential("etanol")
     assert find_potential("silica") == path

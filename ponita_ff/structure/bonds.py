@@ -1,4 +1,4 @@
-"""Covalent bonds of a structure."""
+"""Covalent bonds of a structure, and how much their lengths change: a molecule whose bonds break is no longer whole."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 
-__all__ = ["Bonds", "find_bonds"]
+__all__ = ["BOND_CHANGE_LIMIT", "Bonds", "find_bonds"]
 
-#: A bond is at most this many times as long as the sum of the covalent radii.
-_BOND_FACTOR = 1.2
+#: Å by which a bond length of a whole molecule may change: the criterion of Fu et al., "Forces are not enough",
+#: arXiv:2210.07237.
+BOND_CHANGE_LIMIT = 0.5
 
 
 @dataclass(frozen=True)
 class Bonds:
-    """Covalent bonds i–j of a structure.
+    """Bonds of a structure and their lengths in it.
 
     Attributes:
         pairs: Indices i and j of the bonded atoms, each bond once, shape (bonds, 2).
@@ -34,18 +35,22 @@ class Bonds:
         return len(self.pairs)
 
     def vectors(self, atoms: Atoms) -> NDArray[np.float64]:
-        """Return the vectors from i to j in another geometry of the same atoms, Å, shape (bonds, 3)."""
+        """Vectors from i to j in another geometry of the same atoms, Å, shape (bonds, 3)."""
         i, j = self.pairs.T
         return np.asarray(atoms.positions[j] - atoms.positions[i] + self.shifts @ atoms.cell.array)
 
+    def changes(self, atoms: Atoms) -> NDArray[np.float64]:
+        """Changes of the bond lengths in another geometry of the same atoms, Å, shape (bonds,)."""
+        return np.asarray(np.linalg.norm(self.vectors(atoms), axis=1) - self.lengths)
+
     def largest_change(self, atoms: Atoms) -> float:
-        """Return the largest change of a bond length in another geometry of the same atoms, Å."""
-        return float(np.abs(np.linalg.norm(self.vectors(atoms), axis=1) - self.lengths).max())
+        """Largest change of a bond length in another geometry of the same atoms, Å; 0 where there are no bonds."""
+        return float(np.abs(self.changes(atoms)).max(initial=0.0))
 
 
 def find_bonds(atoms: Atoms) -> Bonds:
-    """Find all pairs of atoms closer than 1.2 times the sum of their covalent radii."""
-    i, j, distance, shift = neighbor_list("ijdS", atoms, natural_cutoffs(atoms, mult=_BOND_FACTOR))
+    """All pairs nearer than 1.2 times the sum of their covalent radii (ASE's ``natural_cutoffs``)."""
+    i, j, distance, shift = neighbor_list("ijdS", atoms, natural_cutoffs(atoms, mult=1.2))
     # Every pair is listed in both directions; an atom and its own image are told apart by the sign of the shift.
     once = (i < j) | ((i == j) & np.array([tuple(s) > (0, 0, 0) for s in shift], dtype=bool))
     return Bonds(np.stack([i[once], j[once]], axis=1), distance[once], shift[once])

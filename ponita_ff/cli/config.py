@@ -1,0 +1,52 @@
+"""``ponita-ff config``."""
+
+from __future__ import annotations
+
+import click
+
+from ponita_ff.cli import options
+from ponita_ff.cli.group import Command
+
+#: Settings that finetune chooses by its arguments, the base potential and the number of frames.
+_CHOSEN_BY_FINETUNE = {
+    "name",
+    "data",
+    "model",
+    "potential.start",
+    "potential.zbl_cutoff",
+    "optimiser.steps",
+    "optimiser.learning_rate",
+    "optimiser.warmup_steps",
+    "optimiser.ema_decay",
+    "optimiser.validate_every",
+    "optimiser.checkpoint_every",
+}
+
+
+@click.command("config", cls=Command)
+@click.argument("which", type=click.Choice(["train", "finetune", "explore", "audit"]))
+@options.common
+def command(which: str) -> None:
+    """Print all settings of a command as a YAML file, each with its default and what it means.
+
+    Settings without a default, and those that the command chooses by itself, are commented out.
+
+    \b
+    ponita-ff config train > train.yaml     for: ponita-ff train train.yaml --out run
+    ponita-ff config audit > audit.yaml     for: ponita-ff audit POTENTIAL --settings audit.yaml
+    """
+    from pydantic import BaseModel
+
+    from ponita_ff.audit.settings import AuditSettings
+    from ponita_ff.cli.template import settings_template
+    from ponita_ff.explore.settings import ExploreSettings
+    from ponita_ff.training.config import TrainConfig
+
+    models: dict[str, type[BaseModel]] = {
+        "train": TrainConfig,
+        "finetune": TrainConfig,
+        "explore": ExploreSettings,
+        "audit": AuditSettings,
+    }
+    chosen = _CHOSEN_BY_FINETUNE if which == "finetune" else set()
+    click.echo(settings_template(models[which], chosen), nl=False)

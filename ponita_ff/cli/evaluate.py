@@ -1,0 +1,80 @@
+"""``ponita-ff evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ponita_ff.cli import options
+from ponita_ff.cli.group import Command
+
+if TYPE_CHECKING:
+    from ponita_ff.training.evaluate import Errors
+    from ponita_ff.units import Units
+
+
+@click.command("evaluate", cls=Command)
+@click.argument("potential")
+@click.argument("data", type=options.PATH)
+@click.option("--out", type=options.PATH, help="Folder for errors.json and parity.png.")
+@click.option("--batch-size", default=10, show_default=True, type=click.IntRange(min=1), help="Frames in a batch.")
+@options.units
+@options.device()
+@options.dtype()
+@options.backend()
+@options.threads
+@options.progress
+@options.common
+def command(
+    potential: str,
+    data: Path,
+    out: Path | None,
+    batch_size: int,
+    units: Units | None,
+    device: str,
+    dtype: str | None,
+    backend: str,
+    progress: bool,
+) -> None:
+    """Print errors of POTENTIAL on the labelled frames of DATA; --out keeps them as JSON, with a parity plot."""
+    from tqdm import tqdm
+
+    from ponita_ff.data import read_frames
+    from ponita_ff.files import write_json
+    from ponita_ff.training.evaluate import evaluate as run_evaluation
+    from ponita_ff.training.plots import plot_parity
+
+    members = options.load_members(potential, device, dtype)
+    if len(members) > 1:
+        raise click.UsageError("evaluate takes one potential: for a committee there is ponita-ff calibrate")
+    frames = read_frames(data, units=units)
+    with tqdm(total=len(frames), unit="frame", desc="evaluating", disable=not progress) as bar:
+
+        def update(done: int) -> None:
+            bar.update(done - bar.n)
+
+        result = run_evaluation(members[0], frames, batch_size, update, backend)
+    _print_errors(result.errors)
+    if out is not None:
+        write_json(out / "errors.json", result.errors.as_dict())
+        plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
+
+
+def _print_errors(errors: Errors) -> None:
+    click.echo(f"frames                {errors.frames}")
+    click.echo(f"energy MAE            {1e3 * errors.energy_mae:.3f} meV")
+    click.echo(f"energy RMSE           {1e3 * errors.energy_rmse:.3f} meV")
+    click.echo(f"energy MAE per atom   {1e3 * errors.energy_mae_per_atom:.4f} meV")
+    click.echo(f"force MAE             {1e3 * errors.forces_mae:.3f} meV/Å")
+    click.echo(f"force RMSE            {1e3 * errors.forces_rmse:.3f} meV/Å")
+    for symbol, value in errors.forces_mae_by_element.items():
+        click.echo(f"force MAE of {symbol:<8} {1e3 * value:.3f} meV/Å")
+    for formula, found in errors.by_formula.items():
+        click.echo(
+            f"{formula:<21} energy MAE {1e3 * found.energy_mae:.3f} meV, force MAE {1e3 * found.forces_mae:.3f} "
+            f"meV/Å ({found.frames} frames)"
+        )
+    if errors.stress_mae is not None:
+        click.echo(f"stress MAE            {1e3 * errors.stress_mae:.4f} meV/Å³")

@@ -1,0 +1,116 @@
+"""The group of all commands, and the one place that turns users' mistakes into one sentence."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+__all__ = ["ALIASES", "COMMANDS", "Command", "MistakeOf2", "main"]
+
+#: Commands, in the order in which a user needs them: module and what the list of commands says. Modules of commands
+#: load torch only when a command runs.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "potentials": ("potentials", "List the shipped potentials and their errors."),
+    "info": ("info", "Print what a potential is and how wrong it is."),
+    "predict": ("predict", "Write energies, forces and stresses of structures."),
+    "relax": ("relax", "Relax a structure to a minimum of the energy."),
+    "md": ("md", "Run molecular dynamics."),
+    "evaluate": ("evaluate", "Print errors on labelled frames."),
+    "audit": ("audit", "Check the physics of potentials on one page."),
+    "train": ("train", "Train a potential from labelled frames."),
+    "finetune": ("finetune", "Train a potential further on new frames."),
+    "label": ("label", "Compute reference energies and forces."),
+    "explore": ("explore", "Learn a new structure by active learning."),
+    "calibrate": ("calibrate", "Compare a committee's spread with its errors."),
+    "config": ("config", "Print all settings as a YAML file."),
+    "download": ("download", "Fetch a public data set and verify it."),
+    "import": ("import_", "Convert a checkpoint of the published code."),
+    "compile": ("compile", "Compile a potential ahead of time."),
+}
+
+#: Names of before that still work and are not shown. Options of before are declared as hidden ones beside their
+#: successors, in the modules of train, finetune and explore.
+ALIASES = {"package": "compile"}
+
+
+class MistakeOf2(click.ClickException):
+    """A user's mistake in a command whose exit code 1 means that something was found."""
+
+    exit_code = 2
+
+
+class Command(click.Command):
+    """A command whose users' mistakes end in one clear sentence; anything else is a bug and shows a traceback.
+
+    Args:
+        mistake: What a user's mistake becomes; it carries the exit code.
+        stopped: What is said when it is interrupted: how it goes on; ``{name}`` stands for a parameter's value.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        mistake: type[click.ClickException] = click.ClickException,
+        stopped: str = "stopped",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.mistake = mistake
+        self.stopped = stopped
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        from ponita_ff.data.download import DownloadError
+
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError, DownloadError) as error:
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            raise self.mistake(str(error)) from error
+        except KeyboardInterrupt:
+            raise self.mistake(self.stopped.format(**ctx.params)) from None
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and loads the module of one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, or of this alias."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"ponita_ff.cli.{COMMANDS[name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ponita-ff")
+@click.option("-q", "--quiet", is_flag=True, help="Print results and warnings only.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error as well.")
+@click.pass_context
+def main(context: click.Context, quiet: bool, debug: bool) -> None:
+    """Make and use PONITA force fields.
+
+    A POTENTIAL is the name of a shipped potential or the path of a potential file; several joined by commas make a
+    committee. After a stop, train, finetune, label, explore and md go on when the same command is given again.
+
+    Completion of commands and options: put eval "$(_PONITA_FF_COMPLETE=bash_source ponita-ff)" into ~/.bashrc, or the
+    same with zsh_source into ~/.zshrc.
+    """
+    context.meta["quiet"], context.meta["debug"] = quiet, debug
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")

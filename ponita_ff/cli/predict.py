@@ -1,0 +1,60 @@
+"""``ponita-ff predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ponita_ff.cli import options
+from ponita_ff.cli.group import Command
+
+
+@click.command("predict", cls=Command)
+@click.argument("potential")
+@click.argument("structures", type=options.PATH)
+@click.option("-o", "--out", type=options.PATH, required=True, help="File to write: .xyz, .extxyz or .traj.")
+@click.option("--calibration", type=options.PATH, help="Of a committee, as ponita-ff calibrate writes it.")
+@options.device()
+@options.dtype()
+@options.backend()
+@options.threads
+@options.progress
+@options.common
+def command(
+    potential: str,
+    structures: Path,
+    out: Path,
+    calibration: Path | None,
+    device: str,
+    dtype: str | None,
+    backend: str,
+    progress: bool,
+) -> None:
+    """Write energy, forces and, for periodic cells, stress of all STRUCTURES, any file that ASE reads.
+
+    ASE reads the results back as those of a calculator; eV, eV/Å and eV/Å³. Several potentials joined by commas add
+    their spread: energy_std and forces_std.
+
+    \b
+    ponita-ff predict ethanol-rmd17 in.xyz -o out.xyz
+    """
+    from tqdm import tqdm
+
+    from ponita_ff.simulate.predict import check_format, predict_frames, read_structures, write_structures
+    from ponita_ff.uncertainty import Calibration
+
+    check_format(out)
+    members = options.load_members(potential, device, dtype)
+    if calibration is not None and len(members) < 2:
+        raise click.UsageError("--calibration belongs to a committee: give several potentials joined by commas")
+    frames = read_structures(structures)
+    with tqdm(total=len(frames), unit="frame", desc="predicting", disable=not progress) as bar:
+
+        def update(done: int) -> None:
+            bar.update(done - bar.n)
+
+        known = None if calibration is None else Calibration.load(calibration)
+        predicted = predict_frames(members, frames, backend, known, update)
+    write_structures(out, predicted)
+    click.echo(f"predicted: {len(predicted)} frames in {out}")

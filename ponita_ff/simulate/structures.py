@@ -1,0 +1,67 @@
+"""Structures and committees as a user names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+from ase.build import molecule
+
+from ponita_ff.potential.file import find_potential
+
+__all__ = ["StructureError", "committee_members", "read_structure"]
+
+#: Beside the file of a shipped potential: the structure that its card was measured with.
+_STRUCTURE_FILE = "structure.xyz"
+
+
+class StructureError(ValueError):
+    """A structure that cannot be had; the message names it and says what was expected."""
+
+
+def committee_members(text: str) -> list[str]:
+    """Names of the potentials in a text: one, or several joined by commas."""
+    return [text] if Path(text).is_file() else [name.strip() for name in text.split(",")]
+
+
+def read_structure(text: str | None, potential: str) -> Atoms:
+    """One structure, without a calculator.
+
+    Args:
+        text: A file that ASE reads (its last image counts), or a molecule that ``ase.build.molecule`` knows; None for
+            the structure that lies beside the potential's file.
+        potential: Name or file of the potential; several may be joined by commas.
+
+    Raises:
+        StructureError: For neither, or a file that ASE cannot read.
+        FileNotFoundError: Without ``text``, where there is no such potential.
+    """
+    if text is None:
+        beside = find_potential(committee_members(potential)[0]).with_name(_STRUCTURE_FILE)
+        if not beside.is_file():
+            raise StructureError(
+                f"give STRUCTURE, a file that ASE reads or a molecule such as CH3CH2OH: no {_STRUCTURE_FILE} lies "
+                f"beside {potential}"
+            )
+        return _read(beside)
+    if Path(text).exists():
+        return _read(Path(text))
+    try:
+        return molecule(text)
+    except (KeyError, NotImplementedError):
+        raise StructureError(
+            f"{text}: there is no such file, nor a molecule of that name in ase.build.molecule"
+        ) from None
+
+
+def _read(path: Path) -> Atoms:
+    try:
+        atoms = ase.io.read(path, index=-1)
+    except Exception as error:  # ASE's readers raise anything
+        raise StructureError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+    assert isinstance(atoms, Atoms)
+    if len(atoms) == 0:
+        raise StructureError(f"{path}: the structure has no atoms")
+    atoms.calc = None
+    return atoms

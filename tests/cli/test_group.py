@@ -1,0 +1,132 @@
+"""The group of commands: help, loading, and what happens to errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ponita_ff.backends.predictor import BACKENDS
+from ponita_ff.cli import main, options
+from ponita_ff.cli.group import ALIASES, COMMANDS, Command, MistakeOf2
+from ponita_ff.potential.device import DTYPES
+
+CONTEXT = click.Context(main)
+
+
+def command(name: str) -> click.Command:
+    found = main.get_command(CONTEXT, name)
+    assert found is not None
+    return found
+
+
+def test_the_list_of_commands_is_not_cut() -> None:
+    result = CliRunner().invoke(main, ["--help"], terminal_width=80)
+    listed = result.output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    for line, (_, text) in zip(listed, COMMANDS.values(), strict=True):
+        assert len(line) <= 80 and line.endswith(text) and "..." not in line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"], terminal_width=80)
+    assert result.exit_code == 0, result.output
+    found = command(name)
+    assert found.name == name and isinstance(found, Command)
+    # A verb in its base form comes first, as in the list of commands.
+    verb = (found.help or "").split()[0]
+    assert verb.isalpha() and verb[0].isupper() and not verb.endswith(("s", "ing"))
+    assert COMMANDS[name][1].endswith(".")
+    for parameter in found.params:
+        assert isinstance(parameter, click.Argument) or parameter.hidden or parameter.help, parameter.name
+    assert {"quiet", "debug"} <= {parameter.name for parameter in found.params}
+
+
+@pytest.mark.parametrize(
+    ("option", "commands"),
+    [
+        ("device", "predict relax md evaluate audit train finetune calibrate"),
+        ("dtype", "predict relax md evaluate audit train finetune calibrate compile"),
+        ("backend", "predict relax md evaluate train finetune"),
+        ("threads", "predict relax md evaluate audit train finetune explore calibrate compile"),
+        ("no_progress", "predict relax md evaluate audit train finetune label explore"),
+        ("energy_unit", "evaluate audit calibrate"),
+        ("length_unit", "evaluate audit calibrate"),
+        ("out", "predict relax md evaluate audit train finetune label explore calibrate download"),
+    ],
+)
+def test_shared_options_are_wherever_they_make_sense(option: str, commands: str) -> None:
+    having = [name for name in COMMANDS if option in {parameter.name for parameter in command(name).params}]
+    assert having == [name for name in COMMANDS if name in commands.split()]
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert options.BACKENDS == BACKENDS
+    assert tuple(DTYPES) == options.DTYPES
+
+
+def test_names_of_before() -> None:
+    for alias, name in ALIASES.items():
+        assert command(alias) is command(name)
+        assert alias not in main.list_commands(CONTEXT)
+    assert main.get_command(CONTEXT, "packages") is None
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["md", "--help"], ["train", "--help"], ["--version"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
+    program = "import sys; from ponita_ff.cli import main; main(standalone_mode=False); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
+    """A command that raises."""
+
+    @click.command("fail", cls=Command, **settings)
+    @click.option("--out", default="run")
+    @options.common
+    def fail(out: str) -> None:
+        raise error
+
+    return CliRunner().invoke(fail, arguments)
+
+
+def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
+    result = run_failing(ValueError("no such thing"))
+    assert (result.exit_code, result.output) == (1, "Error: no such thing\n")
+    result = run_failing(OSError(28, "disk is full"), mistake=MistakeOf2)
+    assert result.exit_code == 2 and "disk is full" in result.output
+    result = run_failing(ValueError("no such thing"), "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.output and result.output.endswith("Error: no such thing\n")
+    assert isinstance(run_failing(KeyError("bug")).exception, KeyError)
+
+
+def test_a_stop_says_how_to_go_on() -> None:
+    result = run_failing(KeyboardInterrupt(), "--out", "here", stopped="stopped; {out} goes on")
+    assert (result.exit_code, result.output) == (1, "Error: stopped; here goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [(["show"], True), (["show", "--no-progress"], False), (["show", "--quiet"], False), (["-q", "show"], False)],
+)
+def test_quiet_before_or_after_the_command_shows_no_progress(arguments: list[str], shown: bool) -> None:
+    @click.group()
+    @click.option("-q", "--quiet", is_flag=True)
+    @click.pass_context
+    def group(context: click.Context, quiet: bool) -> None:
+        context.meta["quiet"] = quiet
+
+    @group.command("show", cls=Command)
+    @options.progress
+    @options.common
+    def show(progress: bool) -> None:
+        click.echo(progress)
+
+    assert CliRunner().invoke(group, arguments).output == f"{shown}\n"

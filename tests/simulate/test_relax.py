@@ -1,0 +1,62 @@
+"""Relaxation: convergence, cell, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.io import read
+
+from ponita_ff.simulate.relax import OPTIMISERS, optimise, relax_structure
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_shaken_molecule_comes_to_rest(optimiser: str, tmp_path: Path) -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = EMT()
+    found = relax_structure(atoms, tmp_path, optimiser, fmax=0.05, steps=300, progress=False)
+    assert found.converged and found.fmax[-1] < 0.05
+    assert found.energy[-1] < found.energy[0]
+    relaxed, frames = read(tmp_path / "relaxed.xyz"), read(tmp_path / "relax.traj", ":")
+    assert len(frames) == found.steps + 1
+    np.testing.assert_allclose(relaxed.positions, frames[-1].positions, atol=1e-7)
+    assert relaxed.get_potential_energy() == pytest.approx(found.energy[-1])
+    lines = (tmp_path / "log.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "step,energy_eV,fmax_eV_per_A"
+    assert [float(value) for value in lines[-1].split(",")] == [found.steps, found.energy[-1], found.fmax[-1]]
+    assert (tmp_path / "relax.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cell_relaxes_against_a_pressure(tmp_path: Path) -> None:
+    volumes = []
+    for pressure in (0.0, 5.0):
+        atoms = bulk("Cu")
+        atoms.set_cell(1.05 * atoms.cell.array, scale_atoms=True)
+        atoms.calc = EMT()
+        found = relax_structure(atoms, tmp_path, fmax=0.01, cell=True, pressure=pressure, progress=False)
+        assert found.converged
+        # Along the stress, ASE's cell coordinates have the force −V (σ + p).
+        np.testing.assert_allclose(-atoms.get_stress()[:3] / 0.00624150907, pressure, atol=0.2)
+        volumes.append(found.volume[-1])
+    assert volumes[1] < volumes[0]
+    assert "volume_A3" in (tmp_path / "log.csv").read_text(encoding="utf-8")
+
+
+def test_what_cannot_converge_says_so(tmp_path: Path) -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = EMT()
+    found = optimise(atoms, OPTIMISERS["BFGS"], 1e-6, 2, tmp_path / "relax.traj", progress=False)
+    assert not found.converged and found.steps == 2
+    with pytest.raises(ValueError, match="only a cell that is periodic"):
+        optimise(atoms, OPTIMISERS["BFGS"], 0.1, 2, tmp_path / "relax.traj", cell=True, progress=False)
+
+
+def test_a_structure_at_rest_makes_a_picture_too(tmp_path: Path) -> None:
+    atoms = bulk("Cu")
+    atoms.calc = EMT()
+    found = relax_structure(atoms, tmp_path, progress=False)
+    assert found.converged and found.steps == 0
+    assert (tmp_path / "relax.png").exists()
