@@ -173,7 +173,10 @@ def test_mistakes_end_in_one_sentence(
 
 def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path) -> None:
     base, frames = run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz"
+    printed = tmp_path / "settings.yaml"
+    printed.write_text(call("config", "finetune").output, encoding="utf-8")
     arguments = ["finetune", base, frames, "--out", tmp_path / "tuned", "--replay", frames, "--no-progress"]
+    arguments += ["--settings", printed]  # the defaults: they change nothing
     result = call(*arguments, "--frames", 8, "--test", frames, "--set", "optimiser.steps=4")
     assert result.exit_code == 0, result.output
     for row in (r"new: validation \(2\)", r"new: test \(12\)", r"replay holdout \(4\)"):

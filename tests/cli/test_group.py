@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from ponita_ff.backends.predictor import BACKENDS
@@ -130,3 +131,13 @@ def test_quiet_before_or_after_the_command_shows_no_progress(arguments: list[str
         click.echo(progress)
 
     assert CliRunner().invoke(group, arguments).output == f"{shown}\n"
+
+
+def test_completion_knows_commands_options_and_choices() -> None:
+    def completed(words: list[str], start: str) -> list[str]:
+        found = ShellComplete(main, {}, "ponita-ff", "_PONITA_FF_COMPLETE").get_completions(words, start)
+        return [item.value for item in found]
+
+    assert completed([], "p") == ["potentials", "predict"]
+    assert completed(["md"], "--thermo") == ["--thermostat", "--thermostat-time"]
+    assert completed(["md", "--ensemble"], "n") == ["nve", "nvt", "npt"]
