@@ -170,7 +170,7 @@ def train(config: TrainConfig, out: Path, resume: bool = False, progress: bool =
     """
     device = _device(config.device)
     if not resume and is_started(out):
-        raise ValueError(f"{out} already holds a run: continue it with --resume, or give another folder")
+        raise ValueError(f"{out} already holds a run: continue it (ponita-ff train --out does), or give another folder")
     *earlier, (last_stage, _) = config.stages(out)
     with process_group(device) as processes:
         for stage, folder in earlier:
