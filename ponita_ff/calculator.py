@@ -40,7 +40,7 @@ class PonitaCalculator(Calculator):
             it. It changes the speed, not the results; 0 makes a list every time.
         num_ori: Another orientation grid than the file's; only for networks trained on it too (see the model card:
             energies and forces change on any other). None for the file's own.
-        rotations: Average over this many fixed rotations, which takes as many times the time; None for the file's own.
+        rotations: Average over this many fixed rotations, at proportionally higher cost; None for the file's own.
         calibration: Of a committee, or the file of one (:func:`ponita_ff.uncertainty.calibrate`): its standard
             deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
@@ -49,8 +49,8 @@ class PonitaCalculator(Calculator):
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
     eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy; positive under tension) for cells periodic in all directions. Of a
-    committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members, each member
-    counting alike (the sum of squares is divided by their number), times the calibration's factors. Total energies of
+    committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members,
+    divided by the number of members, not by one less, times the calibration's factors. Total energies of
     members with different reference energies differ by those too.
 
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.

@@ -60,6 +60,6 @@ class ShapeCompiler:
                 compiled(fixed, tensors)
         except Exception as error:  # whatever a compiler tool-chain throws: the work goes on without it
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning("could not compile, going on without: %s", reason)
+            logger.warning("could not compile, continuing uncompiled: %s", reason)
             return self._plain
         return compiled

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ponita_ff.cli import options
-from ponita_ff.cli.group import Command, MistakeOf2
+from ponita_ff.cli.group import Command, UserErrorExit2
 
 if TYPE_CHECKING:
     from ponita_ff.units import Units
 
 
-@click.command("audit", cls=Command, mistake=MistakeOf2)
+@click.command("audit", cls=Command, mistake=UserErrorExit2)
 @click.argument("potentials", nargs=-1, required=True, metavar="POTENTIAL...")
 @click.option("--data", type=options.PATH, help="Labelled frames, as for evaluate.")
 @click.option("--structure", help="A file that ASE reads, or a molecule such as CH3CH2OH.  [default: of the frames]")
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @options.set_values
 @click.option("--quick", is_flag=True, help="Do short runs, fewer points: under a minute for a small molecule.")
 @click.option("--only", help="Do only these checks, joined by commas, e.g. rotations,nve.")
-@click.option("--temperature", type=float, help="Of the training data, K.  [default: 300]")
+@click.option("--temperature", type=float, help="Temperature of the training data, K.  [default: 300]")
 @click.option("--nve-ps", type=float, help="Length of each NVE run, ps.  [default: 20]")
 @click.option("--nvt-ps", type=float, help="Length of each NVT run, ps.  [default: 20]")
 @click.option("--strict", is_flag=True, help="Count a check that cannot be done as failed.")

@@ -16,7 +16,7 @@ from ponita_ff.cli.train import STOPPED
 @click.argument("data", type=options.PATH, nargs=-1, required=True)
 @options.out_folder(holds="the results, new or of a stopped run")
 @click.option("--test", type=options.PATH, multiple=True, help="Labelled frames for the errors; may be repeated.")
-@click.option("--replay", type=options.PATH, multiple=True, help="Frames of what POTENTIAL knows.  [default: its own]")
+@click.option("--replay", type=options.PATH, multiple=True, help="Old training frames to replay.  [default: its own]")
 @click.option("--no-replay", is_flag=True, help="Train on the new frames alone.")
 @click.option("--frames", type=click.IntRange(min=1), help="Use only so many of DATA, drawn at random.")
 @click.option("--resume", is_flag=True, hidden=True)  # before: now the same command goes on
@@ -46,7 +46,7 @@ def command(
 ) -> None:
     """Train POTENTIAL further on the labelled frames of DATA: a new molecule, element or level of theory.
 
-    Prints errors before and after on the new frames and on what POTENTIAL knew; the folder --out gets what "ponita-ff
+    Prints errors before and after on the new frames and on the replay holdout; the folder --out gets what "ponita-ff
     train" leaves there. If it holds a run that was stopped, the run goes on. "ponita-ff config finetune" prints all
     settings.
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-__all__ = ["ALIASES", "COMMANDS", "Command", "MistakeOf2", "main"]
+__all__ = ["ALIASES", "COMMANDS", "Command", "UserErrorExit2", "main"]
 
 #: Commands, in the order in which a user needs them: module and what the list of commands says. Modules of commands
 #: load torch only when a command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
     "potentials": ("potentials", "List the shipped potentials and their errors."),
-    "info": ("info", "Print what a potential is and how wrong it is."),
+    "info": ("info", "Print a potential's header and its errors."),
     "predict": ("predict", "Write energies, forces and stresses of structures."),
     "relax": ("relax", "Relax a structure to a minimum of the energy."),
     "md": ("md", "Run molecular dynamics."),
@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 ALIASES = {"package": "compile"}
 
 
-class MistakeOf2(click.ClickException):
+class UserErrorExit2(click.ClickException):
     """A user's mistake in a command whose exit code 1 means that something was found."""
 
     exit_code = 2

@@ -17,7 +17,7 @@ from ponita_ff.cli.group import Command
 @click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
 @options.common
 def command(potential: str, as_json: bool) -> None:
-    """Print what a potential file is, what it was trained on, and how wrong it is."""
+    """Print the header, the training data and the errors of a potential file."""
     from ponita_ff.potential.file import find_potential, read_header
 
     path = find_potential(potential)

@@ -32,14 +32,14 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     type=click.Choice(["langevin", "bussi"]),
     default="langevin",
     show_default=True,
-    help="Of nvt: act on every atom, or scale all velocities.",
+    help="Thermostat of nvt: Langevin, or Bussi (stochastic velocity rescaling).",
 )
 @click.option(
     "--temperature",
     type=_POSITIVE,
     default=300.0,
     show_default=True,
-    help="K. For nve of the start: near a minimum half of it turns into potential energy.",
+    help="Temperature, K; nve: of the initial velocities (about half if started at a minimum).",
 )
 @click.option("--timestep", type=_POSITIVE, default=0.5, show_default=True, help="fs.")
 @click.option("--ps", type=_POSITIVE, help="Length of the run, ps.  [default: 10]")

@@ -164,8 +164,8 @@ def units(function: Function) -> Function:
     def with_units(*args: Any, energy_unit: str | None, length_unit: str | None, **kwargs: Any) -> Any:
         return function(*args, units=_units(energy_unit, length_unit), **kwargs)
 
-    energy = click.option("--energy-unit", help="Of data that do not say their own: eV, kcal/mol, Hartree, …")
-    length = click.option("--length-unit", help="Of data that do not say their own: Angstrom, Bohr, …")
+    energy = click.option("--energy-unit", help="Energy unit of data that do not state one: eV, kcal/mol, Hartree, …")
+    length = click.option("--length-unit", help="Length unit of data that do not state one: Angstrom, Bohr, …")
     return energy(length(with_units))
 
 

@@ -17,7 +17,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.argument("structure", required=False)
 @options.out_folder("relax-out", "the relaxed structure, trajectory, log and picture")
 @click.option("--fmax", type=_POSITIVE, default=0.01, show_default=True, help="Largest force to reach, eV/Å.")
-@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, help="Give up after so many.")
+@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, help="Largest number of steps.")
 @click.option(
     "--optimiser", type=click.Choice(["BFGS", "LBFGS", "FIRE2"]), default="BFGS", show_default=True, help="Of ASE."
 )

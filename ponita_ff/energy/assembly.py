@@ -7,8 +7,8 @@
                                                        and cell (Knuth et al., Comput. Phys. Commun. 190, 33 (2015))
 
 The first two terms are the interaction energy. Reference energies are constants, added in float64 whatever the
-network's dtype, because float32 would round a molecule's thousands of eV to half a meV. How the derivatives are got is
-each backend's own business: by autograd (derivatives.py), or by the native kernels.
+network's dtype, because float32 would round a molecule's thousands of eV to half a meV. The derivatives come from
+the backend: autograd (derivatives.py) or the native kernels.
 """
 
 from __future__ import annotations

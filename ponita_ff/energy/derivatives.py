@@ -85,7 +85,7 @@ def _terms(
 
 
 def _displaced(graph: Graph, forces: bool, stress: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Positions (N, 3), offsets (N, M, 3) and with respect to what they can be differentiated.
+    """Positions (N, 3) and offsets (N, M, 3) after strain, and the tensors to differentiate with respect to.
 
     That is the positions themselves and a strain of each structure (B, 3, 3), which is zero.
     """

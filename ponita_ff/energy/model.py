@@ -72,8 +72,8 @@ class EnergyModel(Float64Buffers):
     def average_rotations(self, number: int) -> None:
         """Average over a fixed set of rotations of the grid, the identity first (:func:`averaging_rotations`).
 
-        Costs ``number`` times the time and brings down what the grid leaves of the energy's dependence on how a
-        molecule is turned. Forces stay the exact gradient, because the average itself is differentiated.
+        Costs ``number`` times the time and reduces the remaining dependence of the energy on
+        orientation. Forces stay the exact gradient, because the average itself is differentiated.
 
         Raises:
             ValueError: For anything but a whole number of at least 1.

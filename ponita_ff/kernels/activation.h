@@ -16,7 +16,7 @@ INLINE Vector<float> float_of(Bits bits) {
     return x;
 }
 
-// Exact to float's rounding of 1, which is what all that comes of it is compared with.
+// Absolute error below float32's epsilon; exp(x) <= 1 here.
 INLINE Vector<float> exp_of(Vector<float> x) {
     x = x < -86.0f ? all(-86.0f) : x;  // only ever called for x <= 0
     // exp(x) = 2^n exp(f); a float this large has no bits behind the point, and n stands in its lowest ones.

@@ -241,7 +241,7 @@ private:
             features_[layer] = arena.take<T>(layer ? atoms * row_ : 0);  // the first layer's are the embedding
             const int64_t kept = layer + 1 < layers ? atoms : threads_ * block_atoms;
             normal_[layer] = arena.take<T>(kept * row_);
-            deviation_[layer] = arena.take<T>(kept * shape_.num_ori);
+            inverse_deviation_[layer] = arena.take<T>(kept * shape_.num_ori);
             gelu_derivatives_[layer] = arena.take<T>(kept * shape_.num_ori * shape_.hidden);
             expanded_[layer] = arena.take<T>(kept * model_.num_harmonics * shape_.hidden);
         }
@@ -394,7 +394,7 @@ private:
             add_to_rows(shape_, static_cast<const T*>(layer.bias), rows, convolved);
         const int64_t place = kept(index, begin, s);
         T* normal = normal_[index] + place * row_;
-        normalise(shape_, convolved, rows, normal, deviation_[index] + place * shape_.num_ori);
+        normalise(shape_, convolved, rows, normal, inverse_deviation_[index] + place * shape_.num_ori);
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
         T* const units = s.hidden;
         product(Rows<T>{normal, stride}, rows, static_cast<const T*>(layer.expand), stride, shape_.hidden,
@@ -421,8 +421,8 @@ private:
             synthesise<K>(shape_, synthesis, coefficients, s.more_rows + atom * row_, false);
         }
         const int64_t place = kept(index, begin, s);
-        T *normal = normal_[index] + place * row_, *deviation = deviation_[index] + place * ori;
-        normalise(shape_, s.more_rows, rows, normal, deviation);
+        T *normal = normal_[index] + place * row_, *inverse_deviation = inverse_deviation_[index] + place * ori;
+        normalise(shape_, s.more_rows, rows, normal, inverse_deviation);
 
         T *const expanded = expanded_[index] + place * K * hidden, *const units = s.hidden;
         product(Rows<T>{s.coefficients, stride}, coefficient_rows, static_cast<const T*>(layer.expand), stride, hidden,
@@ -430,7 +430,7 @@ private:
                     INLINE_LAMBDA { store(expanded + in_panels<T>(coefficient_rows, row, column), value); });
         const T* expand_bias = static_cast<const T*>(layer.expand_bias);
         for (int64_t atom = 0; atom < atoms; ++atom) {
-            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.scaled, static_cast<T*>(nullptr));
+            scale_rows(shape_, K, synthesis, inverse_deviation + atom * ori, s.scaled, static_cast<T*>(nullptr));
             for (int64_t start = 0; start < hidden; start += 2 * W) {
                 T* const out = units + start * rows + atom * ori * 2 * W;
                 product(Rows<T>{s.scaled, K}, ori, expanded + start * coefficient_rows + atom * K * 2 * W, K, 2 * W,
@@ -450,7 +450,7 @@ private:
                 [&](int64_t row, int64_t column, Vector<T> value)
                     INLINE_LAMBDA { store(gradient + row * stride + column, value); });
         const int64_t place = kept(index, begin, s);
-        normalise_adjoint(shape_, normal_[index] + place * row_, deviation_[index] + place * ori, rows, gradient);
+        normalise_adjoint(shape_, normal_[index] + place * row_, inverse_deviation_[index] + place * ori, rows, gradient);
         if (shape_.has_fibre)
             over_orientations(shape_, static_cast<const T*>(layer.fibre_adjoint), static_cast<const T*>(nullptr),
                               end - begin, gradient, out, true);
@@ -466,11 +466,11 @@ private:
         const T* const synthesis = static_cast<const T*>(model_.synthesis);
         const T* const analysis = static_cast<const T*>(model_.analysis);
         const int64_t place = kept(index, begin, s);
-        const T *normal = normal_[index] + place * row_, *deviation = deviation_[index] + place * ori;
+        const T *normal = normal_[index] + place * row_, *inverse_deviation = inverse_deviation_[index] + place * ori;
         const T* const expanded = expanded_[index] + place * K * hidden;
         T *const dots = s.dots, *const summed = s.summed;
         for (int64_t atom = 0; atom < atoms; ++atom) {
-            scale_rows(shape_, K, synthesis, deviation + atom * ori, s.scaled, s.scaled_transposed);
+            scale_rows(shape_, K, synthesis, inverse_deviation + atom * ori, s.scaled, s.scaled_transposed);
             std::fill(dots, dots + ori * W, T(0));
             for (int64_t start = 0; start < hidden; start += 2 * W) {
                 const T* const gradient = s.hidden + start * rows + atom * ori * 2 * W;
@@ -484,9 +484,9 @@ private:
                             store(dot, load(dot) + value * load(gradient + row * 2 * W + column));
                         });
             }
-            T* const through = dots;  // what every orientation's normal row counts with
+            T* const through = dots;  // factor of each orientation's normalised row
             for (int64_t o = 0; o < ori; ++o) {
-                const T inverse = deviation[atom * ori + o];
+                const T inverse = inverse_deviation[atom * ori + o];
                 through[o] = sum<T>(load(dots + o * W)) * inverse * inverse / T(shape_.channels);
             }
             scale_rows(shape_, K, synthesis, through, s.scaled, static_cast<T*>(nullptr));
@@ -641,7 +641,7 @@ private:
         }
     }
 
-    // What an atom sent counts with it, what it received against it.
+    // dE/dx_i: dE/dx_edge summed over the edges that i sends, minus those that it receives.
     void add_gradient(int64_t atom, int64_t copy, double* gradient, double* virial) const {
         const int64_t moved = copy * task_.atoms, here = atom + moved;
         const double* rotation = rotation_of(here);
@@ -686,7 +686,7 @@ private:
     T* edge_gradients_;
     const T** embedded_;
     double *energies_, *virials_;
-    T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *deviation_[MAX_LAYERS], *gelu_derivatives_[MAX_LAYERS];
+    T *features_[MAX_LAYERS], *normal_[MAX_LAYERS], *inverse_deviation_[MAX_LAYERS], *gelu_derivatives_[MAX_LAYERS];
     T* expanded_[MAX_LAYERS];  // W1 of the harmonics, panels of each block
     T *feature_grad_, *spatial_[2];
     int64_t* places_;  // of each row of a block: where its first channels lie in the block's features

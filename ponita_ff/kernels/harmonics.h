@@ -5,7 +5,7 @@
 //
 //     h(n) = sum_k Y_k(n) H_k,    H_k = w_l(k) sum_n' q(n') Y_k(n') s(n')    (q: the quadrature's weights)
 //
-// What comes behind, up to the activation, is linear but for each orientation's own deviation d(n), so that the first
+// What comes behind, up to the activation, is linear but for each orientation's inverse deviation d(n), so that the first
 // matrix product needs no more than the H_k: W1 norm(h(n)) = sum_k Y_k(n) / d(n) (W1' H_k), W1' with every row's mean
 // taken out. On fine grids that is far less than a product for each orientation.
 #pragma once

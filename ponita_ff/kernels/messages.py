@@ -289,7 +289,7 @@ def _kernels(dtype: torch.dtype) -> _MessageKernels | None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    logger.warning("no native kernels, going on without: %s", reason)
+    logger.warning("native kernels are not used: %s", reason)
 
 
 def _contiguous(tensor: Tensor, padding: int = 0) -> Tensor:

@@ -87,7 +87,7 @@ INLINE void tile(const Left& a, const T* panel, int64_t depth, int64_t row, Epil
     }
 }
 
-// The same for as many rows as turn out, at most R.
+// tile for a number of rows known at run time, 1 to R.
 template <int R, typename T, typename Left, typename Epilogue>
 INLINE void tile_of(int64_t rows, const Left& a, const T* panel, int64_t depth, int64_t row, Epilogue&& epilogue) {
     if (rows == R) return tile<R>(a, panel, depth, row, epilogue);
@@ -301,7 +301,7 @@ void add_to_rows(const Shape& shape, const T* vector, int64_t rows, T* out) {
         for (int64_t c = 0; c < shape.stride; c += W) store(out + c, load(out + c) + load(vector + c));
 }
 
-// (h - mean) / deviation of each row; the padding stays zero.
+// (h - mean) / standard deviation of each row; the padding stays zero.
 template <typename T>
 void normalise(const Shape& shape, const T* in, int64_t rows, T* out, T* inverse_deviation) {
     constexpr int64_t W = Simd<T>::width;
@@ -323,7 +323,7 @@ void normalise(const Shape& shape, const T* in, int64_t rows, T* out, T* inverse
     }
 }
 
-// Rows times the norm's Jacobian, which is symmetric: (x - mean(x) - n (n . x) / C) / deviation, in place.
+// Rows times the norm's Jacobian, which is symmetric: (x - mean(x) - n (n . x) / C) / standard deviation, in place.
 template <typename T>
 void normalise_adjoint(const Shape& shape, const T* normal, const T* inverse_deviation, int64_t rows, T* x) {
     constexpr int64_t W = Simd<T>::width;

@@ -219,7 +219,7 @@ class TrainingGraph {
     };
     struct Layer {
         // Rows of channels, except for features, features_tangent, spatial_grad and spatial_loss_grad: panels.
-        T *features, *spatial, *normal, *deviation, *feature_grad, *normal_grad, *spatial_grad, *moment;
+        T *features, *spatial, *normal, *inverse_deviation, *feature_grad, *normal_grad, *spatial_grad, *moment;
         T *features_tangent, *spatial_tangent, *normal_tangent, *along_tangent, *spatial_loss_grad, *moment_tangent;
         // Hidden units in panels of all rows (`unit`): x = W1 n + b1, gelu'(x), dE/d gelu(x), tangent of x.
         T *before, *derivative, *activated_grad, *before_tangent;
@@ -367,7 +367,7 @@ private:
             for (T** piece : {&layer.before, &layer.derivative, &layer.activated_grad, &layer.before_tangent})
                 *piece = arena.take<T>(rows_ * hidden);
             for (T** piece : {&layer.moment, &layer.moment_tangent}) *piece = arena.take<T>(atoms * stride);
-            for (T** piece : {&layer.deviation, &layer.along_tangent}) *piece = arena.take<T>(rows_);
+            for (T** piece : {&layer.inverse_deviation, &layer.along_tangent}) *piece = arena.take<T>(rows_);
         }
         for (T** piece : {&pooled_, &pooled_tangent_}) *piece = arena.take<T>(atoms * hidden);
         for (T** piece :
@@ -566,7 +566,7 @@ private:
         }
     }
 
-    // P_l of an edge, or of the same edge tangent reversed, and its cosine_tangent if `tangent`.
+    // P_l of an edge, or of the reversed edge, and the tangent of P_l if `tangent` is not null.
     void angular(const Link& link, bool reversed, T* values, T* tangent) const {
         const Pair& pair = pairs_[link.pair];
         const T sign = reversed ? -link.sign : link.sign;
@@ -575,7 +575,7 @@ private:
         if (tangent) to_angular_tangent(pair, sign, tangent);
     }
 
-    // From dP_l/dc to the cosine_tangent of P_l, c. = u. . n
+    // Tangent of P_l from dP_l/dc: (dP_l/dc) (u_tangent . n).
     void to_angular_tangent(const Pair& pair, T sign, T* angular) const {
         const T* grid = static_cast<const T*>(shape_.orientations);
         const int64_t stride = shape_.ori_stride;
@@ -601,7 +601,7 @@ private:
         }
     }
 
-    // The same of K one + K. two and w one.
+    // w one + sum over edges of (K one + K_tangent two). Panels in, rows out.
     void sum_message_tangents(int64_t layer, int64_t begin, int64_t end, bool reversed, const T* one, const T* two,
                               T* out, const Scratch& s) {
         const T* self_weight = part(weights_.self_weight, layer, shape_.stride);
@@ -641,7 +641,7 @@ private:
         sum_messages(index, begin, end, false, layer.features, spatial, s);
         convolve_fibre(index, end - begin, spatial, part(weights_.bias, index, stride), s.rows);
         T* normal = layer.normal + begin * row_;
-        normalise(shape_, s.rows, rows, normal, layer.deviation + first);
+        normalise(shape_, s.rows, rows, normal, layer.inverse_deviation + first);
 
         const T* expand_bias = part(weights_.expand_bias, index, hidden);
         T *const before = layer.before, *const derivatives = layer.derivative, *const units = s.hidden;
@@ -761,7 +761,7 @@ private:
                     store(normal_grad + row * stride + column, value);
                     store(s.rows + row * stride + column, value);
                 });
-        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, s.rows);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.inverse_deviation + first, rows, s.rows);
         convolve_fibre_adjoint(index, end - begin, s.rows, layer.spatial_grad + begin * row_);
     }
 
@@ -813,7 +813,7 @@ private:
         convolve_fibre(index, end - begin, spatial, nullptr, normal);
         for (int64_t row = 0; row < rows; ++row)
             along[row] = dot(normal + row * stride, layer.normal + (first + row) * stride, stride) / T(shape_.channels);
-        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, normal);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.inverse_deviation + first, rows, normal);
 
         const T* const derivatives = layer.derivative;
         T *const before_tangent = layer.before_tangent, *const units = s.hidden;
@@ -873,8 +873,8 @@ private:
                 });
         const T* normal_grad = layer.normal_grad + begin * row_;
         std::copy(normal_grad, normal_grad + rows * stride, convolved_grad);
-        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, convolved_grad);
-        normalise_adjoint(shape_, layer.normal + begin * row_, layer.deviation + first, rows, convolved_loss_grad);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.inverse_deviation + first, rows, convolved_grad);
+        normalise_adjoint(shape_, layer.normal + begin * row_, layer.inverse_deviation + first, rows, convolved_loss_grad);
         normalise_curvature(layer, first, rows, convolved_grad, convolved_loss_grad);
         convolve_fibre_adjoint(index, end - begin, convolved_loss_grad, layer.spatial_loss_grad + begin * row_);
         const T* left[4] = {layer.normal + begin * row_, layer.normal_tangent + begin * row_, feature_loss_grad,
@@ -882,7 +882,7 @@ private:
         for (int k = 0; k < (last(index) ? 2 : 4); ++k) pack_left(left[k], stride, first, rows, rows_, left_[k]);
     }
 
-    // Derivative of n_grad . J(h) h_tangent with respect to h, J the norm's Jacobian and d its inverse deviation (*
+    // Derivative of n_grad . J(h) h_tangent with respect to h, J the norm's Jacobian and d its inverse standard deviation (*
     // stands for _grad and a dot for _tangent): -d ((n* . n.) n / C + (n . h.) h* / C + (n* . n) n. / C), with h* = J
     // n* and n. = J h..
     void normalise_curvature(const Layer& layer, int64_t first, int64_t rows, const T* convolved_grad, T* out) const {
@@ -893,7 +893,7 @@ private:
             const T* normal_grad = layer.normal_grad + row * stride;
             const T of_normal = dot(normal_grad, normal_tangent, stride) * per_channel;
             const T of_tangent = dot(normal_grad, normal, stride) * per_channel;
-            const T scale = -layer.deviation[row], of_grad = layer.along_tangent[row];
+            const T scale = -layer.inverse_deviation[row], of_grad = layer.along_tangent[row];
             for (int64_t c = 0; c < stride; c += W)
                 store(out + c,
                       load(out + c) + scale * (of_normal * load(normal + c) + of_grad * load(convolved_grad + c) +

@@ -42,7 +42,7 @@ _PHI = (1.0 + math.sqrt(5.0)) / 2.0
 
 
 #: Rotations beside the identity, as quaternions (x, y, z, w), by the size of the set: those for which rotated copies of
-#: an icosahedral grid cancel best what it leaves at degree 6, and then at 10 and 12, the degrees of its invariants.
+#: an icosahedral grid have the smallest quadrature error at degree 6, then at 10 and 12, the degrees of its invariants.
 #: Found by minimising |Σ_k D(R_k) v|² for the icosahedral invariant v of each degree; see :func:`grid_residual`.
 _AVERAGING: dict[int, tuple[tuple[float, float, float, float], ...]] = {
     2: ((-0.79056941, -0.57206141, 0.00000000, 0.21850802),),
@@ -217,7 +217,7 @@ def grid_residual(rotations: Array, degree: int) -> float:
     """Share of the icosahedral grids' error at a degree that is left after averaging over rotations of the grid.
 
     |Σ_k D(R_k) v|² / n² for the icosahedral invariant v of this degree, through Σ P_degree(a · R b) over the vertices
-    a, b of an icosahedron: 1 for one rotation, 1/n for n that know nothing of each other.
+    a, b of an icosahedron: 1 for one rotation, 1/n on average for n independent random rotations.
     """
     vertices = orientation_grid(12).orientations
     coefficients = np.zeros(degree + 1)

@@ -32,7 +32,7 @@ def envelope(distance: Tensor, cutoff: float, power: int = ENVELOPE_POWER) -> Te
 class RadialBasis(nn.Module):
     """Radial functions that all layers combine: MLP(Bessel functions of r) times the envelope.
 
-    Bessel functions sin(kπr/cutoff)/r are equation 7 of DimeNet (arXiv:2003.03123).
+    Bessel functions (cutoff/r) sin(kπr/cutoff), equation 7 of DimeNet (arXiv:2003.03123) up to a constant factor.
 
     Args:
         cutoff: Å.

@@ -80,7 +80,7 @@ class MdSettings(Section):
         pressure: Of ``npt``, GPa.
         barostat_time: Time constant of the barostat, fs.
         flexible_cell: Whether ``npt`` changes lengths and angles of the cell one by one, not only its volume.
-        log_every: fs between rows of the log, looks at bonds and at a committee's uncertainty.
+        log_every: fs between rows of the log, checks of the bonds and of a committee's uncertainty.
         frame_every: fs between frames of the trajectory.
         state_every: fs between states that an interrupted run goes on from.
         trajectory: ``traj`` (ASE's, small and exact) or ``xyz`` (extended XYZ, text).
@@ -151,7 +151,7 @@ def draw_momenta(atoms: Atoms, temperature: float, generator: np.random.Generato
 
 
 def hold_centre(atoms: Atoms) -> None:
-    """Hold the centre of mass: drift of the whole system is no heat of interest."""
+    """Hold the centre of mass: overall translation is not thermal motion."""
     atoms.set_constraint(FixCom())
 
 
@@ -200,7 +200,7 @@ def make_dynamics(atoms: Atoms, settings: MdSettings, generator: np.random.Gener
 
 
 def _degrees_of_freedom(atoms: Atoms, settings: MdSettings) -> int:
-    """Degrees of freedom that hold heat; ``npt`` has no constraint, but its centre of mass is at rest."""
+    """Thermal degrees of freedom; ``npt`` has no constraint, but its centre of mass is at rest."""
     return int(atoms.get_number_of_degrees_of_freedom()) - (3 if settings.ensemble == "npt" else 0)
 
 
@@ -217,7 +217,7 @@ def _check(atoms: Atoms, settings: MdSettings) -> None:
         if atoms.constraints:
             raise SimulationError("npt cannot hold constrained atoms: remove the constraints, or choose nve or nvt")
     if settings.velocities == "keep" and not np.any(atoms.get_momenta()):
-        raise SimulationError("the structure has no velocities to keep: choose thermal ones")
+        raise SimulationError("the structure has no velocities: leave out --keep-velocities")
 
 
 def _prepare(atoms: Atoms, settings: MdSettings, generator: np.random.Generator) -> None:
@@ -433,7 +433,7 @@ class _Run:
         return row
 
     def _check_run(self, row: dict[str, float]) -> None:
-        """End a run that has left what the potential knows, with a last frame; the state stays the one before."""
+        """End a run with a broken bond or too high an uncertainty: write a last frame, keep the previous state."""
         limit = self.settings.bond_limit
         try:
             if self.monitor is not None:

@@ -122,7 +122,7 @@ class State:
         """Read such a file.
 
         Raises:
-            RestartError: Naming a file that is none.
+            RestartError: If the file is not a saved state.
         """
         try:
             with np.load(path, allow_pickle=False) as file:

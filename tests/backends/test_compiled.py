@@ -109,7 +109,7 @@ def test_where_compiling_fails_the_plain_function_goes_on(
     for _ in range(3):
         assert compiler([torch.tensor(1.0)], [torch.ones(2)])[0] == 2
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["could not compile, going on without: no C++ compiler"]
+    assert warnings == ["could not compile, continuing uncompiled: no C++ compiler"]
 
 
 def test_calculator_goes_on_where_compiling_fails(

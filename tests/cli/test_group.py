@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ponita_ff.backends.predictor import BACKENDS
 from ponita_ff.cli import main, options
-from ponita_ff.cli.group import ALIASES, COMMANDS, Command, MistakeOf2
+from ponita_ff.cli.group import ALIASES, COMMANDS, Command, UserErrorExit2
 from ponita_ff.potential.device import DTYPES
 
 CONTEXT = click.Context(main)
@@ -100,7 +100,7 @@ def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
 def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
     result = run_failing(ValueError("no such thing"))
     assert (result.exit_code, result.output) == (1, "Error: no such thing\n")
-    result = run_failing(OSError(28, "disk is full"), mistake=MistakeOf2)
+    result = run_failing(OSError(28, "disk is full"), mistake=UserErrorExit2)
     assert result.exit_code == 2 and "disk is full" in result.output
     result = run_failing(ValueError("no such thing"), "--debug")
     assert result.exit_code == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.io import read, write
 from click.testing import CliRunner, Result
@@ -25,7 +26,11 @@ MD = ("--log-every", 5, "--frame-every", 10, "--state-every", 10, "--allow-broke
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    threads = torch.get_num_threads()
+    try:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)  # --threads is for a whole process
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_without_a_compiler_torch_goes_on(monkeypatch: pytest.MonkeyPatch, caplo
             assert convolve(angular, radial, features, edges) == pytest.approx(expected, abs=1e-12)
     for cached in (messages._kernels, messages._warn_once):
         cached.cache_clear()
-    assert caplog.text.count("no native kernels, going on without: there is no C++ compiler") == 1
+    assert caplog.text.count("native kernels are not used: there is no C++ compiler") == 1
 
 
 def test_more_degrees_than_the_kernels_have_room_for_are_left_to_torch() -> None:

@@ -165,7 +165,7 @@ def test_velocities_can_be_kept(calculator: PonitaCalculator, tmp_path: Path) ->
     kept = atoms.get_momenta()
     run_md(atoms, settings(steps=8, ensemble="nve", velocities="keep"), tmp_path / "after", progress=False)
     np.testing.assert_allclose(read(tmp_path / "after" / "trajectory.traj", 0).get_momenta(), kept, atol=1e-7)
-    with pytest.raises(SimulationError, match="no velocities to keep"):
+    with pytest.raises(SimulationError, match="no velocities: leave out --keep-velocities"):
         run_md(start(calculator), settings(velocities="keep"), tmp_path / "none", progress=False)
 
 

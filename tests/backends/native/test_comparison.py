@@ -122,7 +122,10 @@ def test_the_calculator_goes_on_with_torch_and_says_so(
     plant_in_forward(potential, monkeypatch)
     with caplog.at_level(logging.INFO):
         assert PonitaCalculator(potential).backend == "eager"
-    assert "going on without: the native kernels do not compute what torch does with this network" in caplog.text
+    assert (
+        "native kernels are not used: the native kernels do not compute what torch does with this network"
+        in caplog.text
+    )
 
 
 def test_training_goes_on_with_torch_and_says_so(
