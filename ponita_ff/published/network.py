@@ -6,8 +6,8 @@ The authors' PyTorch Geometric code (arXiv:2310.02970) draws its kernels from ML
     k2(n, n')   = w2 · MLP(p(n·n')),                p(x) = x, x⊗x, x⊗x⊗x, …
 
 (num_ori = 0: k1 of |x_ij| alone, no k2) and counts every atom among its own neighbours. Its blocks, read-outs and
-envelope u are those of ponita_ff.network (block.py, ponita.py, radial.py). This form is here for parity; the force-field form of
-:mod:`ponita_ff.network.ponita` is smooth, faster, and has a grid that does not depend on chance.
+envelope u are those of ponita_ff.network (block.py, ponita.py, radial.py). This form is here for parity; the
+force-field form is smooth, faster, and has a grid that does not depend on chance.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class PublishedConvolution(nn.Module):
 class PublishedPonita(Network):
     """PONITA as its authors published it (arXiv:2310.02970); for orientations, the fibre-bundle form.
 
-    The grid belongs to the weights: the authors draw it at random, and the weights are valid on it only. The buffer holds
-    NaN, so that every prediction is NaN, until a state with a grid is loaded.
+    The grid belongs to the weights: the authors draw it at random, and the weights are valid on it only. The buffer
+    holds NaN, so that every prediction is NaN, until a state with a grid is loaded.
 
     Args:
         config: Shape of the network.
