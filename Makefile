@@ -25,7 +25,7 @@ md: $(VENV)/.ready
 	$(BIN)/python md_examples/md.py --out $(OUT)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

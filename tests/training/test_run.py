@@ -93,7 +93,7 @@ def test_a_run_with_a_final_stage_resumes_in_either_stage(
 
 def test_finished_folder_is_not_overwritten(settings: dict[str, Any], tmp_path: Path) -> None:
     run(settings, tmp_path, steps=5)
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(ValueError, match="already holds a run"):
         run(settings, tmp_path, steps=5)
 
 
