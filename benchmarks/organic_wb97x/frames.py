@@ -1,0 +1,497 @@
+"""Write frames of small molecules and of their dimers, labelled by the eight networks of ANI-2x.
+
+    python frames.py --molecules FOLDER --weights FOLDER --out FOLDER --chunks 20 [--seed 1]
+
+Each chunk is one shard, ``shard_0007.npz``, written whole. Shards that exist are kept, so a run that was stopped goes
+on when it is started again. What a chunk holds depends only on the seed and on its number.
+
+Kinds of frames of a molecule:
+
+- ``min``: relaxed
+- ``md``: Langevin dynamics at 300 to 1,200 K
+- ``modes``: thermal displacements along normal modes, 300 to 2,000 K
+- ``bond``: one bond stretched or compressed, and turned in half of them
+
+Kinds of frames of a dimer:
+
+- ``contact``: random orientations at 0.85 to 2 times the sum of van der Waals radii
+- ``dimer-min``: partly relaxed
+- ``dimer-md``: Langevin dynamics from there at 100 to 500 K
+- ``dimer-scan``: the relaxed dimer pulled apart or pushed together
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import atomic_masses
+from molecules import ODD, SMALL, forbidden_pair, pairs, read, usable
+from rdkit import Chem
+from rdkit.Chem import AllChem
+from torchani.arch import ANI
+from torchani.neurochem import NeurochemInfo, modules_from_info
+
+#: eV; eV/K; fs in Å·√(u/eV).
+HARTREE, KB, FS = 27.211386245988, 8.617333e-5, 0.09822694788
+#: Van der Waals radii, Å.
+VDW = {1: 1.10, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 16: 1.80, 17: 1.75}
+#: Share of the molecules that is kept, by number of heavy atoms: labels of small ones are cheaper.
+SIZES = {0: 1.0, 1: 1.0, 2: 0.7, 3: 0.8, 4: 1.0, 5: 0.8, 6: 0.4, 7: 0.08}
+#: In each chunk.
+MOLECULES, PAIRS = 40, 60
+#: eV/Å. Frames with a larger component of a force are left out.
+LARGEST_FORCE = 25.0
+
+
+@dataclass
+class Frame:
+    """One geometry: atomic numbers, shape (n,), and positions (Å), shape (n, 3)."""
+
+    smiles: str
+    kind: str
+    numbers: np.ndarray
+    positions: np.ndarray
+
+
+class Teacher:
+    """The eight networks of ANI-2x, in single precision; eV and Å.
+
+    Args:
+        weights: Folder of the weights in NeuroChem's format.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        info = NeurochemInfo(
+            weights / "sae_linfit.dat", weights / "rHCNOSFCl-5.1R_16-3.5A_a8-4.params", weights / "train", 8
+        )
+        aev, networks, shifts, symbols = modules_from_info(info)
+        self.ensemble = ANI(symbols, aev, networks, shifts, periodic_table_index=True).float()
+        self.first = self.ensemble[0]
+
+    def forces(self, species: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return energies (eV, shape (b,)) and forces (eV/Å, shape (b, n, 3)) by the first network.
+
+        Args:
+            species: Atomic numbers, −1 where there is no atom, shape (b, n).
+            positions: Å, shape (b, n, 3).
+        """
+        positions = positions.detach().requires_grad_(True)
+        energy = self.first((species, positions)).energies
+        return energy.detach() * HARTREE, -torch.autograd.grad(energy.sum(), positions)[0] * HARTREE
+
+    def members(self, species: torch.Tensor, positions: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return energies (eV, shape (8, b)) and forces (eV/Å, shape (8, b, n, 3)) by all networks."""
+        positions = positions.detach().requires_grad_(True)
+        energies = self.ensemble((species, positions), ensemble_values=True).energies
+        forces = [-torch.autograd.grad(one.sum(), positions, retain_graph=True)[0] for one in energies]
+        return energies.detach().double().numpy() * HARTREE, torch.stack(forces).double().numpy() * HARTREE
+
+
+def padded(frames: list[Frame]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a batch: species (b, n), −1 where there is no atom; positions (b, n, 3), Å; masses (b, n, 1), u.
+
+    Absent atoms lie far away from each other and from the molecule.
+    """
+    size = max(len(frame.numbers) for frame in frames)
+    species, masses = torch.full((len(frames), size), -1), torch.ones(len(frames), size, 1)
+    positions = 50.0 + 3.0 * torch.arange(size)[None, :, None].expand(len(frames), size, 3).clone().float()
+    for i, frame in enumerate(frames):
+        n = len(frame.numbers)
+        species[i, :n] = torch.tensor(frame.numbers)
+        positions[i, :n] = torch.tensor(frame.positions, dtype=torch.float32)
+        masses[i, :n, 0] = torch.tensor(atomic_masses[frame.numbers], dtype=torch.float32)
+    return species, positions, masses
+
+
+def unpadded(frames: list[Frame], positions: torch.Tensor, kind: str) -> list[Frame]:
+    """Return the same molecules as frames of a kind at other positions (Å, shape (b, n, 3))."""
+    return [
+        Frame(frame.smiles, kind, frame.numbers, x[: len(frame.numbers)].numpy().astype(float))
+        for frame, x in zip(frames, positions, strict=True)
+    ]
+
+
+def relaxed(teacher: Teacher, frames: list[Frame], kind: str, steps: int) -> list[Frame]:
+    """Relax all frames at once by FIRE; each has its own time step.
+
+    Args:
+        teacher: Its first network gives the forces.
+        frames: Where to start.
+        kind: Kind of the new frames.
+        steps: Number of steps.
+    """
+    species, x, _ = padded(frames)
+    real = (species >= 0)[..., None].float()
+    v, dt, mix = torch.zeros_like(x), torch.full((len(frames), 1, 1), 0.1), torch.full((len(frames), 1, 1), 0.1)
+    for _ in range(steps):
+        f = teacher.forces(species, x)[1] * real
+        power = (f * v).sum((1, 2), keepdim=True)
+        size = v.norm(dim=(1, 2), keepdim=True) / f.norm(dim=(1, 2), keepdim=True).clamp(min=1e-9)
+        v = torch.where(power > 0, (1 - mix) * v + mix * f * size, torch.zeros_like(v))
+        dt = torch.where(power > 0, (1.1 * dt).clamp(max=0.3), 0.5 * dt)
+        mix = torch.where(power > 0, 0.99 * mix, torch.full_like(mix, 0.1))
+        v = v + dt * f
+        step = dt * v
+        x = x + step * (0.1 / step.norm(dim=2).amax(1)[:, None, None].clamp(min=0.1))
+    return unpadded(frames, x, kind)
+
+
+def dynamics(
+    teacher: Teacher, frames: list[Frame], kind: str, kelvin: np.ndarray, steps: int, every: int, seed: int
+) -> list[Frame]:
+    """Run Langevin dynamics of all frames at once (BAOAB, 1 fs a step, friction 0.02/fs).
+
+    Args:
+        teacher: Its first network gives the forces.
+        frames: Where to start.
+        kind: Kind of the new frames.
+        kelvin: Temperature of each frame, K, shape (b,).
+        steps: Number of steps.
+        every: Steps from one frame that is kept to the next.
+        seed: Of the noise.
+    """
+    species, x, mass = padded(frames)
+    real = (species >= 0)[..., None]
+    kt = KB * torch.tensor(kelvin, dtype=torch.float32)[:, None, None]
+    dt, keep, noise, width = FS, np.exp(-0.02), torch.Generator().manual_seed(seed), torch.sqrt(kt / mass)
+    v = torch.randn(x.shape, generator=noise) * width * real
+    f, found = teacher.forces(species, x)[1], []
+    for step in range(1, steps + 1):
+        v = v + 0.5 * dt * f / mass
+        x = x + 0.5 * dt * v * real
+        v = keep * v + (1 - keep**2) ** 0.5 * width * torch.randn(x.shape, generator=noise) * real
+        x = x + 0.5 * dt * v * real
+        f = teacher.forces(species, x)[1]
+        v = v + 0.5 * dt * f / mass
+        if step % every == 0:
+            found += unpadded(frames, x, kind)
+    return found
+
+
+def mode_frames(teacher: Teacher, frame: Frame, number: int, rng: np.random.Generator) -> list[Frame]:
+    """Return classical thermal displacements along the normal modes of a relaxed molecule.
+
+    Args:
+        teacher: Its first network gives the Hessian, by central differences of forces.
+        frame: The relaxed molecule, n atoms.
+        number: How many frames; each has a random temperature of 300 to 2,000 K.
+        rng: Random numbers.
+    """
+    n, step = len(frame.numbers), 0.01
+    shifts = np.concatenate([np.eye(3 * n), -np.eye(3 * n)]).reshape(-1, n, 3) * step
+    copies = [Frame("", "", frame.numbers, frame.positions + shift) for shift in shifts]
+    f = teacher.forces(*padded(copies)[:2])[1].double().numpy().reshape(2, 3 * n, 3 * n)
+    hessian = (f[1] - f[0]) / (2 * step)
+    weights = np.repeat(atomic_masses[frame.numbers], 3) ** -0.5
+    values, modes = np.linalg.eigh(0.5 * (hessian + hessian.T) * np.outer(weights, weights))
+    keep = np.argsort(np.abs(values))[6 if n > 2 else 5 :]
+    stiff = np.maximum(np.abs(values[keep]), 0.037)  # eV/Å²/u: 100 cm⁻¹
+    found = []
+    for kelvin in rng.choice([300.0, 600.0, 1000.0, 2000.0], number):
+        amplitude = rng.normal(size=len(keep)) * np.sqrt(KB * kelvin / stiff)
+        shift = (modes[:, keep] @ amplitude * weights).reshape(n, 3)
+        found.append(Frame(frame.smiles, "modes", frame.numbers, frame.positions + shift))
+    return found
+
+
+def bond_frames(mol: Chem.Mol, frame: Frame, number: int, rng: np.random.Generator) -> list[Frame]:
+    """Stretch or compress one bond outside rings to 0.85 to 1.35 times its length.
+
+    In every second frame one side is turned about the bond as well, if it is a single bond.
+
+    Args:
+        mol: With hydrogen atoms.
+        frame: The relaxed molecule.
+        number: How many frames; there are none without such a bond.
+        rng: Random numbers.
+    """
+    bonds = [bond for bond in mol.GetBonds() if not bond.IsInRing()]
+    found = []
+    for turn in range(number if bonds and mol.GetNumAtoms() > 2 else 0):
+        bond = bonds[rng.integers(len(bonds))]
+        first, second = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        x = frame.positions + rng.normal(size=frame.positions.shape) * 0.03
+        axis = x[second] - x[first]
+        side = side_of(mol, first, second)
+        if turn % 2 and bond.GetBondType() == Chem.BondType.SINGLE:
+            x[side] = x[first] + (x[side] - x[first]) @ rotation(axis, rng.uniform(0, 2 * np.pi)).T
+        x[side] += axis * (rng.uniform(0.85, 1.35) - 1.0)
+        found.append(Frame(frame.smiles, "bond", frame.numbers, x))
+    return found
+
+
+def side_of(mol: Chem.Mol, first: int, second: int) -> list[int]:
+    """Return the indices of the atoms on the second atom's side of a bond outside rings, with that atom."""
+    seen, todo = {first, second}, [second]
+    while todo:
+        for other in mol.GetAtomWithIdx(todo.pop()).GetNeighbors():
+            if other.GetIdx() not in seen:
+                seen.add(other.GetIdx())
+                todo.append(other.GetIdx())
+    return sorted(seen - {first})
+
+
+def rotation(axis: np.ndarray, angle: float) -> np.ndarray:
+    """Return the matrix, shape (3, 3), of a rotation by an angle (radians) about an axis (Rodrigues)."""
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    """Return a uniformly distributed rotation matrix, shape (3, 3)."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q if np.linalg.det(q) > 0 else -q
+
+
+def placed(first: Frame, second: Frame, kind: str, contact: float, rng: np.random.Generator) -> Frame:
+    """Return a dimer of two molecules at random orientations.
+
+    Args:
+        first: A molecule.
+        second: Another one.
+        kind: Kind of the new frame.
+        contact: The closest pair of atoms is at this many times the sum of its van der Waals radii.
+        rng: Random numbers.
+    """
+    a = (first.positions - first.positions.mean(0)) @ random_rotation(rng).T
+    b = (second.positions - second.positions.mean(0)) @ random_rotation(rng).T
+    radii = contact * (np.array([VDW[z] for z in first.numbers])[:, None] + [VDW[z] for z in second.numbers])
+    gap = b[None] - a[:, None]
+    lateral = (gap[..., :2] ** 2).sum(-1)
+    touching = lateral < radii**2
+    shift = np.max(np.sqrt(np.where(touching, radii**2 - lateral, 0.0)) - gap[..., 2], where=touching, initial=0.0)
+    joined = np.concatenate([a, b + np.array([0.0, 0.0, shift])])
+    return Frame(f"{first.smiles}.{second.smiles}", kind, np.concatenate([first.numbers, second.numbers]), joined)
+
+
+def scanned(frame: Frame, size: int, rng: np.random.Generator) -> Frame:
+    """Shift the second molecule of a dimer by −0.12 to 0.9 times the distance of the closest contact.
+
+    It goes along that contact or along the line of the centres.
+
+    Args:
+        frame: The relaxed dimer.
+        size: Number of atoms of the first molecule.
+        rng: Random numbers.
+    """
+    x = frame.positions.copy()
+    gap = x[None, size:] - x[:size, None]
+    distance = np.linalg.norm(gap, axis=-1)
+    i, j = np.unravel_index(np.argmin(distance), distance.shape)
+    axis = gap[i, j] if rng.random() < 0.5 else x[size:].mean(0) - x[:size].mean(0)
+    low, high = ((0.88, 1.0), (1.0, 1.3), (1.3, 1.9))[rng.integers(3)]
+    x[size:] += (rng.uniform(low, high) - 1.0) * distance[i, j] * axis / np.linalg.norm(axis)
+    return Frame(frame.smiles, "dimer-scan", frame.numbers, x)
+
+
+def conformers(smiles: str, mol: Chem.Mol, number: int, seed: int) -> list[Frame]:
+    """Return conformers by RDKit, optimised by MMFF94 where it has the parameters.
+
+    Args:
+        smiles: Name of the new frames.
+        mol: Without hydrogen atoms.
+        number: Largest number of conformers; there are none where the embedding fails.
+        seed: Of the embedding.
+    """
+    mol = Chem.AddHs(mol)
+    AllChem.EmbedMultipleConfs(mol, number, randomSeed=seed)
+    if mol.GetNumConformers() and AllChem.MMFFHasAllMoleculeParams(mol):
+        AllChem.MMFFOptimizeMoleculeConfs(mol)
+    numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    return [Frame(smiles, "min", numbers, one.GetPositions()) for one in mol.GetConformers()]
+
+
+def element_classes(mol: Chem.Mol) -> set[str]:
+    """Return the hetero elements of a molecule, and "any"."""
+    return {atom.GetSymbol() for atom in mol.GetAtoms()} & {"F", "S", "Cl", "N", "O"} | {"any"}
+
+
+def balanced(mols: dict[str, Chem.Mol], rng: np.random.Generator) -> list[str]:
+    """Return the names of molecules, thinned by ``SIZES``, in an order in which F, S, Cl, N and O take turns."""
+    names = [name for name, mol in mols.items() if rng.random() < SIZES[mol.GetNumHeavyAtoms()]]
+    rng.shuffle(names)
+    queues = {key: [n for n in names if key in element_classes(mols[n])] for key in ("F", "S", "Cl", "N", "O", "any")}
+    order: dict[str, None] = {}
+    while any(queues.values()):
+        for queue in queues.values():
+            while queue and queue[0] in order:
+                queue.pop(0)
+            if queue:
+                order[queue.pop(0)] = None
+    return list(order)
+
+
+def random_pairs(
+    mols: dict[str, Chem.Mol], known: list[tuple[str, str]], number: int, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Choose dimers of at most six heavy atoms: two of five from known pairs, one of five with water, two random.
+
+    The random ones are of molecules of at most four heavy atoms that are not in ``ODD``.
+
+    Args:
+        mols: Molecules that may be used, by SMILES.
+        known: Known pairs.
+        number: How many; a larger number begins with the same pairs.
+        rng: Random numbers.
+
+    Returns:
+        Sorted SMILES of each pair.
+    """
+    odd = usable(ODD, 7)
+    small = [name for name, mol in mols.items() if mol.GetNumHeavyAtoms() <= 4 and name not in odd]
+    left = [known[i] for i in rng.permutation(len(known))]
+    found: dict[tuple[str, str], None] = {}
+    for attempt in range(20 * number):
+        turn = attempt % 5
+        if len(found) == number:
+            break
+        if turn < 2 and left:
+            pair = left.pop()
+        else:
+            pair = (small[rng.integers(len(small))], "O" if turn == 2 else small[rng.integers(len(small))])
+        both = [mols.get(name) for name in pair]
+        if None in both or sum(mol.GetNumHeavyAtoms() for mol in both) > 6 or forbidden_pair(*both):
+            continue
+        found[tuple(sorted(pair))] = None
+    return list(found)
+
+
+def monomer_frames(teacher: Teacher, mols: dict[str, Chem.Mol], rng: np.random.Generator) -> list[Frame]:
+    """Return frames of all kinds: eleven of each of two conformers of each molecule."""
+    starts = [one for name, mol in mols.items() for one in conformers(name, mol, 2, int(rng.integers(1 << 30)))]
+    starts.sort(key=lambda frame: len(frame.numbers))
+    found = []
+    for batch in (starts[i : i + 40] for i in range(0, len(starts), 40)):
+        minima = relaxed(teacher, batch, "min", 80)
+        kelvin = rng.choice([300.0, 500.0, 800.0, 1200.0], len(minima))
+        found += dynamics(teacher, minima, "md", kelvin, 160, 32, int(rng.integers(1 << 30)))
+        for frame in minima:
+            found += [frame, *mode_frames(teacher, frame, 3, rng)]
+            found += bond_frames(Chem.AddHs(mols[frame.smiles]), frame, 2, rng)
+    return found
+
+
+def dimer_frames(
+    teacher: Teacher, mols: dict[str, Chem.Mol], chosen: list[tuple[str, str]], rng: np.random.Generator
+) -> list[Frame]:
+    """Return frames of all kinds: ten of each pair.
+
+    Args:
+        teacher: The networks.
+        mols: Molecules by SMILES.
+        chosen: The pairs; those with a molecule without conformers are left out.
+        rng: Random numbers.
+    """
+    names = sorted({name for pair in chosen for name in pair})
+    starts = [one for name in names for one in conformers(name, mols[name], 1, int(rng.integers(1 << 30)))]
+    monomers = {frame.smiles: frame for frame in relaxed(teacher, starts, "min", 60)}
+    joined, found = [], []
+    for first, second in (pair for pair in chosen if set(pair) <= set(monomers)):
+        a, b = monomers[first], monomers[second]
+        for low, high in ((0.85, 1.05), (1.05, 2.0)):
+            moved = [m.positions + rng.normal(size=m.positions.shape) * 0.04 for m in (a, b)]
+            noisy = [Frame(m.smiles, "", m.numbers, x) for m, x in zip((a, b), moved, strict=True)]
+            found.append(placed(*noisy, "contact", rng.uniform(low, high), rng))
+        joined.append((placed(a, b, "dimer-min", 1.0, rng), len(a.numbers)))
+    joined.sort(key=lambda item: len(item[0].numbers))
+    for part in (joined[i : i + 30] for i in range(0, len(joined), 30)):
+        minima = relaxed(teacher, [frame for frame, _ in part], "dimer-min", 60)
+        kelvin = rng.choice([100.0, 200.0, 300.0, 500.0], len(minima))
+        found += minima + dynamics(teacher, minima, "dimer-md", kelvin, 120, 40, int(rng.integers(1 << 30)))
+        found += [scanned(frame, size, rng) for frame, (_, size) in zip(minima, part, strict=True) for _ in range(4)]
+    return found
+
+
+def labelled(teacher: Teacher, frames: list[Frame]) -> dict[str, np.ndarray]:
+    """Label frames by ANI-2x; broken frames are left out.
+
+    Returns:
+        Arrays of a shard. Over frames: ``smiles``, ``kind``, ``size`` (atoms), ``energy`` and ``energy_spread`` (mean
+        and standard deviation over networks, eV). Over the atoms of all frames, one frame after the other: ``numbers``,
+        ``positions`` (Å), ``forces`` (mean, eV/Å), ``force_spread`` (root mean square over networks of the norm of the
+        difference from the mean, eV/Å, one value per atom).
+    """
+    frames = [frame for frame in frames if np.isfinite(frame.positions).all()]
+    for frame in frames:
+        frame.positions = np.round(frame.positions - frame.positions.mean(0), 4)
+    frames.sort(key=lambda frame: len(frame.numbers))
+    rows = []
+    for batch in (frames[i : i + 100] for i in range(0, len(frames), 100)):
+        energies, forces = teacher.members(*padded(batch)[:2])
+        for i, frame in enumerate(batch):
+            f = forces[:, i, : len(frame.numbers)]
+            if np.isfinite(f).all() and np.abs(f.mean(0)).max() < LARGEST_FORCE:
+                spread = np.sqrt(((f - f.mean(0)) ** 2).sum(-1).mean(0))
+                rows.append((frame, energies[:, i].mean(), energies[:, i].std(), f.mean(0), spread))
+    rows.sort(key=lambda row: (row[0].smiles, row[0].kind))
+    return {
+        "smiles": np.array([row[0].smiles for row in rows]),
+        "kind": np.array([row[0].kind for row in rows]),
+        "size": np.array([len(row[0].numbers) for row in rows]),
+        "numbers": np.concatenate([row[0].numbers for row in rows]).astype(np.uint8),
+        "positions": np.concatenate([row[0].positions for row in rows]).astype(np.float32),
+        "energy": np.array([row[1] for row in rows]),
+        "energy_spread": np.array([row[2] for row in rows]),
+        "forces": np.concatenate([row[3] for row in rows]).astype(np.float32),
+        "force_spread": np.concatenate([row[4] for row in rows]).astype(np.float32),
+    }
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write a shard, whole or not at all."""
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, **arrays)
+    part.replace(path)
+
+
+def candidates(folder: Path) -> tuple[dict[str, Chem.Mol], list[tuple[str, str]]]:
+    """Read the molecules of at most seven heavy atoms, by SMILES, and known pairs of at most six.
+
+    Args:
+        folder: Holds ``des_monomers.smi``, ``nagl2_fragments.smi``, ``vehicle_heteroaromatics.smi`` (a SMILES string a
+            line) and ``des370k_pairs.smi`` (``A.B`` a line).
+    """
+    lines = [*SMALL, *ODD]
+    for name in ("des_monomers.smi", "nagl2_fragments.smi", "vehicle_heteroaromatics.smi"):
+        lines += read(folder / name)
+    return usable(lines, 7), pairs(read(folder / "des370k_pairs.smi"), 6)
+
+
+def main() -> None:
+    """Write the shards that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--molecules", type=Path, required=True, help="folder of the .smi files")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of ANI-2x (NeuroChem)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--chunks", type=int, default=20, help="number of shards (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    mols, known = candidates(args.molecules)
+    rng = np.random.default_rng(args.seed)
+    order, chosen = balanced(mols, rng), random_pairs(mols, known, PAIRS * args.chunks, rng)
+    print(len(mols), "molecules,", len(order), "after thinning,", len(known), "known pairs", flush=True)
+    teacher = Teacher(args.weights)
+    for chunk in range(args.chunks):
+        path = args.out / f"shard_{chunk:04d}.npz"
+        if path.exists():
+            continue
+        start, rng = time.time(), np.random.default_rng([args.seed, chunk])
+        names = order[chunk * MOLECULES : (chunk + 1) * MOLECULES]
+        frames = monomer_frames(teacher, {name: mols[name] for name in names}, rng) if names else []
+        frames += dimer_frames(teacher, mols, chosen[chunk * PAIRS : (chunk + 1) * PAIRS], rng)
+        arrays = labelled(teacher, frames)
+        write(path, arrays)
+        print(path.name, len(frames), "frames,", len(arrays["size"]), f"kept, {time.time() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
