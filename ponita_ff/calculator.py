@@ -181,18 +181,19 @@ class PonitaCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Compute energy and forces, and stress once it has been asked for, of ``atoms``."""
-        if atoms is not None:
-            self.atoms = atoms.copy()
-        current = self.atoms
+        """Compute energy and forces, and stress once it has been asked for, of ``atoms``.
+
+        Structure and results are kept together, and only when both are there: after an error the old ones stay.
+        """
+        current = self.atoms if atoms is None else atoms.copy()
         if current is None:
             raise ValueError("give the atoms to calculate")
-        # An NPT run or a cell relaxation asks for it every step: then one pass gives all.
         if "stress" in properties:
             _refuse_not_periodic(current)
-            self._want_stress = True
-        graph = self._graph_of(current)
-        self.results = self._evaluate(graph, self._want_stress and bool(current.pbc.all()))
+        # An NPT run or a cell relaxation asks for stress every step: from then on one pass gives all.
+        stress = self._want_stress or "stress" in properties
+        results = self._evaluate(self._graph_of(current), stress and bool(current.pbc.all()))
+        self.atoms, self.results, self._want_stress = current, results, stress
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
         values = self._predict(graph, stress)

@@ -18,9 +18,9 @@ class SettingsError(ValueError):
 
 
 class Section(BaseModel):
-    """Base class of settings: a mapping in which an unknown field is an error and defaults are validated."""
+    """Base class of settings: unknown fields and numbers that are not finite are errors, and defaults are validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def wrong_fields(error: ValidationError) -> str:

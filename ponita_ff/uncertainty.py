@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ponita_ff.files import write_json
 from ponita_ff.potential.file import name_before_version_3
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import weights_hash
+from ponita_ff.structure.lattice import is_number
 
 if TYPE_CHECKING:
     from ponita_ff.data import Frame
@@ -58,6 +60,24 @@ class Calibration:
     forces_rank_correlation: float
     forces_std_mean: float
     members: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse factors and figures that no calibration gives.
+
+        Raises:
+            ValueError: Naming the first wrong field.
+        """
+        for name in ("energy", "forces"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0.0 < value < math.inf:
+                raise ValueError(f"{name}: a factor must be a finite number above 0, got {value!r}")
+        if not is_number(self.frames) or self.frames < 1:
+            raise ValueError(f"frames: must be a number of frames, got {self.frames!r}")
+        shares = self.forces_within
+        if len(shares) != 2 or not all(is_number(share) and 0 <= share <= 1 for share in shares):
+            raise ValueError(f"forces_within: must be two shares from 0 to 1, got {shares!r}")
+        if not self.members or not all(isinstance(member, str) for member in self.members):
+            raise ValueError(f"members: must be the hashes of the members, got {self.members!r}")
 
     def save(self, path: Path) -> None:
         """Write a JSON file."""

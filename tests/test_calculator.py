@@ -78,6 +78,20 @@ def test_results_of_a_crystal(tiny_potential: Potential, make_system: Callable) 
     assert len({round(abs(value), 9) for value in voigt}) == 6  # so that a wrong order would show
 
 
+def test_a_structure_that_was_refused_has_no_results(tiny_potential: Potential) -> None:
+    calculator = PonitaCalculator(tiny_potential)
+    good, bad = molecule("H2O"), molecule("H2O")
+    energy = calculator.get_property("energy", good)
+    bad.positions[1] = np.nan
+    with pytest.raises(ValueError):
+        calculator.calculate(bad)
+    assert calculator.get_property("energy", good) == energy
+    with pytest.raises(ValueError):
+        calculator.calculate(bad)
+    with pytest.raises(ValueError):
+        calculator.get_property("energy", bad)
+
+
 def test_results_are_float64_from_a_float32_network(make_potential: Make, make_system: Callable) -> None:
     atoms = make_system("crystal")
     atoms.calc = PonitaCalculator(make_potential(dtype=torch.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,27 @@ def test_a_calibration_knows_its_members(members: list[Potential], frames: list[
     PonitaCalculator(paths, dtype="float32", rotations=2, calibration=found)
     with pytest.raises(ValueError, match="calibration is of another committee"):
         PonitaCalculator(paths[:-1], calibration=found)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("forces", value) for value in (float("nan"), float("inf"), -1.0, 0.0, [2.0], None, "2", True)),
+        *(("energy", value) for value in (float("nan"), -2.0, {})),
+        ("frames", 0),
+        ("forces_within", [0.5, 1.5]),
+        ("forces_within", [0.5]),
+        ("members", []),
+    ],
+)
+def test_figures_that_no_calibration_gives(field: str, value: Any, tmp_path: Path) -> None:
+    good = Calibration(1.5, 2.0, 10, (0.6, 0.9), 0.5, 0.1, ("a", "b"))
+    good.save(tmp_path / "good.json")
+    assert Calibration.load(tmp_path / "good.json") == good
+    values = json.loads((tmp_path / "good.json").read_text(encoding="utf-8")) | {field: value}
+    (tmp_path / "bad.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"bad\.json is not a calibration .*{field}"):
+        Calibration.load(tmp_path / "bad.json")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"energy": 1.0}', "not json"])

@@ -30,7 +30,7 @@ class PonitaConfig(BaseModel):
         avg_num_neighbours: Scales the first weights of the sum over neighbours; None: counted in the training set.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     form: Literal["force-field"] = "force-field"
     cutoff: Annotated[float, Field(gt=0.5, le=100.0)] = 5.0

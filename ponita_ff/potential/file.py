@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,10 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
         metadata: Further facts for the file's header; JSON-able.
 
     Raises:
+        ValueError: When a weight or the scale is not finite, naming it; a file that was there is intact.
         OSError: When it cannot be written; a file that was there is intact.
     """
+    _check_finite(potential)
     # Copies: weights in training are views of one tensor, which the format refuses.
     state = potential.state_dict()
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
@@ -119,6 +122,20 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
     header["sha256"] = _content_hash(header, weights)
     text = {"ponita_ff": json.dumps(header, sort_keys=True)}
     write_atomically(Path(path), lambda temporary: save_file(tensors, str(temporary), metadata=text))
+
+
+def _check_finite(potential: Potential) -> None:
+    """Refuse to write what a training that diverged leaves."""
+    broken = [name for name, tensor in potential.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    if not math.isfinite(potential.scale):
+        broken.append("scale")
+    if not bool(torch.isfinite(potential.reference_energies).all()):
+        broken.append("reference_energies")
+    if broken:
+        raise ValueError(
+            f"the potential is not written: {broken[0]} has values that are not finite"
+            + (f", and so have {len(broken) - 1} more" if len(broken) > 1 else "")
+        )
 
 
 def read_header(path: Path | str) -> dict[str, Any]:

@@ -389,14 +389,30 @@ class Trainer:
         """The checkpoint file of the run."""
         return self.out / CHECKPOINT_FILE
 
+    def _check_finite(self) -> None:
+        """Refuse weights that the last update has made infinite or NaN: no later loss would show it.
+
+        Raises:
+            FloatingPointError: Naming the step.
+        """
+        if not bool(
+            torch.isfinite(self.optimiser.weights.values).all() & torch.isfinite(self.ema_weights.values).all()
+        ):
+            raise FloatingPointError(
+                f"a weight is not finite after step {self.state.step}: lower optimiser.learning_rate; the last "
+                f"checkpoint in {self.out} is intact"
+            )
+
     def save_checkpoint(self) -> None:
         """Write all that the rest of the run depends on; the old file is replaced only by a complete new one.
 
         Batches and rotations are functions of seed and step, so no state of a random generator is needed.
 
         Raises:
+            FloatingPointError: If a weight is not finite; the old checkpoint is intact.
             OSError: With the reason (full disk, no permission); the old checkpoint is intact.
         """
+        self._check_finite()
         content = {
             "version": _CHECKPOINT_VERSION,
             "config": self.config.model_dump_json(),

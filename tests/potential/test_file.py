@@ -104,6 +104,17 @@ def test_saving_twice_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_written(value: float, path: Path) -> None:
+    before = path.read_bytes()
+    potential = load_potential(path)
+    with torch.no_grad():
+        potential.network.embedding.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"not written: network\.embedding\.weight has values that are not finite"):
+        save_potential(potential, path)
+    assert path.read_bytes() == before
+
+
 def test_header_says_what_the_potential_is(path: Path) -> None:
     header = read_header(path)
     assert header["form"] == "force-field"

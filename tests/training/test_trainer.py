@@ -23,8 +23,9 @@ from ponita_ff.data import InMemoryFrames
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import read_header
 from ponita_ff.training.build import build_potential
-from ponita_ff.training.config import TrainConfig
+from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
+from ponita_ff.training.optimisers import Optimiser
 from ponita_ff.training.run import prepare_data, train
 from ponita_ff.training.trainer import Trainer
 
@@ -180,6 +181,28 @@ def test_time_budget_ends_the_run_and_the_schedule(settings: dict[str, Any], tmp
 def test_non_finite_loss_stops_with_advice(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="learning_rate"):
         run(settings, tmp_path, learning_rate=1e30, clip_norm=1e30, warmup_steps=0, steps=2000)
+
+
+def test_a_last_update_that_is_not_finite_writes_nothing(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Optimiser.step
+
+    def diverge(self: Optimiser, *arguments: Any) -> None:
+        step(self, *arguments)
+        self.weights.values[0] = torch.inf
+
+    monkeypatch.setattr(Optimiser, "step", diverge)
+    with pytest.raises(FloatingPointError, match=r"not finite after step 1: lower optimiser\.learning_rate"):
+        run(settings, tmp_path, steps=1)
+    assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_settings_that_are_not_finite_are_refused(settings: dict[str, Any], value: float) -> None:
+    settings["optimiser"]["learning_rate"] = value
+    with pytest.raises(ConfigError, match=r"optimiser\.learning_rate: .*finite"):
+        TrainConfig.from_mapping(settings)
 
 
 def test_streamed_set_gives_the_same_weights(
