@@ -156,3 +156,27 @@ def test_public_names_are_loaded_when_asked_for() -> None:
 def test_only_potentials_and_what_trains_them_differentiate() -> None:
     users = {name for name, path in MODULES.items() if "autograd.grad" in path.read_text(encoding="utf-8")}
     assert users == {"energy.derivatives", "training.step", "backends.native.comparison", "backends.native.training"}
+
+
+def summary() -> str:
+    """Folders and top-level modules, imports between them, and the longest chain of imports or a cycle.
+
+    ``PYTHONPATH=CHECKOUT python tests/test_imports.py`` prints it for another checkout.
+    """
+    graph: dict[str, set[str]] = {top(module): set() for module in MODULES if not top(module).startswith("__")}
+    for module, path in MODULES.items():
+        if top(module) in graph:
+            graph[top(module)] |= {top(other) for other in imports(path)} & set(graph) - {top(module)}
+    sorter, chain = TopologicalSorter(graph), 0
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return f"{len(graph)} names, {sum(map(len, graph.values()))} imports, cycle: {' -> '.join(error.args[1])}"
+    while sorter.is_active():
+        sorter.done(*sorter.get_ready())
+        chain += 1
+    return f"{len(graph)} names, {sum(map(len, graph.values()))} imports, no cycle, at most {chain} steps"
+
+
+if __name__ == "__main__":
+    print(summary())

@@ -5,6 +5,6 @@ Sources: ``simd.h`` (vectors), ``limits.h`` (limits, and what Python asks a libr
 (radial functions for training). One library each is made of ``activation.cpp``, ``messages.cpp`` (operators of torch's
 graph), ``engine.cpp`` (inference) and ``training.cpp``.
 
-Python: ``build.py`` compiles the libraries, ``library.py`` finds and loads them, ``structs.py`` declares the structures
+Python: ``build.py`` compiles the libraries, ``loader.py`` finds and loads them, ``structs.py`` declares the structures
 that are handed over, ``layout.py`` pads and packs weights, ``activation.py`` and ``messages.py`` are operators.
 """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.library import SUFFIX, load
+from ponita_ff.kernels.loader import SUFFIX, load
 
 __all__ = ["gelu"]
 

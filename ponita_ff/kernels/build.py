@@ -162,7 +162,7 @@ def compile_library(program: str, name: str, target: Target, path: Path) -> None
     """Compile ``<name>.cpp`` into a shared library.
 
     GCC's OpenMP runtime is used but not named as a needed library: torch brings its own copy, and the symbols are
-    found in whichever copy is in the process (see :func:`ponita_ff.kernels.library.load`). Other compilers' OpenMP is
+    found in whichever copy is in the process (see :func:`ponita_ff.kernels.loader.load`). Other compilers' OpenMP is
     linked as they do it, and only for this very machine.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.library import SUFFIX, Kernels
+from ponita_ff.kernels.loader import SUFFIX, Kernels
 from ponita_ff.kernels.structs import MessageShape
 
 __all__ = ["Edges", "convolve"]

@@ -1,6 +1,6 @@
 """The structures that Python hands to the C++ kernels, field by field as the sources declare them.
 
-Their sizes are compared with those of C++ when a library is loaded (:func:`ponita_ff.kernels.library.load`).
+Their sizes are compared with those of C++ when a library is loaded (:func:`ponita_ff.kernels.loader.load`).
 """
 
 from __future__ import annotations

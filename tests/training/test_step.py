@@ -113,7 +113,7 @@ def test_without_kernels_it_goes_on_eagerly_and_says_so(
     def refuse(name: str) -> None:
         raise KernelError("there is no C++ compiler")
 
-    monkeypatch.setattr("ponita_ff.kernels.library.load", refuse)
+    monkeypatch.setattr("ponita_ff.kernels.loader.load", refuse)
     with caplog.at_level(logging.INFO):
         step = TrainingStep(potential.float(), LossConfig(), backend)
     assert step.backend == "eager"

@@ -20,7 +20,7 @@ from ponita_ff.backends.native.comparison import compare_inference
 from ponita_ff.backends.native.support import check_network, check_size
 from ponita_ff.kernels.build import KernelError
 from ponita_ff.kernels.layout import Widths, pack, pad
-from ponita_ff.kernels.library import Kernels
+from ponita_ff.kernels.loader import Kernels
 from ponita_ff.kernels.structs import Layer, Model, Shape, Task
 from ponita_ff.network.base import Network
 from ponita_ff.network.convolution import SeparableConvolution

@@ -17,7 +17,7 @@ from torch import nn
 
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.kernels.build import KernelError
-from ponita_ff.kernels.library import SUFFIX, Kernels
+from ponita_ff.kernels.loader import SUFFIX, Kernels
 from ponita_ff.network.block import ConvNeXt
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.convolution import SeparableConvolution

@@ -20,7 +20,7 @@ from ponita_ff.backends.native.support import check_network, check_size, check_t
 from ponita_ff.energy.assembly import combine, forces_and_stress
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.kernels.layout import Widths, pad
-from ponita_ff.kernels.library import Kernels
+from ponita_ff.kernels.loader import Kernels
 from ponita_ff.kernels.structs import Batch, Dimensions, LayerParameters, Parameters, Shape
 from ponita_ff.network.invariants import legendre
 from ponita_ff.network.radial import ENVELOPE_POWER

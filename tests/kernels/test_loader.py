@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ponita_ff.kernels import build, library
+from ponita_ff.kernels import build, loader
 from ponita_ff.kernels.build import LIBRARIES, KernelError, Target
-from ponita_ff.kernels.library import Kernels
+from ponita_ff.kernels.loader import Kernels
 from ponita_ff.kernels.structs import STRUCTS
 
 SOURCE = """
@@ -35,18 +35,18 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).mkdir()
     (tmp_path / "source" / "small.cpp").write_text(SOURCE, encoding="utf-8")
     monkeypatch.setattr(build, "_FOLDER", tmp_path / "source")
-    monkeypatch.setattr(library, "PREBUILT", tmp_path / "prebuilt")
-    monkeypatch.setattr(library, "usable_levels", lambda: [BEST, PLAIN])
+    monkeypatch.setattr(loader, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr(loader, "usable_levels", lambda: [BEST, PLAIN])
     monkeypatch.setenv("PONITA_FF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(STRUCTS, "small", ())
-    library.load.cache_clear()
+    loader.load.cache_clear()
     yield tmp_path
-    library.load.cache_clear()
+    loader.load.cache_clear()
 
 
 def load_again() -> ctypes.CDLL:
-    library.load.cache_clear()
-    return library.load("small")
+    loader.load.cache_clear()
+    return loader.load("small")
 
 
 def put_prebuilt(folder: Path, level: Target, answer: int) -> None:
@@ -70,10 +70,10 @@ def test_order_of_places(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_again().answer() == 1
     put_prebuilt(small, BEST, 2)
     assert load_again().answer() == 2
-    monkeypatch.setattr(library, "usable_levels", lambda: [PLAIN])
+    monkeypatch.setattr(loader, "usable_levels", lambda: [PLAIN])
     assert load_again().answer() == 1
     assert not in_cache(small)
-    monkeypatch.setattr(library, "usable_levels", lambda: [])
+    monkeypatch.setattr(loader, "usable_levels", lambda: [])
     assert load_again().answer() == 42
     assert len(in_cache(small)) == 1
     shutil.rmtree(small / "prebuilt")
@@ -100,7 +100,7 @@ def test_a_damaged_prebuilt_library_is_passed_over_with_a_warning(
 @needs_compiler
 def test_prebuilt_kernels_need_no_compiler(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_prebuilt(small, BEST, 1)
-    monkeypatch.setattr(library, "compiler", lambda: None)
+    monkeypatch.setattr(loader, "compiler", lambda: None)
     assert load_again().answer() == 1
 
 
@@ -112,7 +112,7 @@ def test_compiled_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(library, "compile_library", never)
+    monkeypatch.setattr(loader, "compile_library", never)
     assert load_again().answer() == 42
     assert in_cache(small) == [kept]
 
@@ -173,9 +173,9 @@ def test_openmp_runtime_beside_torch_is_made_global_where_it_is_not(
             raise OSError(f"{path}: undefined symbol: GOMP_parallel")
         return path
 
-    monkeypatch.setattr(library.torch, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(loader.torch, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert library._open(Path("kernels.so")) == "kernels.so"
+    assert loader._open(Path("kernels.so")) == "kernels.so"
     assert opened == [("kernels.so", None), (str(runtime), ctypes.RTLD_GLOBAL), ("kernels.so", None)]
 
 
@@ -183,7 +183,7 @@ def test_openmp_runtime_beside_torch_is_made_global_where_it_is_not(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_one_openmp_runtime_in_the_process() -> None:
     for name in LIBRARIES:
-        library.load(name)
+        loader.load(name)
     mapped = {Path(word) for word in Path("/proc/self/maps").read_text(encoding="utf-8").split() if "/" in word}
     runtimes = {path for path in mapped if path.name.startswith(("libgomp", "libomp", "libiomp"))}
     # Another test in this process may have loaded a package that brings a runtime of its own, such as PySCF.
@@ -216,8 +216,8 @@ def test_structures_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_every_library_fits_to_python(name: str) -> None:
-    loaded = library.load(name)
-    assert [library._ask(loaded, "struct_size", s.__name__) for s in STRUCTS[name]] == [
+    loaded = loader.load(name)
+    assert [loader._ask(loaded, "struct_size", s.__name__) for s in STRUCTS[name]] == [
         ctypes.sizeof(s) for s in STRUCTS[name]
     ]
 
