@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ponita_ff.backends.native.comparison import compare_inference
+from ponita_ff.backends.native.shape import network_shape
 from ponita_ff.backends.native.support import check_network, check_size
 from ponita_ff.kernels.build import KernelError
 from ponita_ff.kernels.layout import Widths, pack, pad
 from ponita_ff.kernels.loader import Kernels
-from ponita_ff.kernels.structs import Layer, Model, Shape, Task
+from ponita_ff.kernels.structs import Layer, Model, Task
 from ponita_ff.network.base import Network
 from ponita_ff.network.convolution import SeparableConvolution
 from ponita_ff.network.invariants import legendre
@@ -209,19 +210,9 @@ class NativeNetwork:
             )
         )
         readouts: list[Any] = list(network.readouts)
-        shape = Shape(
-            num_ori=len(grid),
-            ori_stride=widths.ori_stride,
-            degrees=config.l_max + 1,
-            channels=config.channels,
-            stride=widths.stride,
-            hidden=widths.hidden,
-            num_layers=len(layers),
-            has_fibre=convolutions[0].fibre is not None,
-            norm_eps=layers[0].norm.eps,
-            orientations=self._keep(pad(grid.T, widths.ori_stride)),
-            weights=self._keep(pad(network.orientation_weights, widths.ori_stride)),
-        )
+        shape = network_shape(network, widths)
+        shape.orientations = self._keep(pad(grid.T, widths.ori_stride))
+        shape.weights = self._keep(pad(network.orientation_weights, widths.ori_stride))
         return Model(
             shape=shape,
             intervals=len(table) - 1,

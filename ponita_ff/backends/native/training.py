@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ponita_ff.backends.native.comparison import compare_training
+from ponita_ff.backends.native.shape import network_shape
 from ponita_ff.backends.native.support import check_network, check_size, check_training_potential
 from ponita_ff.energy.assembly import combine, forces_and_stress
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.kernels.layout import Widths, pad
 from ponita_ff.kernels.loader import Kernels
-from ponita_ff.kernels.structs import Batch, Dimensions, LayerParameters, Parameters, Shape
+from ponita_ff.kernels.structs import Batch, Dimensions, LayerParameters, Parameters
 from ponita_ff.network.invariants import legendre
 from ponita_ff.network.radial import ENVELOPE_POWER
 from ponita_ff.structure.graph import Graph, edge_vectors
@@ -167,19 +168,8 @@ class NativeDifferentiation:
             tensor.to(potential.dtype).contiguous()
             for tensor in (pad(grid.T, widths.ori_stride), pad(weights, widths.ori_stride), fibre_angular)
         ]
-        shape = Shape(
-            num_ori=len(grid),
-            ori_stride=widths.ori_stride,
-            degrees=config.l_max + 1,
-            channels=config.channels,
-            stride=widths.stride,
-            hidden=widths.hidden,
-            num_layers=len(layers),
-            has_fibre=bool(config.num_ori),
-            norm_eps=layers[0].norm.eps,
-            orientations=self._constants[0].data_ptr(),
-            weights=self._constants[1].data_ptr(),
-        )
+        shape = network_shape(network, widths)
+        shape.orientations, shape.weights = (tensor.data_ptr() for tensor in self._constants[:2])
         self._dimensions = Dimensions(
             shape=shape,
             num_species=network.embedding.num_embeddings,
