@@ -56,6 +56,7 @@ def options(description: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--potential", default="ethanol-rmd17", help="a shipped potential, or a potential file")
     parser.add_argument("--out", type=Path, default=Path(f"{name}-out"), help=f"folder for results ({name}-out)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (auto)")
+    parser.add_argument("--allow-broken", action="store_true", help="end without an error if the molecule breaks")
     parser.add_argument("--fast", action="store_true", help="a few steps only, to see that it works")
     return parser
 
@@ -178,17 +179,27 @@ def say_temperature(name: str, record: Record) -> None:
     say(name, f"{record.temperature.mean():.1f} K, standard deviation {record.temperature.std():.1f} K")
 
 
-def say_intact(*records: Record) -> None:
-    """Whether the molecule stayed intact in runs that follow each other."""
+def say_intact(*records: Record) -> bool:
+    """Say and return whether the molecule stayed intact in runs that follow each other."""
     passed, largest = 0.0, 0.0
     for record in records:
         broken = record.bond_change > BOND_CHANGE_LIMIT
         if broken.any():
             at = passed + record.time_ps[broken.argmax()]
             say("molecule", f"BROKEN: at {at:.3f} ps a bond had moved by more than {BOND_CHANGE_LIMIT} Å")
-            return
+            return False
         passed, largest = passed + record.time_ps[-1], max(largest, record.bond_change.max())
     say("molecule", f"intact: no bond moved by more than {largest:.2f} Å from its start length")
+    return True
+
+
+def require_intact(args: argparse.Namespace, *intact: bool) -> None:
+    """End with an error if a molecule broke, because results of broken molecules mean nothing."""
+    if not all(intact) and not args.allow_broken:
+        raise SystemExit(
+            "the molecule broke, so that the results are not those of the molecule: does the potential know it? "
+            "Otherwise a lower --temperature or a shorter time step may help"
+        )
 
 
 def say_speed(record: Record, timestep_fs: float) -> None:

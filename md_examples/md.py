@@ -72,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.say_temperature("temperature (NVT)", nvt)
     common.say_temperature("temperature (NVE)", nve)
     common.say_drift(drift, len(atoms))
-    common.say_intact(nvt, nve)
+    intact = common.say_intact(nvt, nve)
     common.say_speed(nve, args.timestep)
     print(f"Trajectory: {trajectory} (look at it with: ase gui {trajectory})")
     plot(nvt, nve, drift, args.temperature, args.out / "md.png")
+    common.require_intact(args, intact)
 
 
 if __name__ == "__main__":

@@ -156,13 +156,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.say("forces are", f"{1e3 * size:.0f} meV/Å, root mean square")
     common.say("calibration", f"deviations times {calibration.forces:.2f} have the size of the errors")
     common.say("largest uncertainty", f"{max(history):.3f} eV/Å during the run")
+    intact = True
     if record is not None:
         common.say_temperature("temperature", record)
-        common.say_intact(record)
+        intact = common.say_intact(record)
     spread = calibration.forces * np.linalg.norm(np.concatenate(deviations), axis=1)
     plot(np.linalg.norm(errors, axis=1), spread, history, args.out / "new_molecule.png")
     print(f"Potentials: {' '.join(str(path) for path in found.members)}")
     print(f"Pictures: {args.out / 'new_molecule.png'}, {args.out / 'explored' / 'report.png'}")
+    common.require_intact(args, intact)
 
 
 if __name__ == "__main__":

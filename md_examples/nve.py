@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     calculator = common.make_calculator(args)
     print(f"Running {ps:g} ps at constant energy, twice from the same start near {args.temperature:g} K")
     records, fluctuations = {}, []
+    intact: list[bool] = []
     for timestep in (args.timestep, args.timestep / 2):
         atoms = start(calculator, args.temperature)
         dynamics = VelocityVerlet(atoms, timestep * units.fs)
@@ -74,13 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"Results with steps of {timestep:g} fs ({path}):")
         common.say_temperature("temperature", record)
         common.say_drift(drift, len(atoms))
-        common.say_intact(record)
+        intact.append(common.say_intact(record))
         common.say_speed(record, timestep)
         records[timestep] = record
         fluctuations.append(drift.rms)
     print("Half the time step:")
     common.say("fluctuation smaller by", f"{fluctuations[0] / fluctuations[1]:.2f} times (ideal: 4)")
     plot(records, args.out / "nve.png")
+    common.require_intact(args, *intact)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     calculator = common.make_calculator(args)
     records = {}
+    intact: list[bool] = []
     for name in names:
         atoms = common.ethanol()
         atoms.calc = calculator
@@ -92,11 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"Running {ps:g} ps at {args.temperature:g} K with the {name.title()} thermostat")
         record = common.run(dynamics, steps_of(ps, args.timestep), path, name, find_bonds(atoms))
         report(record, args.temperature, atoms.get_number_of_degrees_of_freedom())
-        common.say_intact(record)
+        intact.append(common.say_intact(record))
         common.say_speed(record, args.timestep)
         print(f"Trajectory: {path}")
         records[name] = record
     plot(records, args.temperature, atoms.get_number_of_degrees_of_freedom(), args.out / "nvt.png")
+    common.require_intact(args, *intact)
 
 
 def report(record: common.Record, temperature: float, freedom: int) -> None:

@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print("Results:")
     common.say_temperature("temperature", record)
-    common.say_intact(record)
+    intact = common.say_intact(record)
     edges = np.arange(0.6, 6.0 + WIDTH, WIDTH)
     densities = {"our MD": distance_density(ours, edges)}
     frequencies = {}
@@ -168,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     wave_numbers, power = spectrum(np.array(velocities), masses, every * args.timestep)
     by_element = {name: power[:, symbols == name].sum(axis=1) for name in sorted(set(symbols))}
     plot(densities, edges, (wave_numbers, by_element), frequencies, args.out / "observables.png")
+    common.require_intact(args, intact)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib
 import json
@@ -41,13 +42,27 @@ def run(
     monkeypatch.chdir(tmp_path)
 
     def run_example(name: str, *options: str) -> str:
-        standard = ["--potential", str(tiny_potential_path), "--device", "cpu", "--fast", "--out", "results"]
-        importlib.import_module(name).main([*standard, *options])
+        standard = ["--potential", str(tiny_potential_path), "--device", "cpu", "--fast", "--allow-broken"]
+        importlib.import_module(name).main([*standard, "--out", "results", *options])
         return capsys.readouterr().out
 
     yield run_example
     for name in ("common", "md", "nve", "nvt", "relax", "vibrations", "neb", "observables", "new_molecule"):
         sys.modules.pop(name, None)
+
+
+def test_a_broken_molecule_ends_with_an_error(run: Run) -> None:
+    run("md")  # puts the examples on the path
+    common = importlib.import_module("common")
+    time = np.arange(4.0)
+    record = common.Record(time, 0 * time, 0 * time, np.array([0.0, 0.1, 0.6, 0.1]), 1.0)
+    whole = common.Record(time, 0 * time, 0 * time, 0.1 * time, 1.0)
+    assert common.say_intact(whole) and not common.say_intact(whole, record)
+    strict, lenient = argparse.Namespace(allow_broken=False), argparse.Namespace(allow_broken=True)
+    common.require_intact(strict, True, True)
+    common.require_intact(lenient, True, False)
+    with pytest.raises(SystemExit, match="the molecule broke"):
+        common.require_intact(strict, True, False)
 
 
 def numbers(output: str, name: str) -> list[float]:
@@ -280,7 +295,14 @@ def test_first_path_of_neb_turns_only_the_hydroxyl(monkeypatch: pytest.MonkeyPat
 
 def test_script_runs_by_itself(tmp_path: Path, tiny_potential_path: Path) -> None:
     """As a person runs it: its own process, another folder, the default folder for results."""
-    command = [sys.executable, str(EXAMPLES / "md.py"), "--fast", "--potential", str(tiny_potential_path)]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "md.py"),
+        "--fast",
+        "--allow-broken",
+        "--potential",
+        str(tiny_potential_path),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     check_picture(tmp_path / "md-out" / "md.png")
