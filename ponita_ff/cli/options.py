@@ -43,7 +43,7 @@ BACKENDS = ("auto", "native", "compiled", "eager")
 DTYPES = ("float32", "float64")
 
 
-def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+def _store_flag(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     """Keep a flag where the group keeps it: it may stand before or after the command's name."""
     assert parameter.name is not None
     context.meta[parameter.name] = context.meta.get(parameter.name, False) or value
@@ -54,10 +54,14 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
 def common(function: Function) -> Function:
     """``--quiet`` and ``--debug``."""
     quiet = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=_remember, help="Print results and warnings only."
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_store_flag, help="Print results and warnings only."
     )
     debug = click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_remember, help="Print the traceback of an error as well."
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_store_flag,
+        help="Print the traceback of an error as well.",
     )
     return quiet(debug(function))
 
@@ -107,8 +111,8 @@ def backend(default: str | None = "auto") -> Decorator:
 def _computing(
     name: str, default: str | None, otherwise: str, text: str, kind: click.ParamType[Any] | None = None
 ) -> Decorator:
-    told = text if default else f"{text}  [default: {otherwise}]"
-    return click.option(name, type=kind, default=default, show_default=bool(default), help=told)
+    help_text = text if default else f"{text}  [default: {otherwise}]"
+    return click.option(name, type=kind, default=default, show_default=bool(default), help=help_text)
 
 
 def computing_by_settings(function: Function) -> Function:

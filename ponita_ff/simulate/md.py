@@ -333,9 +333,9 @@ class _Run:
                 f"{self.out} holds a run with another potential or dtype: give the same one, or another folder (--out)"
             )
         if wrong:
-            told = ", ".join(f"{name}: {before.get(name)}" for name in wrong)
+            kept = ", ".join(f"{name}: {before.get(name)}" for name in wrong)
             raise RestartError(
-                f"{self.out} holds a run with other settings: go on with {told}, or give another folder (--out)"
+                f"{self.out} holds a run with other settings: go on with {kept}, or give another folder (--out)"
             )
         same = np.array_equal(state.numbers, self.atoms.numbers) and np.array_equal(state.start, self.start)
         if not (same and np.array_equal(state.start_cell, self.start_cell)):
