@@ -49,8 +49,8 @@ class PonitaCalculator(Calculator):
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
     eV/Å³ (Voigt order xx, yy, zz, yz, xz, xy; positive under tension) for cells periodic in all directions. Of a
-    committee also ``energy_std`` (eV) and ``forces_std`` (n, 3): standard deviations over the members,
-    divided by the number of members, not by one less, times the calibration's factors. Total energies of
+    committee also ``energy_std`` (eV) and ``forces_std`` (n, 3), eV/Å: standard deviations over the members (of the
+    population: the sum of squares is divided by their number), times the calibration's factors. Total energies of
     members with different reference energies differ by those too.
 
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.

@@ -54,7 +54,7 @@ def interaction_energies(
         graph: Topology and elements.
         positions: Shape (N, 3), Å, instead of the graph's.
         offsets: Shape (N, M, 3), Å, instead of the graph's.
-        for_compile: Write sums as a compiler likes them.
+        for_compile: Write sums so that a compiler fuses them.
     """
     species = model.species_of(graph)
     vectors = edge_vectors(positions, offsets, graph.neighbours, graph.reverse)

@@ -30,7 +30,7 @@ def differentiate(
         forces: Whether forces are wanted.
         stress: Whether stress is wanted; every structure then needs a cell with a volume.
         create_graph: Whether the derivatives shall be differentiable themselves, as a loss of forces needs.
-        for_compile: Write sums as a compiler likes them.
+        for_compile: Write sums so that a compiler fuses them.
     """
     terms = _terms(model, graph, forces, stress, create_graph, for_compile)
     force, tensor = forces_and_stress(graph, terms.gradient, terms.strain)
