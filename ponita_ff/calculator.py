@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ponita_ff.energy.derivatives import hessian
 from ponita_ff.potential.device import choose_device, choose_dtype
+from ponita_ff.potential.domain import Familiarity
+from ponita_ff.potential.domain_watch import DomainWatch, familiarity
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
@@ -45,6 +47,9 @@ class PonitaCalculator(Calculator):
             deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
             ``"eager"``; see :class:`ponita_ff.backends.predictor.Predictor`.
+        strict: Refuse structures unlike anything that the potential was trained on; otherwise a warning is logged, once
+            for each system. Strict calculators look at every structure, others now and then (see
+            :class:`ponita_ff.potential.domain_watch.DomainWatch`).
         label: ASE's name for files of this calculator; unused.
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
@@ -80,6 +85,7 @@ class PonitaCalculator(Calculator):
         rotations: int | None = None,
         backend: str = "auto",
         calibration: Calibration | str | Path | None = None,
+        strict: bool = False,
         label: str | None = None,
     ) -> None:
         super().__init__(label=label)
@@ -97,6 +103,8 @@ class PonitaCalculator(Calculator):
         if self.calibration is not None:
             self.calibration.check_members(self.potentials)
         self._graphs = GraphCache(self._longest_cutoff(), skin, self.potential.device)
+        #: Whether the potential knows what it is given.
+        self.domain_watch = DomainWatch(self.potentials, strict)
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
@@ -192,7 +200,9 @@ class PonitaCalculator(Calculator):
             _refuse_not_periodic(current)
         # An NPT run or a cell relaxation asks for stress every step: from then on one pass gives all.
         stress = self._want_stress or "stress" in properties
-        results = self._evaluate(self._graph_of(current), stress and bool(current.pbc.all()))
+        graph = self._graph_of(current)
+        self.domain_watch.see(graph)
+        results = self._evaluate(graph, stress and bool(current.pbc.all()))
         self.atoms, self.results, self._want_stress = current, results, stress
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
@@ -226,6 +236,16 @@ class PonitaCalculator(Calculator):
     def _check_species(self, numbers: NDArray[np.integer[Any]]) -> None:
         for member in self.potentials:
             member.check_species(numbers)
+
+    def familiarity(self, atoms: Atoms) -> Familiarity | None:
+        """How well the training data cover a structure; None where the potential's file holds no statistics of them.
+
+        Of a committee, for the member that knows the structure least. Leaves no trace in the calculator's state.
+
+        Raises:
+            ValueError: For atoms that cannot be calculated.
+        """
+        return familiarity(self.potentials, atoms)
 
     def get_hessian(self, atoms: Atoms | None = None, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Second derivatives of the (mean) energy with respect to positions, by differentiating the forces in torch.

@@ -17,6 +17,7 @@ from torch import Tensor
 from ponita_ff.files import write_atomically
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
+from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import package_versions, weights_hash
 from ponita_ff.published.network import PublishedConfig, PublishedPonita
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _FORMAT = "ponita_ff potential"
-_VERSION = 3
+_VERSION = 4
 _UNITS = {"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3"}
 
 
@@ -70,11 +71,20 @@ def name_before_version_3(name: str) -> str:
     return parents + dot + {now: before for before, now in _RENAMED.items()}.get(leaf, leaf)
 
 
+def _without_domain(header: dict[str, Any], _: dict[str, Tensor]) -> None:
+    """Version 3 to 4: statistics of the training data, of which earlier files had none."""
+    header["domain"] = None
+
+
 #: From a version to the next.
 _MIGRATIONS: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {
     1: _add_self_weights,
     2: _rename_tensors,
+    3: _without_domain,
 }
+
+#: Names of the tensors of :class:`TrainingDomain` begin with this.
+_DOMAIN = "domain."
 
 
 class PotentialFileError(ValueError):
@@ -117,11 +127,21 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
         "units": _UNITS,
         "versions": package_versions(),
         "metadata": {**potential.metadata, **(metadata or {})},
+        "domain": _domain_header(potential),
         "weights_sha256": weights,
     }
+    if potential.domain is not None:
+        tensors |= {_DOMAIN + name: tensor for name, tensor in potential.domain.tensors().items()}
     header["sha256"] = _content_hash(header, weights)
     text = {"ponita_ff": json.dumps(header, sort_keys=True)}
     write_atomically(Path(path), lambda temporary: save_file(tensors, str(temporary), metadata=text))
+
+
+def _domain_header(potential: Potential) -> dict[str, Any] | None:
+    """Facts of the statistics of the training data, and the hash of their tensors."""
+    if potential.domain is None:
+        return None
+    return {**potential.domain.facts(), "sha256": weights_hash(potential.domain.tensors())}
 
 
 def _check_finite(potential: Potential) -> None:
@@ -171,8 +191,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     version = header.get("version")
     if type(version) is not int or (version != _VERSION and version not in _MIGRATIONS):
         raise PotentialFileError(f"{path} has file version {version}, this package reads {_VERSION}: update ponita_ff")
-    weights = weights_hash(tensors)
-    if header.get("weights_sha256") != weights or header.get("sha256") != _content_hash(header, weights):
+    domain = {name.removeprefix(_DOMAIN): t for name, t in tensors.items() if name.startswith(_DOMAIN)}
+    weights = weights_hash({name: tensor for name, tensor in tensors.items() if not name.startswith(_DOMAIN)})
+    facts = header.get("domain")
+    altered = header.get("weights_sha256") != weights or header.get("sha256") != _content_hash(header, weights)
+    altered |= (facts.get("sha256") if isinstance(facts, dict) else None) != (weights_hash(domain) if domain else None)
+    if altered:
         raise PotentialFileError(f"{path} was altered after it was written (SHA-256 does not match): get it again")
     return header, tensors
 
@@ -194,6 +218,7 @@ def load_potential(path: Path | str) -> Potential:
     try:
         for version in range(header["version"], _VERSION):
             _MIGRATIONS[version](header, tensors)
+        domain = {name.removeprefix(_DOMAIN): tensors.pop(name) for name in list(tensors) if name.startswith(_DOMAIN)}
         config_class, network_class = _FORMS[header["form"]]
         species = [int(z) for z in header["species"]]
         with torch.random.fork_rng(devices=[]):  # first weights, soon overwritten, must not draw from the user's
@@ -207,6 +232,8 @@ def load_potential(path: Path | str) -> Potential:
         potential.register_buffer("rotations", tensors["rotations"])
         potential.load_state_dict(tensors)
         potential.file = path
+        if header["domain"] is not None:
+            potential.domain = TrainingDomain.from_parts(species, header["domain"], domain)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
     return potential.eval().requires_grad_(False)

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ponita_ff.files import write_atomically
 from ponita_ff.potential import file as checkpoint
+from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.file import PotentialFileError, find_potential, load_potential, read_header, save_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import weights_hash
-from ponita_ff.structure.graph import build_graph
+from ponita_ff.structure.graph import batch_graphs, build_graph
 
 FILES = Path(__file__).parents[1] / "files"
 
@@ -235,9 +236,47 @@ def test_pickle_is_never_executed(kind: str, path: Path, tmp_path: Path) -> None
         assert (tmp_path / "harmed").exists()
 
 
+@pytest.fixture
+def path_with_domain(tmp_path: Path, make_potential: Callable) -> Path:
+    """A small potential file with statistics of its training data."""
+    potential = make_potential(channels=4, num_layers=1, l_max=1, num_ori=6)
+    atoms = molecule("CH3CH2OH")
+    graph = batch_graphs([build_graph(atoms.numbers, atoms.positions, potential.cutoff)] * 4)
+    potential.domain = TrainingDomain.from_graphs([graph], potential.species, potential.cutoff)
+    file = tmp_path / "with-domain.safetensors"
+    save_potential(potential, file)
+    return file
+
+
+def test_statistics_of_the_training_data_come_back(path_with_domain: Path) -> None:
+    potential = load_potential(path_with_domain)
+    assert potential.domain is not None
+    again = path_with_domain.with_name("again.safetensors")
+    save_potential(potential, again)
+    first, second = (read_header(each)["domain"] for each in (path_with_domain, again))
+    assert first == second
+    assert first["frames"] == 4
+    assert load_potential(again).domain is not None
+
+
+@pytest.mark.parametrize("name", ["domain.limits", "domain.whitening"])
+def test_altered_statistics_are_refused(path_with_domain: Path, name: str) -> None:
+    header, tensors = read_raw(path_with_domain)
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, str(path_with_domain), metadata={"ponita_ff": json.dumps(header)})
+    refused(path_with_domain, "altered")
+
+
+def test_removed_statistics_are_refused(path_with_domain: Path) -> None:
+    header, tensors = read_raw(path_with_domain)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("domain.")}
+    save_file(kept, str(path_with_domain), metadata={"ponita_ff": json.dumps(header)})
+    refused(path_with_domain, "altered")
+
+
 def test_future_version_asks_for_an_update(path: Path) -> None:
-    rewrite(path, lambda header, _: header.update(version=4))
-    refused(path, "version 4.*update")
+    rewrite(path, lambda header, _: header.update(version=5))
+    refused(path, "version 5.*update")
 
 
 @pytest.mark.parametrize("version", [None, "1", 1.5, [1], {}])
@@ -246,7 +285,7 @@ def test_version_that_is_no_number_is_refused(path: Path, version: Any) -> None:
     refused(path, "version")
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_versions_give_what_they_gave(version: int, tmp_path: Path) -> None:
     """Each file was made by the package of that time, which wrote down the energy that it gave."""
     path = FILES / f"version{version}.safetensors"
@@ -255,8 +294,9 @@ def test_older_versions_give_what_they_gave(version: int, tmp_path: Path) -> Non
     expected = potential.metadata["energy_of_ethanol"]
     atoms = molecule("CH3CH2OH")
     assert potential.evaluate([atoms]).energies[0] == pytest.approx(expected, rel=1e-12)
+    assert potential.domain is None
     save_potential(potential, tmp_path / "now.safetensors")
-    assert read_header(tmp_path / "now.safetensors")["version"] == 3
+    assert read_header(tmp_path / "now.safetensors")["version"] == 4
     again = load_potential(tmp_path / "now.safetensors").evaluate([atoms]).energies[0]
     assert again == pytest.approx(expected, rel=1e-12)
 
