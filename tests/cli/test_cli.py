@@ -85,6 +85,45 @@ def test_evaluate_prints_the_same_errors_as_the_file_holds(run_folder: Path) -> 
     assert (out / "parity.png").stat().st_size > 0
 
 
+def test_evaluate_says_that_these_are_training_frames(run_folder: Path, tmp_path: Path) -> None:
+    path, data = run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz"
+    said = "The potential was trained on frames of frames.xyz: these errors are no test of it."
+    assert said in call("evaluate", path, data).output
+    other = tmp_path / "other.xyz"
+    write(other, read(data, "3:8"), format="extxyz")
+    assert "trained on frames" not in call("evaluate", path, other).output
+
+
+def test_evaluate_counts_frames_outside_the_training_data(run_folder: Path, tmp_path: Path) -> None:
+    inside = call("evaluate", run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz").output
+    assert re.search(r"training data +0 frames are outside", inside)
+    water = molecule("H2O")
+    water.calc = EMT()
+    water.get_forces()
+    write(tmp_path / "water.xyz", water, format="extxyz")
+    outside = call("evaluate", run_folder / "run" / "potential.safetensors", tmp_path / "water.xyz").output
+    assert re.search(r"training data +1 frames are outside", outside)
+
+
+def test_evaluate_at_another_level_of_theory_gives_errors_after_a_shift(run_folder: Path, tmp_path: Path) -> None:
+    path = run_folder / "run" / "potential.safetensors"
+    frames = read(run_folder / "frames.xyz", ":")
+    for atoms in frames:
+        numbers = atoms.numbers
+        energy = atoms.get_potential_energy() - 14.0 * (numbers == 1).sum() - 1000.0 * (numbers == 6).sum()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=atoms.get_forces())
+    write(tmp_path / "other.xyz", frames, format="extxyz")
+    result = call("evaluate", path, tmp_path / "other.xyz", "--out", tmp_path / "out")
+    assert "of another level of theory" in result.output
+    assert "another level" not in call("evaluate", path, run_folder / "frames.xyz").output
+    errors = json.loads((tmp_path / "out" / "errors.json").read_text(encoding="utf-8"))
+    shifted = errors["after_shift_per_element"]
+    assert errors["energy_mae_per_atom"] > 100
+    assert shifted["energy_mae"] < 1
+    assert shifted["forces_mae"] == errors["forces_mae"]
+    assert f"{1e3 * shifted['energy_mae']:.3f} meV" in result.output
+
+
 def test_evaluate_by_a_backend(run_folder: Path) -> None:
     arguments = ("evaluate", run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz", "--backend")
     result = call(*arguments, "eager")

@@ -144,10 +144,40 @@ def test_predict_makes_frames_that_ase_reads(committee: str, tmp_path: Path) -> 
     write(tmp_path / "in.xyz", [molecule("CH3OH"), molecule("H2O")], format="extxyz")
     result = call("predict", committee, tmp_path / "in.xyz", "-o", tmp_path / "out.xyz", "--no-progress")
     assert result.exit_code == 0, result.output
-    assert result.output == f"predicted: 2 frames in {tmp_path / 'out.xyz'}\n"
+    assert result.output.splitlines() == [
+        f"predicted: 2 frames in {tmp_path / 'out.xyz'}",
+        "training data: not known, the potential's file holds no statistics of it",
+    ]
     frames = read(tmp_path / "out.xyz", ":")
     assert [len(atoms.get_forces()) for atoms in frames] == [6, 3]
     assert all(atoms.info["energy_std"] > 0 and atoms.arrays["forces_std"].shape == (len(atoms), 3) for atoms in frames)
     alone = committee.partition(",")[0]
     result = call("predict", alone, tmp_path / "in.xyz", "-o", tmp_path / "out.xyz", "--calibration", "x.json")
     assert result.exit_code == 2 and "--calibration belongs to a committee" in result.output
+
+
+def test_predict_says_which_frames_are_outside_the_training_data(tmp_path: Path) -> None:
+    write(tmp_path / "in.xyz", [molecule("CH3CH2OH"), molecule("H2O")], format="extxyz")
+    arguments = ("predict", "ethanol-rmd17", tmp_path / "in.xyz", "-o", tmp_path / "out.xyz", "--no-progress")
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    inside, outside = (atoms.info["domain_distance"] for atoms in read(tmp_path / "out.xyz", ":"))
+    assert inside < 1 < outside
+    assert f"training data: 1 frames are outside (domain_distance at most {outside:.2f}, limit 1)" in result.output
+    (tmp_path / "out.xyz").unlink()
+    refused = call(*arguments, "--strict")
+    assert refused.exit_code == 1
+    assert re.search(r"Error: frame 1: the surroundings of atom 0 \(O\) are unlike", refused.output)
+    assert not (tmp_path / "out.xyz").exists()
+
+
+def test_md_and_relax_say_whether_the_potential_knows_the_structure(tmp_path: Path) -> None:
+    short = ("--steps", 2, "--device", "cpu", "--no-progress")
+    known = call("md", "ethanol-rmd17", "CH3CH2OH", "--out", tmp_path / "a", *short)
+    assert re.search(r"training data +0 of 1 structures looked at are outside", known.output)
+    unknown = call("relax", "ethanol-rmd17", "H2O", "--out", tmp_path / "b", *short)
+    assert re.search(r"training data +1 of 1 structures looked at are outside", unknown.output)
+    for command in ("md", "relax"):
+        refused = call(command, "ethanol-rmd17", "H2O", "--strict", "--out", tmp_path / "c", *short)
+        assert refused.exit_code == 1
+        assert "ethanol-rmd17 does not know this structure: the surroundings of atom 0 (O)" in refused.output

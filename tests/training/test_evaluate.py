@@ -10,7 +10,7 @@ from ase import Atoms
 
 from ponita_ff.data import Frame
 from ponita_ff.potential.potential import Potential
-from ponita_ff.training.evaluate import evaluate
+from ponita_ff.training.evaluate import evaluate, trained_on
 
 
 def _off_by(potential: Potential, atoms: Atoms, energy: float, force: float, name: str) -> Frame:
@@ -68,3 +68,24 @@ def test_no_frames_and_unknown_elements_are_refused(tiny_potential: Potential, f
     gold = replace(frames[2], numbers=np.array([79, 8]))
     with pytest.raises(ValueError, match=r"third.*Au"):
         evaluate(tiny_potential, [*frames, gold])
+
+
+def test_frames_of_another_level_of_theory_get_errors_after_the_best_shift(
+    tiny_potential: Potential, frames: list[Frame]
+) -> None:
+    assert evaluate(tiny_potential, frames).shifted is None
+    shift = {1: 13.0, 6: -900.0, 8: 40.0}
+    moved = [replace(f, energy=f.energy + sum(shift[int(z)] for z in f.numbers)) for f in frames]
+    found = evaluate(tiny_potential, moved)
+    assert found.errors.energy_mae_per_atom > 20
+    assert found.shifted is not None
+    # Two compositions and three elements: the mean of each is met, and half of their difference is left of water's.
+    assert found.shifted.energy_mae == pytest.approx((0.2 + 0.2 + 0.0) / 3, abs=1e-6)
+    assert found.shifted.forces_mae == found.errors.forces_mae
+
+
+def test_a_potential_knows_the_files_it_was_trained_on() -> None:
+    metadata = {"data": {"sha256": "all", "files_sha256": ["a", "b"], "test_sha256": "t", "replay_files_sha256": ["r"]}}
+    assert [trained_on(metadata, name) for name in ("all", "a", "b", "r", "t", "x")] == [True] * 4 + [False] * 2
+    assert not trained_on({}, "a")
+    assert not trained_on({"data": {"further_sha256": None}}, "a")

@@ -43,6 +43,8 @@ def test_training_lowers_the_error_and_writes_all_results(settings: dict[str, An
     header = read_header(tmp_path / "potential.safetensors")
     assert header["metadata"]["errors"]["test"]["frames"] == 4
     assert header["metadata"]["data"]["train"] == 12
+    assert header["domain"]["frames"] == 12
+    assert len(header["metadata"]["data"]["files_sha256"]) == 1
 
 
 def test_same_seed_same_weights_other_seed_others(settings: dict[str, Any], tmp_path: Path) -> None:
