@@ -1,10 +1,12 @@
 # make md    set up, then molecular dynamics of ethanol with the shipped potential (NVT, then NVE)
 # make test  set up, then run the tests
 # make lint  style and types
+# make fuzz  property-based tests with CASES cases each (1,000: some ten minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= md-out
+CASES ?= 1000
 
 # One busy neighbour slows OpenMP's spinning threads many times over: they spin for some microseconds, then sleep.
 ifndef OMP_WAIT_POLICY
@@ -12,7 +14,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: md test lint clean
+.PHONY: md test lint fuzz clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ponita_ff needs Python 3.11 or newer: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -31,6 +33,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/.ready
+	$(BIN)/python benchmarks/fuzz.py --cases $(CASES)
 
 clean:
 	rm -rf $(VENV) $(OUT)

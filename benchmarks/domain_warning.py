@@ -100,10 +100,13 @@ def table(results: dict) -> str:
         "*Written by `python benchmarks/domain_warning.py`; all numbers come from `domain_warning.json`.*",
         "",
         "False alarms: share of the official rMD17 test frames of the potential's own molecules that it would warn of; "
-        "in brackets the largest distance (1 is the limit). Other columns: share of frames of molecules that it was "
-        "not trained on of which it warns; in brackets the smallest distance, *element* where it refuses an element, "
-        "or *pair* where two elements meet that never did in training. Cost: time of an MD step with the statistics over "
-        "that without (quartiles).",
+        "in brackets the largest distance (1 is the limit).",
+        "",
+        "Other columns: share of frames of molecules that it was not trained on of which it warns; in brackets the "
+        "smallest distance, *element* where it refuses an element, or *pair* where two elements meet that never did in "
+        "training.",
+        "",
+        "Cost: time of an MD step with the statistics over that without (quartiles).",
         "",
         "| potential | false alarms | " + " | ".join(others) + " | cost | steps between looks |",
         "| --- |" + " --- |" * (len(others) + 3),
