@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py [--cases 1000] [--processes 2]        # or: make fuzz
 
-Each test of tests/fuzz tries so many cases, new ones in every run; a case that fails is printed with what reproduces it.
+Each test of tests/fuzz tries so many cases, new in every run; of a case that fails it prints what reproduces it.
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def _domain(figure: Figure, results: Results, colours: Mapping[str, str]) -> Non
         axes.plot(result.arrays["structure"], 0, "v", color=colours[name], clip_on=False, label=f"{name}, structure")
     axes.axvline(1, color="0.3", linewidth=0.8)
     axes.set_xlim(0, min(max(axes.get_xlim()[1], 1.3), 4))
-    axes.set(xlabel="distance from the frames (1: edge of their domain)", ylabel="cumulative fraction", ylim=(0, 1.02))
+    axes.set(xlabel="distance from the frames (1: limit of their domain)", ylabel="cumulative fraction", ylim=(0, 1.02))
     figure.set_size_inches(8, 3.4)
     figure.legend(loc="outside right upper", fontsize=8)
 

@@ -106,7 +106,7 @@ CHECKS: dict[str, Check] = {
         "Training domain",
         training_domain,
         "Distance of atomic environments (radial symmetry functions) from those of the labelled frames, in units of "
-        "the edge of their domain; beyond 1 the calculator extrapolates.",
+        "the limit of their domain; beyond 1 the calculator extrapolates.",
     ),
 }
 

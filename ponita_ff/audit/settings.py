@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ __all__ = [
     "StressSettings",
     "read_settings",
 ]
+
+logger = logging.getLogger(__name__)
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -208,17 +211,13 @@ class DomainSettings(Section):
 
     Attributes:
         max_frames: Largest number of frames that represent the training set, evenly spaced over the file.
-        quantile: Quantile of the frames' distances from each other that defines the edge of the domain, dimensionless.
-        limit: Largest distance of the structure, in units of the edge.
+        limit: Largest distance of the structure; 1 is the limit of the frames' domain.
         outside_limit: Largest fraction of the NVT run at the training temperature that may lie outside, dimensionless.
-        cutoff: Radius of atomic environments, Å.
     """
 
     max_frames: Count = 500
-    quantile: Annotated[float, Field(gt=0, le=1)] = 0.99
     limit: Positive = 1.0
     outside_limit: NotNegative = 0.1
-    cutoff: Positive = 5.0
 
 
 class AuditSettings(Section):
@@ -287,10 +286,18 @@ _RENAMED = {
     "nvt": {"factors": "temperature_factors", "friction_fs": "relaxation_time", "bond_change": "bond_change_limit"},
 }
 
+#: Fields of version 0.1 by section that have no meaning any more.
+_REMOVED = {"domain": ("quantile", "cutoff")}
+
 
 def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings in which fields of older versions have their present names."""
+    """Return settings in which fields of older versions have their present names, without those that have none."""
     result = dict(values)
+    for section, removed in _REMOVED.items():
+        if isinstance(result.get(section), Mapping):
+            for name in set(removed) & set(result[section]):
+                logger.warning("%s.%s has no effect any more", section, name)
+            result[section] = {name: value for name, value in result[section].items() if name not in removed}
     for section, names in _RENAMED.items():
         if isinstance(result.get(section), Mapping):
             result[section] = {names.get(field, field): value for field, value in result[section].items()}

@@ -17,10 +17,10 @@ from torch import Tensor
 from ponita_ff.structure.graph import Graph
 from ponita_ff.structure.symmetry_functions import radial_symmetry_functions
 
-__all__ = ["Familiarity", "TrainingDomain"]
+__all__ = ["RADIUS", "Familiarity", "TrainingDomain"]
 
 #: Å. The surroundings of an atom reach this far, or as far as the potential's cutoff.
-_RADIUS = 5.0
+RADIUS = 5.0
 #: Radial functions for each element; fewer where there are many elements.
 _FUNCTIONS, _MAX_FEATURES = 8, 128
 #: Typical environments of an element, at most; and training atoms for each of them, at least.
@@ -96,7 +96,7 @@ class TrainingDomain:
         Raises:
             ValueError: Without structures.
         """
-        radius = min(_RADIUS, math.inf if cutoff is None else cutoff)
+        radius = min(RADIUS, math.inf if cutoff is None else cutoff)
         closest = torch.full((len(species),) * 2, math.inf, dtype=torch.float64)
         features, numbers, owners, counts = [], [], [], []
         frames, periodic = 0, False
@@ -215,7 +215,7 @@ class TrainingDomain:
             ValueError: For parts that do not fit together.
         """
         radius, periodic, frames = (facts[name] for name in ("radius", "periodic", "frames"))
-        if type(radius) not in (int, float) or not 0 < radius <= _RADIUS or type(periodic) is not bool:
+        if type(radius) not in (int, float) or not 0 < radius <= RADIUS or type(periodic) is not bool:
             raise ValueError(f"statistics of the training data with radius {radius!r} and periodic {periodic!r}")
         if type(frames) is not int or frames < 1:
             raise ValueError(f"statistics of {frames!r} training frames")

@@ -39,6 +39,12 @@ def sections() -> list[type[BaseModel]]:
     return [AuditSettings, *(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))]
 
 
+def test_fields_without_meaning_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    settings = AuditSettings.make({"domain": {"quantile": 0.9, "cutoff": 4.0, "limit": 2.0}})
+    assert settings.domain.limit == 2.0
+    assert sorted(caplog.messages) == ["domain.cutoff has no effect any more", "domain.quantile has no effect any more"]
+
+
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
 def test_every_field_is_documented(section: type[BaseModel]) -> None:
     attributes = (section.__doc__ or "").split("Attributes:")[1]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 from ase import Atoms
 from audit_calculators import Committee, Springs, find_measurement, labelled_frames, run_check
 
 from ponita_ff.audit import AuditSettings, audit
-from ponita_ff.audit.training_domain import TrainingDomain, symmetry_functions
 
 
 def test_the_domain_tells_near_from_far(water: Atoms, fast: AuditSettings) -> None:
@@ -33,13 +30,3 @@ def test_a_committee_that_becomes_unsure_is_seen(water: Atoms, fast: AuditSettin
     result = audit({"it": committee}, water, frames, hot, only=["nvt", "domain"]).results["it"]["domain"]
     part = find_measurement(result, "fraction at 2000 K with a committee spread")
     assert part.value is not None and part.value > 0.2
-
-
-def test_environments_do_not_depend_on_rotation_or_order(water: Atoms) -> None:
-    rows = symmetry_functions(water, (1, 8), 5.0)
-    turned = water.copy()
-    turned.rotate(40, (1, 2, 3))
-    np.testing.assert_allclose(symmetry_functions(turned, (1, 8), 5.0), rows, atol=1e-12)
-    swapped = water[[0, 2, 1]]
-    np.testing.assert_allclose(symmetry_functions(swapped, (1, 8), 5.0), rows[[0, 2, 1]], atol=1e-12)
-    assert TrainingDomain({8: rows[:1], 1: rows[1:]}, (1, 8), 1.0, 5.0).distance(turned) == pytest.approx(0.0, abs=1e-6)
