@@ -1,6 +1,6 @@
 """Pack a journal of labels into one small file.
 
-    python pack.py --journal labels.jsonl --out labels.npz
+    python pack.py --journal labels.jsonl --out labels.npz [--add earlier.npz]
 
 Failed frames are left out. Arrays over the atoms of all frames, one frame after the other (``size`` atoms each):
 
@@ -19,7 +19,7 @@ Arrays over frames, in the order of the journal:
 - ``seconds``: time of the label, s (float32)
 
 ``method`` and ``pyscf`` list the levels of theory and versions that occur. ``sha256`` is the hash of the hashes of the
-journal's lines.
+journal's lines; with ``--add``, of that of the earlier file and that of the journal.
 """
 
 from __future__ import annotations
@@ -58,6 +58,23 @@ def packed(found: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {**arrays, "sha256": np.array(hashlib.sha256(lines.encode()).hexdigest())}
 
 
+def joined(earlier: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the labels of an earlier file followed by new ones, of which those of frames that it holds are left out."""
+    known = set(earlier["frame"].tolist())
+    new = np.array([name not in known for name in arrays["frame"].tolist()], dtype=bool)
+    of_atom = np.repeat(new, arrays["size"])
+    result = {}
+    for key, values in earlier.items():
+        if key in ("method", "pyscf"):
+            result[key] = np.unique(np.concatenate([values, arrays[key]]))
+        elif key == "sha256":
+            result[key] = np.array(hashlib.sha256(f"{values}{arrays[key]}".encode()).hexdigest())
+        else:
+            rows = of_atom if key in ("numbers", "positions", "forces") else new
+            result[key] = np.concatenate([values, arrays[key][rows]])
+    return result
+
+
 def report(arrays: dict[str, np.ndarray], failed: int, size: int) -> None:
     """Print what the file holds.
 
@@ -82,10 +99,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--journal", type=Path, required=True, help="labels from label.py (read)")
     parser.add_argument("--out", type=Path, required=True, help="packed file (.npz, replaced)")
+    parser.add_argument("--add", type=Path, help="packed file whose labels come first")
     args = parser.parse_args()
     everything = entries(args.journal)
     found = [entry for entry in everything if "failed" not in entry]
     arrays = packed(found)
+    if args.add is not None:
+        with np.load(args.add) as file:
+            arrays = joined({key: file[key] for key in file.files}, arrays)
     part = args.out.with_suffix(".part.npz")
     np.savez_compressed(part, **arrays)
     part.replace(args.out)
