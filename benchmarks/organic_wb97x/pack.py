@@ -59,7 +59,7 @@ def packed(found: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def joined(earlier: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the labels of an earlier file followed by new ones, of which those of frames that it holds are left out."""
+    """Return the labels of an earlier file, then new ones but for those of frames that it holds."""
     known = set(earlier["frame"].tolist())
     new = np.array([name not in known for name in arrays["frame"].tolist()], dtype=bool)
     of_atom = np.repeat(new, arrays["size"])
