@@ -57,7 +57,8 @@ class PonitaCalculator(Calculator):
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.
 
     Threads may share it: one computes at a time, and each gets the values of its own atoms. ``results`` belongs to the
-    last calculation of any thread. Several calculators compute at the same time.
+    last calculation of any thread. Several calculators compute at the same time. A process that is forked after a
+    calculation with several threads goes on with one, as OpenMP cannot do more; spawned processes keep several.
 
     Raises:
         FileNotFoundError, PotentialFileError: When there is no such potential or its file is damaged.
