@@ -46,9 +46,7 @@ class KernelBuildHook(BuildHookInterface[Any]):
             return
         self._folder = tempfile.TemporaryDirectory()  # until finalize
         folder = Path(self._folder.name)
-        jobs = [
-            (name, level, folder, build.prebuilt_stem(name, level)) for level in levels for name in build.LIBRARIES
-        ]
+        jobs = [(name, level, folder, build.prebuilt_stem(name, level)) for level in levels for name in build.LIBRARIES]
         names = ", ".join(level.name for level in levels)
         self.app.display_info(f"compiling the kernels with {program} for {names} (some minutes)")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
