@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ponita_ff.energy.derivatives import hessian
 from ponita_ff.potential.device import choose_device, choose_dtype
+from ponita_ff.potential.domain import Familiarity
+from ponita_ff.potential.domain_watch import DomainWatch, familiarity
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
@@ -46,6 +48,9 @@ class PonitaCalculator(Calculator):
             deviations then have the size of its errors.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
             ``"eager"``; see :class:`ponita_ff.backends.predictor.Predictor`.
+        strict: Refuse structures unlike anything that the potential was trained on; otherwise a warning is logged, once
+            for each system. Strict calculators look at every structure, others now and then (see
+            :class:`ponita_ff.potential.domain_watch.DomainWatch`).
         label: ASE's name for files of this calculator; unused.
 
     Results: ``energy`` and ``free_energy`` (total, eV), ``energies`` (n,), ``forces`` (n, 3) eV/Å, and ``stress`` (6,)
@@ -85,6 +90,7 @@ class PonitaCalculator(Calculator):
         rotations: int | None = None,
         backend: str = "auto",
         calibration: Calibration | str | Path | None = None,
+        strict: bool = False,
         label: str | None = None,
     ) -> None:
         self._lock = threading.RLock()
@@ -103,6 +109,8 @@ class PonitaCalculator(Calculator):
         if self.calibration is not None:
             self.calibration.check_members(self.potentials)
         self._graphs = GraphCache(self._longest_cutoff(), skin, self.potential.device)
+        #: Whether the potential knows what it is given.
+        self.domain_watch = DomainWatch(self.potentials, strict)
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
@@ -125,7 +133,8 @@ class PonitaCalculator(Calculator):
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
         with self._lock:
             # Even a shallow copy must not move atoms in this one's neighbour list: it has a lock of its own.
-            return {**self.__dict__, "_predictors": None, "_lock": None, "_graphs": copy.deepcopy(self._graphs)}
+            graphs, watch = copy.deepcopy((self._graphs, self.domain_watch))
+            return {**self.__dict__, "_predictors": None, "_lock": None, "_graphs": graphs, "domain_watch": watch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -218,7 +227,9 @@ class PonitaCalculator(Calculator):
         # An NPT run or a cell relaxation asks for stress every step: from then on one pass gives all.
         with self._lock:
             stress = self._want_stress or "stress" in properties
-            results = self._evaluate(self._graph_of(current), stress and bool(current.pbc.all()))
+            graph = self._graph_of(current)
+            self.domain_watch.see(graph)
+            results = self._evaluate(graph, stress and bool(current.pbc.all()))
             self.atoms, self.results, self._want_stress = current, results, stress
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
@@ -252,6 +263,16 @@ class PonitaCalculator(Calculator):
     def _check_species(self, numbers: NDArray[np.integer[Any]]) -> None:
         for member in self.potentials:
             member.check_species(numbers)
+
+    def familiarity(self, atoms: Atoms) -> Familiarity | None:
+        """How well the training data cover a structure; None where the potential's file holds no statistics of them.
+
+        Of a committee, for the member that knows the structure least. Leaves no trace in the calculator's state.
+
+        Raises:
+            ValueError: For atoms that cannot be calculated.
+        """
+        return familiarity(self.potentials, atoms)
 
     def get_hessian(self, atoms: Atoms | None = None, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
         """Second derivatives of the (mean) energy with respect to positions, by differentiating the forces in torch.

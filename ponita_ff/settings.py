@@ -99,7 +99,8 @@ def _load(text: str, source: str) -> Any:
 
     Raises:
         yaml.YAMLError: For text that is not YAML.
-        SettingsError: For values that are no settings, whatever their field: nested too deeply, or keys that are not text.
+        SettingsError: For values that are no settings, whatever their field: nested too deeply, or with keys that are
+            not text.
     """
     try:
         values = yaml.safe_load(text)

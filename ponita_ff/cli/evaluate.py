@@ -11,6 +11,10 @@ from ponita_ff.cli import options
 from ponita_ff.cli.group import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ponita_ff.data import Frame
+    from ponita_ff.potential.potential import Potential
     from ponita_ff.training.evaluate import Errors
     from ponita_ff.units import Units
 
@@ -57,9 +61,39 @@ def command(
 
         result = run_evaluation(members[0], frames, batch_size, update, backend)
     _print_errors(result.errors)
+    if result.shifted is not None:
+        _print_other_level(result.shifted)
+    _print_training_data(members[0], data, frames)
     if out is not None:
-        write_json(out / "errors.json", result.errors.as_dict())
+        shifted = {} if result.shifted is None else {"after_shift_per_element": result.shifted.as_dict()}
+        write_json(out / "errors.json", {**result.errors.as_dict(), **shifted})
         plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
+
+
+def _print_other_level(shifted: Errors) -> None:
+    click.echo(
+        "The labels are of another level of theory than the potential: energies differ by more than 1 eV/atom. "
+        "After the best shift for each element:"
+    )
+    click.echo(f"energy MAE            {1e3 * shifted.energy_mae:.3f} meV")
+    click.echo(f"energy RMSE           {1e3 * shifted.energy_rmse:.3f} meV")
+    click.echo(f"energy MAE per atom   {1e3 * shifted.energy_mae_per_atom:.4f} meV")
+
+
+def _print_training_data(potential: Potential, data: Path, frames: Sequence[Frame]) -> None:
+    """Whether the potential was trained on this file, and how many frames are unlike its training data."""
+    from ponita_ff.data import file_sha256
+    from ponita_ff.potential.domain_watch import domain_distances
+    from ponita_ff.training.evaluate import trained_on
+
+    if trained_on(potential.metadata, file_sha256(data)):
+        click.echo(f"The potential was trained on frames of {data.name}: these errors are no test of it.")
+    distances = domain_distances([potential], [frame.to_atoms() for frame in frames])
+    if distances is None:
+        click.echo("training data         not known: the potential's file holds no statistics of it")
+        return
+    outside = int((distances > 1).sum())
+    click.echo(f"training data         {outside} frames are outside (distance at most {distances.max():.2f}, limit 1)")
 
 
 def _print_errors(errors: Errors) -> None:

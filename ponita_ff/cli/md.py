@@ -69,6 +69,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     help="Warn at this uncertainty of a committee, eV/Å.",
 )
 @click.option("--stop-above", type=_POSITIVE, help="End the run at this uncertainty of a committee, eV/Å.")
+@options.strict
 @options.device()
 @options.dtype()
 @options.backend()
@@ -100,6 +101,7 @@ def command(
     calibration: Path | None,
     warn_above: float,
     stop_above: float | None,
+    strict: bool,
     device: str,
     dtype: str | None,
     backend: str,
@@ -146,10 +148,17 @@ def command(
     )
     atoms = read_structure(structure, potential)
     atoms.calc = PonitaCalculator(
-        committee_members(potential), device=device, dtype=dtype, backend=backend, calibration=calibration
+        committee_members(potential),
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        calibration=calibration,
+        strict=strict,
     )
     result = run_md(atoms, settings, out, progress=progress)
     _print_result(result, settings, len(atoms))
+    if result.steps_per_second is not None:
+        click.echo(f"training data     {atoms.calc.domain_watch.report()}")
 
 
 def _print_result(result: MdResult, settings: MdSettings, num_atoms: int) -> None:

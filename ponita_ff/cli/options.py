@@ -29,6 +29,7 @@ __all__ = [
     "read_settings_file",
     "set_values",
     "settings_file",
+    "strict",
     "threads",
     "time_budget",
     "units",
@@ -135,6 +136,8 @@ def out_folder(default: str | None = None, holds: str = "the results") -> Decora
         help=f"Folder for {holds}.",
     )
 
+
+strict = click.option("--strict", is_flag=True, help="Refuse structures unlike the training data.")
 
 time_budget = click.option("--time", "duration", help="Wall-clock time that the schedule fits itself to: 30m, 2h, …")
 set_values = click.option(

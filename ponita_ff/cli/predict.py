@@ -15,6 +15,7 @@ from ponita_ff.cli.group import Command
 @click.argument("structures", type=options.PATH)
 @click.option("-o", "--out", type=options.PATH, required=True, help="File to write: .xyz, .extxyz or .traj.")
 @click.option("--calibration", type=options.PATH, help="Of a committee, as ponita-ff calibrate writes it.")
+@options.strict
 @options.device()
 @options.dtype()
 @options.backend()
@@ -26,6 +27,7 @@ def command(
     structures: Path,
     out: Path,
     calibration: Path | None,
+    strict: bool,
     device: str,
     dtype: str | None,
     backend: str,
@@ -34,7 +36,8 @@ def command(
     """Write energy, forces and, for periodic cells, stress of all STRUCTURES, any file that ASE reads.
 
     ASE reads the results back as those of a calculator; eV, eV/Å and eV/Å³. Several potentials joined by commas add
-    their spread: energy_std and forces_std.
+    their spread: energy_std and forces_std. domain_distance says how far a structure is from the training data; 1 is
+    the limit of what the potential knows.
 
     \b
     ponita-ff predict ethanol-rmd17 in.xyz -o out.xyz
@@ -55,6 +58,14 @@ def command(
             bar.update(done - bar.n)
 
         known = None if calibration is None else Calibration.load(calibration)
-        predicted = predict_frames(members, frames, backend, known, update)
+        predicted = predict_frames(members, frames, backend, known, update, strict)
     write_structures(out, predicted)
     click.echo(f"predicted: {len(predicted)} frames in {out}")
+    distances = [atoms.info["domain_distance"] for atoms in predicted if "domain_distance" in atoms.info]
+    if distances:
+        outside = sum(distance > 1 for distance in distances)
+        click.echo(
+            f"training data: {outside} frames are outside (domain_distance at most {max(distances):.2f}, limit 1)"
+        )
+    else:
+        click.echo("training data: not known, the potential's file holds no statistics of it")

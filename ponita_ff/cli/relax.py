@@ -23,6 +23,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--cell", is_flag=True, help="Relax the cell, too.")
 @click.option("--pressure", type=float, default=0.0, show_default=True, help="On the cell, GPa.")
+@options.strict
 @options.device()
 @options.dtype("float64")
 @options.backend()
@@ -38,6 +39,7 @@ def command(
     optimiser: str,
     cell: bool,
     pressure: float,
+    strict: bool,
     device: str,
     dtype: str,
     backend: str,
@@ -59,12 +61,14 @@ def command(
     if pressure and not cell:
         raise click.UsageError("--pressure acts on the cell only: give --cell, too")
     atoms = read_structure(structure, potential)
-    atoms.calc = PonitaCalculator(committee_members(potential), device=device, dtype=dtype, backend=backend)
+    members = committee_members(potential)
+    atoms.calc = PonitaCalculator(members, device=device, dtype=dtype, backend=backend, strict=strict)
     found = relax_structure(atoms, out, optimiser, fmax, steps, cell, pressure, progress=progress)
     click.echo(f"energy            {found.energy[-1]:.6f} eV ({found.energy[-1] - found.energy[0]:+.6f} eV)")
     click.echo(f"largest force     {found.fmax[-1]:.6f} eV/Å after {found.steps} steps")
     if cell:
         click.echo(f"volume            {found.volume[-1]:.3f} Å³ (before: {found.volume[0]:.3f} Å³)")
+    click.echo(f"training data     {atoms.calc.domain_watch.report()}")
     click.echo(f"results           {out}/: relaxed.xyz, relax.traj, log.csv, relax.png")
     if not found.converged:
         raise ValueError(

@@ -44,9 +44,9 @@ def _tell_once() -> None:
     if not _State.told:
         _State.told = True
         logger.warning(
-            "this process was forked from one that had computed with several threads, which do not survive that: it goes "
-            "on with one thread. Start processes by multiprocessing's 'spawn' or 'forkserver', or fork before the first "
-            "calculation, to use several"
+            "this process was forked from one that had computed with several threads, which do not survive that: it "
+            "goes on with one thread. To use several, start processes by multiprocessing's 'spawn' or 'forkserver', "
+            "or fork before the first calculation"
         )
 
 

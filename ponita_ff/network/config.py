@@ -92,6 +92,12 @@ def check_num_weights(number: int) -> None:
     """
     if number > _MAX_WEIGHTS:
         raise ValueError(
-            f"the network would have {number:.2g} weights ({4 * number:.2g} bytes in float32), at most "
-            f"{_MAX_WEIGHTS:.0e} are allowed: check channels, widening, num_layers and the sizes of the radial functions"
+            f"the network would have {_in_words(number)} weights ({_in_words(4 * number)} bytes in float32), and at "
+            f"most {_in_words(_MAX_WEIGHTS)} are allowed: check channels, widening, num_layers and the radial functions"
         )
+
+
+def _in_words(number: int) -> str:
+    """Rounded; a whole number may be beyond any float."""
+    digits = len(str(number)) if number < 10**300 else 301
+    return f"{number:.1e}" if digits <= 300 else "more than 1e300"

@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 from ponita_ff.files import write_atomically
 from ponita_ff.network.ponita import Ponita
+from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.header import (
+    DOMAIN,
     FORMAT,
     VERSION,
     PotentialFileError,
@@ -72,11 +74,21 @@ def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str
         "units": _UNITS,
         "versions": package_versions(),
         "metadata": {**potential.metadata, **(metadata or {})},
+        "domain": _domain_header(potential),
         "weights_sha256": weights,
     }
+    if potential.domain is not None:
+        tensors |= {DOMAIN + name: tensor for name, tensor in potential.domain.tensors().items()}
     header["sha256"] = content_hash(header, weights)
     text = {"ponita_ff": json.dumps(header, sort_keys=True)}
     write_atomically(Path(path), lambda temporary: save_file(tensors, str(temporary), metadata=text))
+
+
+def _domain_header(potential: Potential) -> dict[str, Any] | None:
+    """Facts of the statistics of the training data, and the hash of their tensors."""
+    if potential.domain is None:
+        return None
+    return {**potential.domain.facts(), "sha256": weights_hash(potential.domain.tensors())}
 
 
 def _check_finite(potential: Potential) -> None:
@@ -110,6 +122,7 @@ def load_potential(path: Path | str) -> Potential:
     header = content.header
     try:
         tensors = {name: torch.from_numpy(array) for name, array in content.arrays.items()}
+        domain = {name.removeprefix(DOMAIN): tensors.pop(name) for name in list(tensors) if name.startswith(DOMAIN)}
         with torch.random.fork_rng(devices=[]):  # first weights, soon overwritten, must not draw from the user's
             network = _NETWORKS[header["form"]](content.config, len(header["species"]))
         potential = Potential(
@@ -121,6 +134,8 @@ def load_potential(path: Path | str) -> Potential:
             potential.network.register_buffer(name, tensors[f"network.{name}"])
         potential.register_buffer("rotations", tensors["rotations"])
         potential.load_state_dict(tensors)
+        if header.get("domain") is not None:
+            potential.domain = TrainingDomain.from_parts(potential.species, header["domain"], domain)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise PotentialFileError(f"{path} does not describe a potential that this package can build: {error}") from None
     potential.file = path

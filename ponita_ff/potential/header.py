@@ -21,6 +21,7 @@ from ponita_ff.published.config import PublishedConfig
 from ponita_ff.settings import shown, wrong_fields
 
 __all__ = [
+    "DOMAIN",
     "FORMAT",
     "VERSION",
     "PotentialContent",
@@ -35,7 +36,10 @@ __all__ = [
 ]
 
 FORMAT = "ponita_ff potential"
-VERSION = 3
+VERSION = 4
+
+#: Names of the tensors of the statistics of the training data begin with this (domain.py).
+DOMAIN = "domain."
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -80,6 +84,7 @@ class _Header(BaseModel):
     units: dict[str, str]
     versions: dict[str, str]
     metadata: dict[str, Any]
+    domain: dict[str, Any] | None = None
 
     @field_validator("species")
     @classmethod
@@ -119,10 +124,15 @@ def name_before_version_3(name: str) -> str:
     return parents + dot + {now: before for before, now in _RENAMED.items()}.get(leaf, leaf)
 
 
+def _without_domain(_: Mapping[str, Any], __: Arrays) -> None:
+    """Version 3 to 4: statistics of the training data, of which earlier files had none."""
+
+
 #: From a version to the next.
 _MIGRATIONS: dict[int, Callable[[Mapping[str, Any], Arrays], None]] = {
     1: _add_self_weights,
     2: _rename_tensors,
+    3: _without_domain,
 }
 
 
@@ -196,8 +206,10 @@ def _checked_header(raw: str | None, arrays: Arrays, path: Path) -> dict[str, An
             raise PotentialFileError(
                 f"{path} has file version {shown(version)}, this package reads {VERSION}: update ponita_ff"
             )
-        weights = arrays_hash(arrays)
-        if header.get("weights_sha256") != weights or header.get("sha256") != content_hash(header, weights):
+        domain = {name.removeprefix(DOMAIN): array for name, array in arrays.items() if name.startswith(DOMAIN)}
+        weights = arrays_hash({name: array for name, array in arrays.items() if not name.startswith(DOMAIN)})
+        altered = header.get("weights_sha256") != weights or header.get("sha256") != content_hash(header, weights)
+        if altered or fact(header, "domain", "sha256") != (arrays_hash(domain) if domain else None):
             raise PotentialFileError(f"{path} was altered after it was written (SHA-256 does not match): get it again")
     except PotentialFileError:
         raise
@@ -221,7 +233,7 @@ def _problems(content: PotentialContent) -> Any:
             yield f"there is no tensor {name}"
             return
     for name, array in arrays.items():
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
+        if not name.startswith(DOMAIN) and (array.dtype.kind != "f" or not np.isfinite(array).all()):
             yield f"{name} has values that are not finite numbers"
     weights = sum(a.size for name, a in arrays.items() if name.startswith("network.") and name not in _GRID)
     if weights != config.num_weights(number):

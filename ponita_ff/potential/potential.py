@@ -16,6 +16,7 @@ from ponita_ff.backends.predictor import Predictor
 from ponita_ff.energy.derivatives import predict
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.network.base import Network
+from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.many import Predictions, predict_many
 from ponita_ff.structure.graph import Graph
 
@@ -48,6 +49,7 @@ class Potential(EnergyModel):
 
     Attributes:
         file: Where it was read from; code compiled ahead of time lies beside it. None for one made in memory.
+        domain: Statistics of its training data; None where they are not known.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Potential(EnergyModel):
         super().__init__(network, species, reference_energies, scale, zbl_cutoff)
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.file: Path | None = None
+        self.domain: TrainingDomain | None = None
         self._predictor: tuple[Any, Predictor, Any] | None = None
 
     def predictor(self, backend: str = "auto") -> Predictor:

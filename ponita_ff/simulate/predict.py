@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from ponita_ff.files import write_atomically
+from ponita_ff.potential.domain_watch import domain_distances, domains_of, familiarity
 from ponita_ff.potential.potential import Potential
 from ponita_ff.uncertainty import Calibration
 
@@ -74,6 +75,7 @@ def predict_frames(
     backend: str = "auto",
     calibration: Calibration | None = None,
     progress: Callable[[int], object] | None = None,
+    strict: bool = False,
 ) -> list[Atoms]:
     """Copies of structures with predicted energy (eV), forces (eV/Å) and, for full periodicity, stress (eV/Å³).
 
@@ -84,6 +86,8 @@ def predict_frames(
         backend: See :class:`ponita_ff.backends.predictor.Predictor`.
         calibration: Of the committee.
         progress: Called with the number of structures done so far.
+        strict: Refuse structures outside the training data. Where it is known, ``info["domain_distance"]`` says how far
+            they are from it; 1 is the limit.
 
     Returns:
         The copies; ASE reads the results back from a file as those of a calculator.
@@ -98,10 +102,12 @@ def predict_frames(
     for start in range(0, len(frames), _CHUNK):
         chunk = frames[start : start + _CHUNK]
         try:
-            done += _predict(members, chunk, backend, calibration)
+            predicted = _predict(members, chunk, backend, calibration)
         except ValueError:
             _name_wrong_frame(members, chunk, start, backend)
             raise
+        _add_distances(members, predicted, start, strict)
+        done += predicted
         if progress is not None:
             progress(len(done))
     return done
@@ -126,6 +132,22 @@ def _predict(
             tensor = None if tensors is None else tensors[:, k].mean(axis=0)
             results[place] = _with_results(frames[place], energies[:, k], forces, tensor, calibration)
     return [atoms for atoms in results if atoms is not None]
+
+
+def _add_distances(members: Sequence[Potential], frames: Sequence[Atoms], start: int, strict: bool) -> None:
+    """Write to each structure how far it is from the training data."""
+    distances = domain_distances(members, frames)
+    if strict and (distances is None or len(domains_of(members)) < len(members)):
+        raise PredictionError("strict: the potential's file holds no statistics of its training data")
+    if distances is None:
+        return
+    if strict and distances.max() > 1:
+        place = int((distances > 1).argmax())
+        found = familiarity(members, frames[place])
+        assert found is not None
+        raise PredictionError(f"frame {start + place}: {found.reason}")
+    for atoms, distance in zip(frames, distances, strict=True):
+        atoms.info["domain_distance"] = float(distance)
 
 
 def _with_results(

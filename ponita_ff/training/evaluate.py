@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,17 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ponita_ff.data import Frame
+from ponita_ff.energy.references import fit_reference_energies
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import Graph, batch_graphs, build_graph
 
-__all__ = ["Errors", "Evaluation", "FormulaErrors", "check_frame", "evaluate", "frame_graph"]
+__all__ = ["Errors", "Evaluation", "FormulaErrors", "check_frame", "evaluate", "frame_graph", "trained_on"]
 
 #: Errors by chemical formula are reported for at most this many formulas; for more they would be no summary.
 _MAX_FORMULAS = 100
+
+#: Mean error of the energy per atom from which labels are of another level of theory, eV.
+OTHER_LEVEL = 1.0
 
 #: Arrays that are collected from all batches.
 _QUANTITIES = ("energy", "energy_label", "forces", "forces_label", "stress", "stress_label")
@@ -100,6 +105,8 @@ class Evaluation:
         forces: Predicted forces, shape (N, 3), eV/Å.
         forces_label: Labels of the forces, same shape.
         num_atoms: Atoms of each frame, shape (n,).
+        shifted: Errors after the energy of each element is shifted by what suits the labels best; given where energies
+            are off by more than 1 eV/atom, as they are at another level of theory.
     """
 
     errors: Errors
@@ -108,11 +115,23 @@ class Evaluation:
     forces: NDArray[np.float64]
     forces_label: NDArray[np.float64]
     num_atoms: NDArray[np.int64]
+    shifted: Errors | None = None
 
 
 def _batches(frames: Sequence[Frame], batch_size: int) -> Iterator[list[Frame]]:
     for start in range(0, len(frames), batch_size):
         yield [frames[i] for i in range(start, min(start + batch_size, len(frames)))]
+
+
+def trained_on(metadata: Mapping[str, Any], sha256: str) -> bool:
+    """Whether a potential's metadata say that it was trained on frames of the file with this hash."""
+    data = metadata.get("data")
+    if not isinstance(data, dict):
+        return False
+    known = {data.get(f"{name}sha256") for name in ("", "extra_train_", "further_", "replay_")}
+    for name in ("", "extra_train_", "replay_"):
+        known |= set(data.get(f"{name}files_sha256") or ())
+    return sha256 in known
 
 
 def check_frame(potential: Potential, frame: Frame) -> None:
@@ -171,14 +190,27 @@ def evaluate(
             progress(done)
     values = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     num_atoms = np.array([len(numbers) for numbers in structures])
+    errors = _errors(values, structures, num_atoms)
+    other_level = errors.energy_mae_per_atom > OTHER_LEVEL
     return Evaluation(
-        errors=_errors(values, structures, num_atoms),
+        shifted=_errors(_with_best_shifts(values, structures), structures, num_atoms) if other_level else None,
+        errors=errors,
         energy=values["energy"],
         energy_label=values["energy_label"],
         forces=values["forces"],
         forces_label=values["forces_label"],
         num_atoms=num_atoms,
     )
+
+
+def _with_best_shifts(
+    values: dict[str, NDArray[np.float64]], structures: list[NDArray[np.int64]]
+) -> dict[str, NDArray[np.float64]]:
+    """The same with predicted energies shifted, element by element, to fit the labels."""
+    elements = sorted({int(z) for numbers in structures for z in numbers})
+    counts = np.array([[np.count_nonzero(numbers == z) for z in elements] for numbers in structures], dtype=np.float64)
+    shifts = fit_reference_energies(elements, counts, values["energy_label"] - values["energy"])
+    return {**values, "energy": values["energy"] + counts @ np.array([shifts[z] for z in elements])}
 
 
 def _errors(

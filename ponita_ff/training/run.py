@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ponita_ff.data import (
     Split,
     Units,
     check_plausible,
+    file_sha256,
     files_sha256,
     joined_split,
     random_split,
@@ -28,22 +29,27 @@ from ponita_ff.data import (
 )
 from ponita_ff.files import write_json, write_text
 from ponita_ff.potential.device import choose_device
+from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.file import load_potential, save_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import describe_hardware
+from ponita_ff.structure.graph import Graph, batch_graphs
 from ponita_ff.training.build import build_potential
 from ponita_ff.training.config import CHECKPOINT_FILE, FIRST_STAGE_FOLDER, POTENTIAL_FILE, DataConfig, TrainConfig
-from ponita_ff.training.evaluate import Errors, evaluate
+from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
 from ponita_ff.training.parallel import Processes, process_group
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.replay import mix_frames, split_replay, with_reference_energies_of
 from ponita_ff.training.trainer import Trainer, read_metrics
 
-__all__ = ["TrainingData", "is_started", "prepare_data", "train"]
+__all__ = ["TrainingData", "is_started", "prepare_data", "train", "training_domain"]
 
 logger = logging.getLogger(__name__)
 
 _SPLIT_FILE = "split.json"
+
+#: Frames that statistics of the training data are of, at most, and atoms that are looked at together.
+_DOMAIN_FRAMES, _DOMAIN_ATOMS = 20_000, 1000
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def prepare_data(config: DataConfig, out: Path) -> TrainingData:
     replay, replay_holdout = split_replay(JoinedFrames([read_frames(path) for path in config.replay]))
     provenance: dict[str, Any] = {"file": _names(config.files), "sha256": digest, "train": len(train)}
     provenance |= {"validation": len(validation), "protocol": config.protocol, "split_seed": config.seed}
+    provenance["files_sha256"] = [file_sha256(path) for path in config.files]
     provenance |= _files_provenance("extra_train", config.extra_train)
     if config.extra_train:
         provenance["extra_train"] = len(extra_train)
@@ -118,8 +125,11 @@ def _split(config: DataConfig, parts: Sequence[Sequence[Frame]], path: Path, sha
 
 
 def _files_provenance(name: str, files: Sequence[Path]) -> dict[str, Any]:
-    """Names and hash of some files under ``name``_file and ``name``_sha256; empty without files."""
-    return {f"{name}_file": _names(files), f"{name}_sha256": files_sha256(files)} if files else {}
+    """Names and hashes of some files: ``name``_file, ``name``_sha256 of all together, and ``name``_files_sha256."""
+    if not files:
+        return {}
+    hashes = [file_sha256(path) for path in files]
+    return {f"{name}_file": _names(files), f"{name}_sha256": files_sha256(files), f"{name}_files_sha256": hashes}
 
 
 def _names(files: Sequence[Path]) -> str:
@@ -265,6 +275,7 @@ def _report(
     results = {"validation": evaluate(potential, data.validation, backend="auto")}
     if len(data.test):
         results["test"] = evaluate(potential, data.test, backend="auto")
+    potential.domain = training_domain(potential, JoinedFrames([data.train, data.replay]))
     potential.metadata["data"] = data.provenance
     potential.metadata["errors"] = {name: result.errors.as_dict() for name, result in results.items()}
     potential.metadata["training"] = {
@@ -279,6 +290,23 @@ def _report(
     plot_parity(result, f"{name} frames", out / "parity.png")
     for name, result in results.items():
         _log_errors(name, result.errors)
+
+
+def training_domain(potential: Potential, frames: Sequence[Frame]) -> TrainingDomain:
+    """Statistics of the frames that a potential was trained on, of at most 20,000 of them, evenly spaced."""
+    every = max(1, -(-len(frames) // _DOMAIN_FRAMES))
+
+    def batches() -> Iterator[Graph]:
+        batch: list[Graph] = []
+        for index in range(0, len(frames), every):
+            batch.append(frame_graph(frames[index], potential.cutoff))
+            if sum(graph.num_nodes for graph in batch) >= _DOMAIN_ATOMS:
+                yield batch_graphs(batch)
+                batch = []
+        if batch:
+            yield batch_graphs(batch)
+
+    return TrainingDomain.from_graphs(batches(), potential.species, potential.cutoff)
 
 
 def _log_errors(name: str, errors: Errors) -> None:

@@ -1,7 +1,7 @@
 """How many cases the property-based tests try, and the count of what came of them.
 
-``make test`` tries a few cases of each, the same in every run. ``make fuzz`` tries ``FUZZ_CASES`` of each, new ones, and
-writes the counts to ``FUZZ_REPORT``.
+``make test`` tries a few cases of each, the same in every run. ``make fuzz`` tries ``FUZZ_CASES`` of each, new ones,
+and writes the counts to ``FUZZ_REPORT``.
 """
 
 from __future__ import annotations

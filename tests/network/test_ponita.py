@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.config import GRID_SIZES, PonitaConfig
 from ponita_ff.network.orientations import even_rotations, orientation_grid
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
