@@ -413,20 +413,28 @@ def test_a_header_without_an_entry(missing: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("rotations", torch.ones(1, 3, 3, dtype=torch.float64), "no rotations"),
+        ("rotations", torch.ones(1, 3, 3, dtype=torch.float64), "rotations has .* no rotations"),
         ("rotations", torch.ones(3, dtype=torch.float64), "shape"),
         ("rotations", torch.ones(0, 3, 3, dtype=torch.float64), "shape"),
         ("reference_energies", torch.ones(2, dtype=torch.float64), "3 species have 2 reference energies"),
-        ("reference_energies", torch.full((3,), torch.nan, dtype=torch.float64), "not finite"),
+        (
+            "reference_energies",
+            torch.full((3,), torch.nan, dtype=torch.float64),
+            "reference_energies has .* not finite",
+        ),
         ("network.orientations", torch.ones(6, dtype=torch.float64), "shapes"),
         ("network.orientation_weights", torch.ones(5, dtype=torch.float64), "shapes"),
-        ("network.embedding.weight", torch.full((3, 4), torch.inf, dtype=torch.float64), "not finite"),
-        ("network.embedding.weight", torch.ones(3, 4, dtype=torch.int64), "not finite numbers"),
+        (
+            "network.embedding.weight",
+            torch.full((3, 4), torch.inf, dtype=torch.float64),
+            "embedding.weight has .* not finite",
+        ),
+        ("network.embedding.weight", torch.ones(3, 4, dtype=torch.int64), "embedding.weight has .* not finite numbers"),
     ],
 )
 def test_a_forged_tensor_is_refused_by_name(name: str, value: Tensor, said: str, path: Path) -> None:
     rewrite(path, lambda _, tensors: tensors.update({name: value}))
-    refused(path, f"{name.removeprefix('network.orientation_weights')}.*{said}" if said != "shapes" else said)
+    refused(path, said)
 
 
 def test_dtypes_that_numpy_does_not_have(path: Path) -> None:
