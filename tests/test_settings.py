@@ -136,7 +136,7 @@ DEEP = {
     "30 lists": "a: " + "[" * 30 + "]" * 30,
     "itself": "a: &a {b: *a}",
     "more than memory holds": "\n".join(
-        f"{x}: &{x} [{', '.join([f'*{y}'] * 9)}]" for y, x in zip("abcdefgh", "bcdefghi")
+        f"{x}: &{x} [{', '.join([f'*{y}'] * 9)}]" for y, x in zip("abcdefgh", "bcdefghi", strict=True)
     ),
 }
 DEEP["more than memory holds"] = "a: &a [1]\n" + DEEP["more than memory holds"]

@@ -286,9 +286,10 @@ def find_potential(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: When it is neither; the message lists the shipped names.
     """
-    path, shipped = Path(name), shipped_potentials()
+    path = Path(name)
     if is_file(path):
         return path
+    shipped = shipped_potentials()
     if str(name) in shipped:
         return shipped[str(name)]
     names = ", ".join(shipped) or "none"

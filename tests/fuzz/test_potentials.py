@@ -71,7 +71,10 @@ def outcome(original: Original, content: bytes) -> str:
         return "refused"
     assert printed.exit_code == 0
     values = predicted(potential)
-    assert np.isfinite(values).all()
+    if not np.isfinite(values).all():  # of weights that are finite, and huge
+        with pytest.raises(ValueError, match="not finite"):
+            potential.evaluate([WATER])
+        return "accepted, its predictions refused"
     return "accepted, equal" if np.array_equal(values, original.predicted) else "accepted, different"
 
 
@@ -139,7 +142,7 @@ def test_forged_headers(data: st.DataObject, original: Original, count: Count) -
     count(found)
 
 
-ODD = [np.nan, np.inf, 0.0, -1.0, 1e300]
+ODD = [np.nan, np.inf, 0.0, -1.0, 1e30]
 
 
 @given(data=st.data())
@@ -161,9 +164,9 @@ def test_forged_tensors(data: st.DataObject, original: Original, count: Count) -
     if action == "empty":
         arrays[name] = array[:0].copy()
     if action == "type":
-        arrays[name] = array.astype(
-            data.draw(st.sampled_from(["float16", "float32", "float64", "int64", "uint8", "bool"]))
-        )
+        dtype = data.draw(st.sampled_from(["float16", "float32", "float64", "int64", "uint8", "bool"]))
+        with np.errstate(all="ignore"):
+            arrays[name] = array.astype(dtype)
     if action == "value":
         arrays[name] = array.copy()
         arrays[name].flat[data.draw(st.integers(0, array.size - 1))] = data.draw(
