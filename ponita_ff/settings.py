@@ -24,7 +24,7 @@ __all__ = [
 
 #: Deepest nesting of settings, and most values in all of them: a value may be named and repeated in YAML, so that a
 #: short file can stand for more than any memory holds, or contain itself.
-_MAX_DEPTH, _MAX_VALUES = 20, 1_000_000
+_MAX_DEPTH, _MAX_VALUES = 20, 100_000
 
 
 class SettingsError(ValueError):
