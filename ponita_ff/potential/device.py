@@ -43,7 +43,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise _unusable(name, str(error).splitlines()[0]) from None
+        raise _unusable(name, str(error).splitlines()[0][:200]) from None
     return device
 
 
