@@ -45,20 +45,17 @@ class KernelBuildHook(BuildHookInterface[Any]):
             self.app.display_warning(f"the wheel has no compiled kernels: {reason}")
             return
         self._folder = tempfile.TemporaryDirectory()  # until finalize
-        jobs = [
-            (name, level, Path(self._folder.name) / build.prebuilt_name(name, level))
-            for level in levels
-            for name in build.LIBRARIES
-        ]
+        folder = Path(self._folder.name)
+        jobs = [(name, level, folder, build.prebuilt_stem(name, level)) for level in levels for name in build.LIBRARIES]
         names = ", ".join(level.name for level in levels)
         self.app.display_info(f"compiling the kernels with {program} for {names} (some minutes)")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
-                list(pool.map(lambda job: build.compile_library(program, *job), jobs))
+                made = list(pool.map(lambda job: build.compile_library(program, *job), jobs))
             except build.KernelError as error:
                 self.app.display_warning(f"the wheel has no compiled kernels: {error}")
                 return
-        for _, _, path in jobs:
+        for path in made:
             build_data["force_include"][str(path)] = f"ponita_ff/kernels/{build.PREBUILT.name}/{path.name}"
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from ponita_ff.network.config import PonitaConfig
-from ponita_ff.published.network import PublishedConfig
+from ponita_ff.published.config import PublishedConfig
 from ponita_ff.structure.neighbours import neighbour_list
 
 __all__ = ["Flops", "count_flops", "directed_edges"]

@@ -18,7 +18,8 @@ from torch import nn
 
 from ponita_ff import Ponita, PonitaCalculator, PonitaConfig, Potential
 from ponita_ff.network.orientations import orientation_grid
-from ponita_ff.published.network import PublishedConfig, PublishedPonita
+from ponita_ff.published.config import PublishedConfig
+from ponita_ff.published.network import PublishedPonita
 from ponita_ff.structure.graph import batch_graphs, build_graph
 from ponita_ff.training.config import LossConfig, OptimiserConfig
 from ponita_ff.training.optimisers import Optimiser

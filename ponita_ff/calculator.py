@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,10 @@ class PonitaCalculator(Calculator):
 
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.
 
+    Threads may share it: one computes at a time, and each gets the values of its own atoms. ``results`` belongs to the
+    last calculation of any thread. Several calculators compute at the same time. A process that is forked after a
+    calculation with several threads goes on with one, as OpenMP cannot do more; spawned processes keep several.
+
     Raises:
         FileNotFoundError, PotentialFileError: When there is no such potential or its file is damaged.
         ValueError: For options or atoms that cannot be used; the message says what to do.
@@ -88,6 +93,7 @@ class PonitaCalculator(Calculator):
         strict: bool = False,
         label: str | None = None,
     ) -> None:
+        self._lock = threading.RLock()
         super().__init__(label=label)
         # The base class's way to keep a copy of the atoms is one more copy than is needed: see calculate.
         self.use_cache = False
@@ -119,15 +125,20 @@ class PonitaCalculator(Calculator):
 
         A neighbour list is kept while it holds, and the order of neighbours in it changes how sums are rounded.
         """
-        self._graphs.reset()
-        self.reset()
+        with self._lock:
+            self._graphs.reset()
+            self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the predictors, which belong to this calculator's own potentials."""
-        return {**self.__dict__, "_predictors": None}
+        with self._lock:
+            # Even a shallow copy must not move atoms in this one's neighbour list: it has a lock of its own.
+            graphs, watch = copy.deepcopy((self._graphs, self.domain_watch))
+            return {**self.__dict__, "_predictors": None, "_lock": None, "_graphs": graphs, "domain_watch": watch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         self._predictors = [member.predictor(self._backend) for member in self.potentials]
 
     @property
@@ -176,12 +187,27 @@ class PonitaCalculator(Calculator):
         """
         if stress:
             _refuse_not_periodic(atoms)
-        kept, self._graphs = self._graphs, copy.copy(self._graphs)
-        self._graphs.reset()
-        try:
-            self._evaluate(self._graph_of(atoms), stress)
-        finally:
-            self._graphs = kept
+        with self._lock:
+            kept, self._graphs = self._graphs, copy.copy(self._graphs)
+            self._graphs.reset()
+            try:
+                self._evaluate(self._graph_of(atoms), stress)
+            finally:
+                self._graphs = kept
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """A result for these atoms, computed if need be; see ASE.
+
+        The base class compares the atoms, computes and looks up the result in three steps: another thread must not come
+        between them.
+        """
+        with self._lock:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Properties:
+        """Several results for these atoms; see ASE. As in :meth:`get_property`, no other thread comes between."""
+        with self._lock:
+            return super().calculate_properties(atoms, properties)
 
     def calculate(
         self,
@@ -199,11 +225,12 @@ class PonitaCalculator(Calculator):
         if "stress" in properties:
             _refuse_not_periodic(current)
         # An NPT run or a cell relaxation asks for stress every step: from then on one pass gives all.
-        stress = self._want_stress or "stress" in properties
-        graph = self._graph_of(current)
-        self.domain_watch.see(graph)
-        results = self._evaluate(graph, stress and bool(current.pbc.all()))
-        self.atoms, self.results, self._want_stress = current, results, stress
+        with self._lock:
+            stress = self._want_stress or "stress" in properties
+            graph = self._graph_of(current)
+            self.domain_watch.see(graph)
+            results = self._evaluate(graph, stress and bool(current.pbc.all()))
+            self.atoms, self.results, self._want_stress = current, results, stress
 
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
         values = self._predict(graph, stress)
@@ -270,7 +297,8 @@ class PonitaCalculator(Calculator):
         whole = chosen.size > 0 and chosen.dtype.kind in "iu"
         if not whole or chosen.min() < 0 or chosen.max() >= len(atoms):
             raise ValueError(f"indices must be atoms 0 to {len(atoms) - 1}, got {indices}")
-        graph = self._graph_of(atoms).clone()
+        with self._lock:
+            graph = self._graph_of(atoms).clone()
         _refuse_coincident(graph)
         matrix: NDArray[np.float64] = hessian(self.potentials, graph, chosen.tolist()).cpu().numpy()
         return matrix

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["write_atomically", "write_json", "write_text"]
+__all__ = ["is_file", "write_atomically", "write_json", "write_text"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +44,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False also for what no file can be called, such as a name of 5,000 letters."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,21 +9,28 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_hardware", "package_versions", "weights_hash"]
+__all__ = ["arrays_hash", "describe_hardware", "package_versions", "weights_hash"]
 
 
 def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of named tensors: of their names, dtypes, shapes and bytes, in the order of the names."""
+    return arrays_hash({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+
+
+def arrays_hash(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """The same of arrays: the hash that tensors of their values have."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} torch.{array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

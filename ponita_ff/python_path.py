@@ -60,7 +60,7 @@ class PythonPath:
             ) from None
         try:
             keywords = yaml.safe_load(self.options) if self.options else {}
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise PythonPathError(
                 f"{self.text}: {self.options} is not a mapping of keyword arguments, e.g. {{sigma: 3.4}}"
             ) from None

@@ -15,7 +15,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from ponita_ff.files import write_json
-from ponita_ff.potential.file import name_before_version_3
+from ponita_ff.potential.header import name_before_version_3
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import weights_hash
 from ponita_ff.structure.lattice import is_number

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +387,74 @@ def test_path_and_potential_give_the_same(tiny_potential_path: Path, make_system
         for source in (tiny_potential_path, str(tiny_potential_path), load_potential(tiny_potential_path))
     ]
     assert energies[0] == energies[1] == energies[2]
+
+
+def rattled_copies(atoms: Atoms, number: int) -> list[Atoms]:
+    """Copies of one structure, each moved differently."""
+    copies = [atoms.copy() for _ in range(number)]
+    for seed, one in enumerate(copies):
+        one.rattle(0.05, seed=seed)
+    return copies
+
+
+def slow_down(calculator: PonitaCalculator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave other threads time between a calculation and the look-up of its result."""
+    calculate = calculator.calculate
+
+    def slow(*arguments: Any) -> None:
+        calculate(*arguments)
+        time.sleep(2e-3)
+
+    monkeypatch.setattr(calculator, "calculate", slow)
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_threads_that_share_a_calculator_get_their_own_values(
+    backend: str, make_potential: Make, make_system: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = PonitaCalculator(make_potential(dtype=torch.float32), backend=backend)
+    systems = rattled_copies(make_system("crystal"), 4)
+    expected = [PonitaCalculator(shared.potential, backend=backend).get_property("forces", one) for one in systems]
+    slow_down(shared, monkeypatch)
+
+    def wrong(index: int) -> int:
+        atoms = systems[index].copy()
+        atoms.calc = shared
+        found = []
+        for _ in range(5):
+            atoms.calc.discard_state()
+            found.append(atoms.get_forces())
+            atoms.get_potential_energy()
+        return sum(not np.allclose(forces, expected[index], atol=1e-5) for forces in found)
+
+    with ThreadPoolExecutor(len(systems)) as pool:
+        assert list(pool.map(wrong, range(len(systems)))) == [0] * len(systems)
+
+
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_threads_that_share_a_potential_get_their_own_values(
+    backend: str, make_potential: Make, make_system: Callable
+) -> None:
+    potential = make_potential(dtype=torch.float32)
+    systems = rattled_copies(make_system("molecule"), 8)
+    expected = [potential.clone().evaluate([one], backend=backend) for one in systems]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(potential.evaluate, [one], backend=backend) for one in 5 * systems]
+    for job, right in zip(jobs, 5 * expected, strict=True):
+        assert job.result().forces[0] == pytest.approx(right.forces[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda calc: pickle.loads(pickle.dumps(calc))])
+def test_a_copy_shares_no_lock_and_no_neighbour_list(duplicate, tiny_potential: Potential, make_system) -> None:
+    original = PonitaCalculator(tiny_potential)
+    first, second = rattled_copies(make_system("molecule"), 2)
+    before = original.get_property("energy", first)
+    other = duplicate(original)
+    assert other._lock is not original._lock
+    assert other._graphs is not original._graphs
+    assert other.get_property("energy", second) == PonitaCalculator(tiny_potential).get_property("energy", second)
+    assert np.array_equal(original._graphs._graph["positions"].numpy(), first.positions)
+    assert original.get_property("energy", first) == before
 
 
 def test_the_calculator_has_its_own_copy(tiny_potential: Potential, make_system: Callable) -> None:

@@ -56,8 +56,13 @@ def new_data() -> dict[str, Any]:
     return {"force_include": {}, "pure_python": True}
 
 
-def compile_with(action: Callable[[Path], None]) -> Callable[..., None]:
-    return lambda program, name, level, path: action(path)
+def compile_with(action: Callable[[Path], object]) -> Callable[..., Path]:
+    def compile_library(program: str, name: str, level: object, folder: Path, stem: str) -> Path:
+        path = folder / f"{stem}-hash.so"
+        action(path)
+        return path
+
+    return compile_library
 
 
 def test_a_wheel_carries_every_library_for_every_level(hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +76,7 @@ def test_a_wheel_carries_every_library_for_every_level(hook: Any, monkeypatch: p
     assert data["tag"].startswith("py3-none-")
     assert set(data["tag"].removeprefix("py3-none-")).isdisjoint("-.")
     assert sorted(data["force_include"].values()) == sorted(
-        f"ponita_ff/kernels/prebuilt/{hook.build.prebuilt_name(name, level)}"
+        f"ponita_ff/kernels/prebuilt/{hook.build.prebuilt_stem(name, level)}-hash.so"
         for name in hook.build.LIBRARIES
         for level in levels
     )

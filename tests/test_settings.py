@@ -14,6 +14,7 @@ from ponita_ff.settings import (
     merged,
     parse_assignments,
     read_yaml,
+    shown,
     with_changes,
     wrong_fields,
 )
@@ -127,3 +128,56 @@ def test_every_wrong_field_is_named_with_what_was_given() -> None:
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate("words")
     assert wrong_fields(caught.value).startswith("  (top level): ")
+
+
+DEEP = {
+    "lists": "a: " + "[" * 1000 + "]" * 1000,
+    "mappings": "\n".join(" " * depth + "a:" for depth in range(3000)),
+    "30 lists": "a: " + "[" * 30 + "]" * 30,
+    "itself": "a: &a {b: *a}",
+    "more than memory holds": "\n".join(
+        f"{x}: &{x} [{', '.join([f'*{y}'] * 9)}]" for y, x in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
+}
+DEEP["more than memory holds"] = "a: &a [1]\n" + DEEP["more than memory holds"]
+
+
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP)
+def test_nesting_is_bounded(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"deep\.yaml is nested more than 20 levels deep"):
+        read_yaml(path, "a: 1")
+    if text.count("\n") == 0:
+        with pytest.raises(SettingsError, match=r"a\.b is nested more than 20 levels deep"):
+            parse_assignments([f"a.b={text.removeprefix('a: ')}"])
+    with pytest.raises(SettingsError, match=r"a\.a\.a.* is nested more than 20 levels deep") as caught:
+        parse_assignments([".".join("a" * 3000) + "=1"])
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "value", ["2001-99-99", "!!int x", "!!int ''", "!!bool x", "!!timestamp x", "!!python/name:os.x"]
+)
+def test_values_that_yaml_cannot_make(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"a: {value}")
+    with pytest.raises(SettingsError, match=r"odd\.yaml is not a YAML file"):
+        read_yaml(path, "a: 1")
+    with pytest.raises(SettingsError, match="is not a value in YAML"):
+        parse_assignments([f"a={value}"])
+
+
+@pytest.mark.parametrize("key", ["3", "null", "no", "1.5", "2001-01-01"])
+def test_names_of_settings_are_text(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"a: {{{key}: 1}}")
+    with pytest.raises(SettingsError, match=r"keys\.yaml: .* is no name of a setting"):
+        read_yaml(path, "a: 1")
+
+
+def test_values_are_shown_in_bounds() -> None:
+    assert shown("no") == "'no'" and shown([1, {"a": None}]) == "[1, {'a': None}]"
+    for value in ("x" * 5000, list(range(5000)), 10**3000, {"a" * 5000: 1}):
+        assert len(shown(value)) < 500
+    assert shown(1 << 100_000) == "a int too long to show"

@@ -6,14 +6,15 @@ torch and the processor that it was made with; its metadata says so, and it is r
 native backend can run (the force-field form in float32), the native backend is faster.
 
 A ``.pt2`` file holds machine code, which runs with all the rights of its user. Metadata can be forged, so the hash of
-every file that is made is also written into the cache folder, and a file without such a record is not loaded. Share the
-potential's file instead.
+every file that is made is also written into the cache folder, and a file without such a record is not loaded; nor is
+one whose record somebody else could have written. Share the potential's file instead.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import platform
 import shutil
@@ -32,7 +33,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ponita_ff.energy.derivatives import predict
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.files import write_atomically
-from ponita_ff.kernels.build import cache_folder
+from ponita_ff.kernels.build import KernelError, cache_folder
+from ponita_ff.kernels.cache import check_private, make_private_folder
 from ponita_ff.provenance import package_versions, weights_hash
 from ponita_ff.structure.graph import INPUT_FIELDS, Graph
 
@@ -73,7 +75,8 @@ def compile_ahead_of_time(potential: EnergyModel, path: Path | str) -> None:
 
     Raises:
         ValueError: For a potential that is not on the CPU, or another ending.
-        AheadOfTimeError: Where compiling fails, for want of a C++ compiler for example; no file is written.
+        AheadOfTimeError: Where compiling fails, for want of a C++ compiler for example, or where others can write to
+            the cache folder; no file is written.
         OSError: When the file, or the record of its hash, cannot be written; a file that was there is intact.
     """
     path = Path(path)
@@ -88,9 +91,7 @@ def compile_ahead_of_time(potential: EnergyModel, path: Path | str) -> None:
         except Exception as error:  # whatever a compiler tool-chain throws
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise AheadOfTimeError(f"could not compile the potential: {reason}") from error
-        record = _record(made)
-        record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record.touch()
+        _write_record(made.read_bytes())
         write_atomically(path, lambda temporary: shutil.copyfile(made, temporary))
 
 
@@ -109,14 +110,12 @@ def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPredictio
             user; the message says which.
     """
     path = Path(path)
-    _check_facts(_read_facts(path), _facts(potential), path)
-    if not _record(path).is_file():
-        raise AheadOfTimeError(f"{path} was not compiled by this user on this machine, and is not run: {_ANEW}")
-    try:
-        compiled = torch._inductor.aoti_load_package(str(path))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise AheadOfTimeError(f"{path} cannot be loaded ({reason}): {_ANEW}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no compiled code {path}")
+    content = path.read_bytes()
+    _check_facts(_read_facts(content, path), _facts(potential), path)
+    _check_record(content, path)
+    compiled = _load(content, path)
     plain = _predictor(potential, for_compile=False)
 
     def run(tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -130,10 +129,44 @@ def load_compiled(potential: EnergyModel, path: Path | str) -> CompiledPredictio
 _ANEW = "make it again with 'ponita-ff compile'"
 
 
-def _record(compiled: Path) -> Path:
+def _record(content: bytes) -> Path:
     """A file that exists if this user compiled code with this content."""
-    with compiled.open("rb") as file:
-        return cache_folder() / "packages" / hashlib.file_digest(file, "sha256").hexdigest()
+    return cache_folder() / "packages" / hashlib.sha256(content).hexdigest()
+
+
+def _write_record(content: bytes) -> None:
+    record = _record(content)
+    try:
+        for folder in (record.parents[1], record.parent):
+            make_private_folder(folder)
+        record.touch(mode=0o600)
+        check_private(record)
+    except KernelError as error:
+        raise AheadOfTimeError(str(error)) from None
+
+
+def _check_record(content: bytes, path: Path) -> None:
+    """Refuse code without a record, or with one that somebody else could have put there."""
+    record = _record(content)
+    if not record.is_file():
+        raise AheadOfTimeError(f"{path} was not compiled by this user on this machine, and is not run: {_ANEW}")
+    try:
+        for place in (record.parents[1], record.parent, record):
+            check_private(place)
+    except KernelError as error:
+        raise AheadOfTimeError(f"{path} is not run, since its record may be somebody else's: {error}") from None
+
+
+def _load(content: bytes, path: Path) -> Callable[..., Any]:
+    """Load the very content that was checked: in the meantime the file may be another."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "package.pt2"
+        copied.write_bytes(content)
+        try:
+            return torch._inductor.aoti_load_package(str(copied))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise AheadOfTimeError(f"{path} cannot be loaded ({reason}): {_ANEW}") from error
 
 
 def _predictor(potential: EnergyModel, for_compile: bool) -> Callable[..., tuple[Tensor, ...]]:
@@ -224,12 +257,10 @@ def _processor() -> str:
     return f"{platform.machine()} {model} {hashlib.sha256(able.encode()).hexdigest()[:8]}"
 
 
-def _read_facts(path: Path) -> dict[str, str]:
+def _read_facts(content: bytes, path: Path) -> dict[str, str]:
     """Facts from the metadata, with the file's checksums checked; none of its code is loaded."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no compiled code {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
             name = next(name for name in archive.namelist() if name.endswith("_metadata.json"))
             facts = json.loads(archive.read(name)) if damaged is None else None

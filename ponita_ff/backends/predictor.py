@@ -16,6 +16,7 @@ from ponita_ff.energy.assembly import Terms, assemble
 from ponita_ff.energy.derivatives import predict
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.kernels.build import KernelError
+from ponita_ff.kernels.threads import number_of_threads
 from ponita_ff.structure.graph import INPUT_FIELDS, Graph
 
 __all__ = ["BACKENDS", "Predictor"]
@@ -59,6 +60,7 @@ class Predictor:
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self._potential = potential
+        number_of_threads()  # where torch alone computes, no kernel asks for it
         self._engine = _native(potential, backend) if backend in ("auto", "native") else None
         #: None where there is only one, the identity.
         self._rotations = potential.rotations if len(potential.rotations) > 1 else None

@@ -1,15 +1,19 @@
-"""The group of all commands, and the one place that turns users' mistakes into one sentence."""
+"""The group of all commands, and the one place that turns exceptions into a sentence and an exit code."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
-__all__ = ["ALIASES", "COMMANDS", "Command", "UserErrorExit2", "main"]
+__all__ = ["ALIASES", "COMMANDS", "Bug", "Command", "UserErrorExit2", "main"]
 
 #: Commands, in the order in which a user needs them: module and what the list of commands says. Modules of commands
 #: load torch only when a command runs.
@@ -43,8 +47,14 @@ class UserErrorExit2(click.ClickException):
     exit_code = 2
 
 
+class Bug(click.ClickException):
+    """An exception that no mistake of a user should cause."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+
 class Command(click.Command):
-    """A command whose users' mistakes end in one clear sentence; anything else is a bug and shows a traceback.
+    """A command whose users' mistakes end in one clear sentence; anything else is a bug, which says so.
 
     Args:
         mistake: What a user's mistake becomes; it carries the exit code.
@@ -62,18 +72,60 @@ class Command(click.Command):
         self.mistake = mistake
         self.stopped = stopped
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; options do things, too."""
+        with self._errors(ctx):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        from ponita_ff.data.download import DownloadError
-
-        try:
+        with self._errors(ctx):
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError, DownloadError) as error:
-            if ctx.meta.get("debug"):
-                traceback.print_exc()
-            raise self.mistake(str(error)) from error
+
+    @contextmanager
+    def _errors(self, ctx: click.Context) -> Iterator[None]:
+        """Turn exceptions into what click prints; after ``--debug`` the traceback comes first."""
+        try:
+            yield
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
         except KeyboardInterrupt:
             raise self.mistake(self.stopped.format(**ctx.params)) from None
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.EPIPE:  # the reader of a pipe has gone, which click handles
+                raise
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> click.ClickException:
+        text = "\n".join(map(_without_middle, str(error).splitlines()))
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in text):
+            return self.mistake(f"there is not enough memory for this: {text or 'no amount is known'}")
+        if isinstance(error, ValueError | OSError | FloatingPointError) or _is_download_error(error):
+            return self.mistake(text or type(error).__name__)
+        line = text.splitlines()[0] if text else "no message"
+        return Bug(
+            f"this is a bug in ponita-ff, and no mistake of yours: {type(error).__name__}: {line}\n"
+            "Please report it, with the traceback that --debug prints."
+        )
+
+
+def _is_download_error(error: Exception) -> bool:
+    """Whether it is one, without loading all readers of data to ask."""
+    module = sys.modules.get("ponita_ff.data.download")
+    return module is not None and isinstance(error, module.DownloadError)
+
+
+#: Longest word of a message that is shown whole, in letters: a path may have some thousand.
+_LONG_WORD = 300
+
+
+def _without_middle(line: str) -> str:
+    words = (
+        w if len(w) <= _LONG_WORD else f"{w[: _LONG_WORD // 2]}...{w[-_LONG_WORD // 2 :]}" for w in line.split(" ")
+    )
+    return " ".join(words)
 
 
 class LazyGroup(click.Group):

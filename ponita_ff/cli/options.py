@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -85,9 +86,12 @@ def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> No
         torch.set_num_threads(value)
 
 
+#: More threads than this are a slip: the OpenMP runtime ends the process where it cannot start them.
+_MAX_THREADS = max(1024, os.cpu_count() or 1)
+
 threads = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=_MAX_THREADS),
     callback=_set_threads,
     expose_value=False,
     help="CPU threads to use.  [default: all cores]",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ponita_ff.kernels.build import KernelError
 from ponita_ff.kernels.loader import SUFFIX, load
+from ponita_ff.kernels.threads import number_of_threads
 
 __all__ = ["gelu"]
 
@@ -62,7 +63,7 @@ def _gelu(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     value, derivative = torch.empty_like(x), torch.empty_like(x)
     function = getattr(library, f"gelu_{SUFFIX[x.dtype]}")
-    function(x.numel(), torch.get_num_threads(), x.data_ptr(), value.data_ptr(), derivative.data_ptr())
+    function(x.numel(), number_of_threads(), x.data_ptr(), value.data_ptr(), derivative.data_ptr())
     return value, derivative
 
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ __all__ = [
     "buildable_levels",
     "cache_folder",
     "compile_library",
-    "compiled_path",
+    "compiled_stem",
     "compiler",
-    "prebuilt_name",
+    "intact_libraries",
+    "prebuilt_stem",
     "processor_features",
     "usable_levels",
 ]
@@ -127,18 +128,18 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def prebuilt_name(name: str, level: Target) -> str:
-    """File name of a prebuilt library. It changes with the sources and the options that the library is made of.
+def prebuilt_stem(name: str, level: Target) -> str:
+    """What the name of a prebuilt library begins with. It changes with the sources and options that it is made of.
 
     Args:
         name: One of :data:`LIBRARIES`.
         level: Processors that it is for.
     """
-    return f"{name}-{level.name}-{_digest(name, level)}.so"
+    return f"{name}-{level.name}-{_digest(name, level)}"
 
 
-def compiled_path(name: str, program: str) -> Path:
-    """Where a library compiled for this very machine is kept. Its name changes with all that it depends on.
+def compiled_stem(name: str, program: str) -> str:
+    """What the name of a library compiled for this very machine begins with. It changes with all it depends on.
 
     Args:
         name: One of :data:`LIBRARIES`.
@@ -148,7 +149,27 @@ def compiled_path(name: str, program: str) -> Path:
         KernelError: Where the compiler cannot be run.
     """
     machine = (_version(program), program, _features_line() or platform.processor(), platform.machine())
-    return cache_folder() / f"{name}-{_digest(name, NATIVE, machine)}.so"
+    return f"{name}-{_digest(name, NATIVE, machine)}"
+
+
+def intact_libraries(folder: Path, stem: str) -> Iterator[Path]:
+    """Libraries in a folder, by what their names begin with, whose content is still what was compiled.
+
+    A library that has been cut short since ends the whole process (SIGBUS) as soon as it is loaded.
+
+    Raises:
+        OSError: Where one cannot be read.
+    """
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if path.name == _sealed_name(stem, path):
+            yield path
+        else:
+            logger.warning("%s is damaged: it is not what was compiled, and is not used", path)
+
+
+def _sealed_name(stem: str, library: Path) -> str:
+    """The file name of a library: it ends in a hash of the content, so that file and hash cannot be at odds."""
+    return f"{stem}-{hashlib.sha256(library.read_bytes()).hexdigest()[:32]}.so"
 
 
 def _digest(name: str, target: Target, others: Sequence[str] = ()) -> str:
@@ -158,7 +179,7 @@ def _digest(name: str, target: Target, others: Sequence[str] = ()) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def compile_library(program: str, name: str, target: Target, path: Path) -> None:
+def compile_library(program: str, name: str, target: Target, folder: Path, stem: str) -> Path:
     """Compile ``<name>.cpp`` into a shared library.
 
     GCC's OpenMP runtime is used but not named as a needed library: torch brings its own copy, and the symbols are
@@ -169,7 +190,11 @@ def compile_library(program: str, name: str, target: Target, path: Path) -> None
         program: The compiler.
         name: One of :data:`LIBRARIES`.
         target: Processors to compile for.
-        path: The library. It appears under this name only when it is whole.
+        folder: Where the library appears, only when it is whole.
+        stem: What its name begins with; a hash of its content follows.
+
+    Returns:
+        The library.
 
     Raises:
         KernelError: Where the compiler cannot be run or fails.
@@ -178,8 +203,8 @@ def compile_library(program: str, name: str, target: Target, path: Path) -> None
     source = _FOLDER / f"{name}.cpp"
     gcc = "Free Software Foundation" in _version(program)
     threads = ("-fopenmp",) if gcc or target == NATIVE else ()
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        made, library = Path(temporary) / f"{name}.o", Path(temporary) / path.name
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made, library = Path(temporary) / f"{name}.o", Path(temporary) / f"{name}.so"
         compiling = [program, *_FLAGS, f"-march={target.march}", "-c", str(source), "-o", str(made)]
         linking = [program, "-shared", str(made), "-o", str(library)]
         error = _run([*compiling, *threads]) or _run(linking if gcc else [*linking, *threads])
@@ -190,7 +215,8 @@ def compile_library(program: str, name: str, target: Target, path: Path) -> None
             raise KernelError(f"{program} could not compile {source.name}: {error}")
         if not threads:
             logger.warning("%s has no OpenMP that could be used: %s runs on one thread", program, name)
-        library.replace(path)
+        library.chmod(0o644)  # nobody else may write to it, whatever the umask
+        return library.replace(folder / _sealed_name(stem, library))
 
 
 def _version(program: str) -> str:

@@ -15,12 +15,15 @@ from ponita_ff.kernels.build import (
     NATIVE,
     PREBUILT,
     KernelError,
+    cache_folder,
     compile_library,
-    compiled_path,
+    compiled_stem,
     compiler,
-    prebuilt_name,
+    intact_libraries,
+    prebuilt_stem,
     usable_levels,
 )
+from ponita_ff.kernels.cache import check_private, make_private_folder
 from ponita_ff.kernels.structs import STRUCTS
 
 __all__ = ["SUFFIX", "Kernels", "load"]
@@ -75,6 +78,8 @@ def load(name: str) -> ctypes.CDLL:
     2. the cache folder: compiled for this very machine at an earlier use;
     3. compiled now, which takes seconds, and kept in the cache folder.
 
+    A damaged library is passed over. The cache folder and a library in it must be this user's own, or root's.
+
     Raises:
         KernelError: Where none of them can be had or the library does not fit to this Python code. The callers then
             go on with torch alone.
@@ -89,8 +94,7 @@ def _prebuilt(name: str) -> Iterator[ctypes.CDLL]:
     if not PREBUILT.is_dir():
         return
     for level in usable_levels():
-        path = PREBUILT / prebuilt_name(name, level)
-        if path.is_file():
+        for path in intact_libraries(PREBUILT, prebuilt_stem(name, level)):
             try:
                 yield _open(path)
             except OSError as error:
@@ -102,17 +106,18 @@ def _compiled(name: str) -> ctypes.CDLL:
     program = compiler()
     if program is None:
         raise KernelError("there is no C++ compiler (g++ or clang++; $CXX names another)")
-    path = compiled_path(name, program)
+    folder, stem = cache_folder(), compiled_stem(name, program)
     try:
-        if not path.is_file():
-            # Libraries are loaded from here: nobody else may write into it.
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
+        path = next(intact_libraries(folder, stem), None)
+        if path is None:
             logger.info("compiling %s for this machine, once", f"{name}.cpp")
-            compile_library(program, name, NATIVE, path)
+            path = compile_library(program, name, NATIVE, folder, stem)
+        check_private(path)
         return _open(path)
     except OSError as error:
         raise KernelError(
-            f"the compiled kernels in {path.parent} cannot be written or read ({error}): remove the folder, or name "
+            f"the compiled kernels in {folder} cannot be written or read ({error}): remove the folder, or name "
             "another by PONITA_FF_CACHE"
         ) from None
 

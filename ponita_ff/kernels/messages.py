@@ -25,6 +25,7 @@ from torch.nn import functional
 from ponita_ff.kernels.build import KernelError
 from ponita_ff.kernels.loader import SUFFIX, Kernels
 from ponita_ff.kernels.structs import MessageShape
+from ponita_ff.kernels.threads import number_of_threads
 
 __all__ = ["Edges", "convolve"]
 
@@ -302,7 +303,7 @@ def _message_shape(
 ) -> MessageShape:
     atoms, orientations, channels = features.shape
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in (neighbours, reverse, active)]
-    threads = torch.get_num_threads()
+    threads = number_of_threads()
     return MessageShape(atoms, neighbours.shape[1], degrees, orientations, channels, threads, *addresses)
 
 

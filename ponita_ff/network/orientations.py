@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from ponita_ff.network.config import GRID_SIZES
+
 Array = NDArray[np.float64]
 
 __all__ = [
-    "GRID_SIZES",
     "OrientationGrid",
     "averaging_rotations",
     "even_rotations",
@@ -34,9 +35,6 @@ __all__ = [
     "rotation_about",
     "rotation_group",
 ]
-
-#: Grid sizes on offer: 6 octahedron, 8 cube, 12 icosahedron, 20 dodecahedron, 32 = 12 + 20, 62 = 12 + 20 + 30.
-GRID_SIZES = (6, 8, 12, 20, 32, 62)
 
 _PHI = (1.0 + math.sqrt(5.0)) / 2.0
 
@@ -145,7 +143,7 @@ def orientation_grid(num_ori: int) -> OrientationGrid:
     """The grid with ``num_ori`` orientations; the same numbers on every machine and in every run.
 
     Args:
-        num_ori: One of :data:`GRID_SIZES`.
+        num_ori: One of :data:`ponita_ff.network.config.GRID_SIZES`.
 
     Raises:
         ValueError: For another size.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ponita_ff.settings import shown
+
 __all__ = ["DTYPES", "choose_device", "choose_dtype"]
 
 #: Number formats that potentials compute in, by name.
@@ -34,8 +36,16 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise _unusable(name, "there is no device of that name") from None
+    if device.type == "meta":
+        raise _unusable(name, "it holds no numbers")
+    try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise _unusable(name, str(error).splitlines()[0][:200]) from None
     return device
+
+
+def _unusable(name: object, reason: str) -> ValueError:
+    return ValueError(f"device {shown(name)} cannot be used here ({reason}): use 'auto' or 'cpu'")

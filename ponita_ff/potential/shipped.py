@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ase.data import chemical_symbols
 
-from ponita_ff.potential.file import read_header, shipped_potentials
+from ponita_ff.potential.header import fact, read_header, shipped_potentials
 
 __all__ = ["ShippedPotential", "list_shipped"]
 
@@ -55,13 +55,12 @@ def list_shipped() -> list[ShippedPotential]:
 def _describe(name: str, path: Path) -> ShippedPotential:
     header = read_header(path)
     metadata = header["metadata"]
-    data = metadata.get("data", {})
     return ShippedPotential(
         name=name,
         elements=tuple(chemical_symbols[z] for z in header["species"]),
-        level=metadata.get("level_of_theory") or _LEVELS.get(data.get("protocol")),
-        training_frames=data.get("train"),
-        force_mae=metadata.get("errors", {}).get("test", {}).get("forces_mae"),
+        level=metadata.get("level_of_theory") or _LEVELS.get(fact(metadata, "data", "protocol")),
+        training_frames=fact(metadata, "data", "train"),
+        force_mae=fact(metadata, "errors", "test", "forces_mae"),
         cutoff=header["cutoff"],
         num_ori=header["network"].get("num_ori", 0),
         size=path.stat().st_size,

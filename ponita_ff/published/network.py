@@ -12,10 +12,7 @@ force-field form is smooth, faster, and has a grid that does not depend on chanc
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ponita_ff.network.base import Network
@@ -23,43 +20,10 @@ from ponita_ff.network.block import ConvNeXt
 from ponita_ff.network.convolution import fibre_convolution
 from ponita_ff.network.invariants import published_invariants
 from ponita_ff.network.radial import envelope
+from ponita_ff.published.config import PublishedConfig, num_features
 from ponita_ff.structure.graph import Graph, gather_neighbours
 
-__all__ = ["PublishedConfig", "PublishedPonita"]
-
-
-class PublishedConfig(BaseModel):
-    """Everything that fixes the published network's shape. Refuses unknown and out-of-range values by field name.
-
-    Attributes:
-        cutoff: Radius of the neighbourhood, Å; None where all pairs of a molecule interact.
-        num_ori: Orientations in the grid, or 0 for PNITA on R³.
-        channels: Feature channels at every atom and orientation.
-        num_layers: ConvNeXt blocks.
-        basis_dim: Functions that the kernels of all layers combine.
-        degree: Highest degree of the polynomial features.
-        widening: Hidden width of a block over ``channels``.
-        multiple_readouts: A read-out after every layer, or after the last only.
-        envelope_power: p of :func:`ponita_ff.network.radial.envelope`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    form: Literal["published"] = "published"
-    cutoff: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
-    num_ori: Annotated[int, Field(ge=0)] = 20
-    channels: Annotated[int, Field(ge=1)] = 128
-    num_layers: Annotated[int, Field(ge=1)] = 5
-    basis_dim: Annotated[int, Field(ge=1)] = 256
-    degree: Annotated[int, Field(ge=1, le=10)] = 3
-    widening: Annotated[int, Field(ge=1)] = 4
-    multiple_readouts: bool = True
-    envelope_power: Annotated[int, Field(ge=1)] = 6
-
-
-def _num_features(attributes: int, degree: int) -> int:
-    """Number of polynomial features of so many attributes."""
-    return sum(attributes**power for power in range(1, degree + 1))
+__all__ = ["PublishedPonita"]
 
 
 class PolynomialBasis(nn.Module):
@@ -69,7 +33,7 @@ class PolynomialBasis(nn.Module):
         super().__init__()
         self.degree = degree
         self.network = nn.Sequential(
-            nn.Linear(_num_features(attributes, degree), hidden), nn.GELU(), nn.Linear(hidden, basis_dim), nn.GELU()
+            nn.Linear(num_features(attributes, degree), hidden), nn.GELU(), nn.Linear(hidden, basis_dim), nn.GELU()
         )
 
     def forward(self, attributes: Tensor) -> Tensor:

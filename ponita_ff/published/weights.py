@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from ponita_ff.published.network import PublishedConfig, PublishedPonita
+from ponita_ff.published.config import PublishedConfig
+from ponita_ff.published.network import PublishedPonita
 
 __all__ = ["Hyperparameters", "build_published", "some_names"]
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from ponita_ff.network.config import PonitaConfig
-from ponita_ff.network.orientations import GRID_SIZES
+from ponita_ff.network.config import GRID_SIZES, PonitaConfig
 from ponita_ff.settings import Section, SettingsError, merged, read_yaml, with_changes, wrong_fields
 from ponita_ff.training.legacy import rename_overrides, rename_settings
 

@@ -76,8 +76,10 @@ def rename_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def rename_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata of a potential (from its file or its ``report.json``) with present names in place of earlier ones."""
     renamed = _renamed(metadata, RENAMED_METADATA)
-    for row in renamed.get("finetuning", []):
-        row["name"] = RENAMED_ROWS.get(row["name"], row["name"])
+    rows = renamed.get("finetuning")
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and isinstance(row.get("name"), str):
+            row["name"] = RENAMED_ROWS.get(row["name"], row["name"])
     return dict(renamed)
 
 

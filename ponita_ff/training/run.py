@@ -28,6 +28,7 @@ from ponita_ff.data import (
     rmd17_split,
 )
 from ponita_ff.files import write_json, write_text
+from ponita_ff.potential.device import choose_device
 from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.file import load_potential, save_potential
 from ponita_ff.potential.potential import Potential
@@ -150,7 +151,7 @@ def _read(config: DataConfig, path: Path) -> Sequence[Frame]:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        return choose_device(name)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     # torchrun starts one process for each GPU of a machine.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from click.testing import CliRunner
+from owners import pretend_owner
 from torch import Tensor
 
 import ponita_ff.backends.ahead_of_time
@@ -59,9 +62,12 @@ def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def note(package: Path) -> None:
     """As if this user had made the package."""
-    path = ponita_ff.backends.ahead_of_time._record(package)
-    path.parent.mkdir(exist_ok=True)
-    path.touch()
+    ponita_ff.backends.ahead_of_time._write_record(package.read_bytes())
+
+
+def record_of(package: Path) -> Path:
+    """The note that this user made the package."""
+    return ponita_ff.backends.ahead_of_time._record(package.read_bytes())
 
 
 @pytest.fixture
@@ -173,7 +179,7 @@ def test_what_code_was_not_compiled_for_runs_eagerly(
 
 @needs_compiler
 def test_a_package_knows_what_it_was_made_for(potential: Potential, package: Path) -> None:
-    facts = ponita_ff.backends.ahead_of_time._read_facts(package)
+    facts = ponita_ff.backends.ahead_of_time._read_facts(package.read_bytes(), package)
     assert facts.items() >= ponita_ff.backends.ahead_of_time._facts(potential).items()
     assert facts["torch"] == torch.__version__
 
@@ -207,7 +213,7 @@ def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     save_potential(potential, codeless.with_suffix(".safetensors"))
     if reason == "not compiled by this user":
-        ponita_ff.backends.ahead_of_time._record(codeless).unlink()
+        record_of(codeless).unlink()
     elif reason == "damaged or not compiled code":
         codeless.write_bytes(b"")
     file, dtype = codeless.with_suffix(".safetensors"), "float64" if "float64" in reason else None
@@ -240,10 +246,16 @@ def other_rotations(potential: Potential) -> Potential:
     return other
 
 
-def assert_refused(potential: Potential, package: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_refused(
+    potential: Potential,
+    package: Path,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    way_out: str = "make it again with 'ponita-ff compile'",
+) -> None:
     """Refused before any of its code is loaded, with the reason and the way out."""
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
-    with pytest.raises(AheadOfTimeError, match=f"{named}.*make it again with 'ponita-ff compile'"):
+    with pytest.raises(AheadOfTimeError, match=f"{named}.*{way_out}"):
         load_compiled(potential, package)
 
 
@@ -291,8 +303,45 @@ def test_packages_of_other_machines_are_refused(
 def test_packages_of_other_people_are_refused(
     potential: Potential, codeless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ponita_ff.backends.ahead_of_time._record(codeless).unlink()
+    record_of(codeless).unlink()
     assert_refused(potential, codeless, "not compiled by this user", monkeypatch)
+
+
+@pytest.mark.parametrize("place", ["cache", "packages", "record"])
+@pytest.mark.parametrize("fault", ["writable", "foreign"])
+def test_records_that_others_could_have_written_count_for_nothing(
+    place: str, fault: str, potential: Potential, codeless: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_of(codeless)
+    path = {"cache": own_cache, "packages": record.parent, "record": record}[place]
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if fault == "writable":
+        path.chmod(0o777)
+    else:
+        pretend_owner(monkeypatch, path, os.getuid() + 1)
+    try:
+        assert_refused(potential, codeless, f"{path.name} .*PONITA_FF_CACHE", monkeypatch, way_out="")
+        with pytest.raises(AheadOfTimeError, match=f"{path.name} .*PONITA_FF_CACHE"):
+            ponita_ff.backends.ahead_of_time._write_record(codeless.read_bytes())
+    finally:
+        path.chmod(mode)
+
+
+@needs_compiler
+def test_what_is_loaded_is_what_was_checked(
+    potential: Potential, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file in its place, in the moment between, is not run."""
+    path = tmp_path / "swapped.pt2"
+    path.write_bytes(package.read_bytes())
+    check = ponita_ff.backends.ahead_of_time._check_record
+
+    def check_and_swap(content: bytes, where: Path) -> None:
+        check(content, where)
+        path.write_bytes(b"something else")
+
+    monkeypatch.setattr(ponita_ff.backends.ahead_of_time, "_check_record", check_and_swap)
+    load_compiled(potential, path)
 
 
 def test_metadata_without_code_is_no_package(potential: Potential, codeless: Path) -> None:

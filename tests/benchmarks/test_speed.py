@@ -22,7 +22,7 @@ from ponita_ff.energy.derivatives import predict
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
-from ponita_ff.published.network import PublishedConfig
+from ponita_ff.published.config import PublishedConfig
 from ponita_ff.structure.graph import build_graph
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,8 @@ from ponita_ff.cli.group import ALIASES, COMMANDS, Command, UserErrorExit2
 from ponita_ff.potential.device import DTYPES
 
 CONTEXT = click.Context(main)
+
+FILES = Path(__file__).parents[1] / "files"
 
 
 def command(name: str) -> click.Command:
@@ -78,11 +81,28 @@ def test_names_of_before() -> None:
     assert main.get_command(CONTEXT, "packages") is None
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["md", "--help"], ["train", "--help"], ["--version"]])
-def test_help_loads_no_torch(arguments: list[str]) -> None:
-    program = "import sys; from ponita_ff.cli import main; main(standalone_mode=False); print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--help"], ["md", "--help"], ["train", "--help"], ["--version"], ["potentials"]),
+        *(
+            ["info", str(FILES / "version2.safetensors")],
+            ["config", "train"],
+            ["config", "audit"],
+            ["config", "explore"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
+    program = """
+import sys
+from ponita_ff.cli import main
+main(standalone_mode=False)
+print({"torch", "torch_geometric", "scipy", "h5py", "matplotlib"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
@@ -97,7 +117,7 @@ def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
     return CliRunner().invoke(fail, arguments)
 
 
-def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
+def test_a_mistake_is_one_sentence() -> None:
     result = run_failing(ValueError("no such thing"))
     assert (result.exit_code, result.output) == (1, "Error: no such thing\n")
     result = run_failing(OSError(28, "disk is full"), mistake=UserErrorExit2)
@@ -105,7 +125,60 @@ def test_a_mistake_is_one_sentence_and_a_bug_a_traceback() -> None:
     result = run_failing(ValueError("no such thing"), "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.output and result.output.endswith("Error: no such thing\n")
-    assert isinstance(run_failing(KeyError("bug")).exception, KeyError)
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), RecursionError("too deep"), RuntimeError("one\ntwo"), TypeError()])
+def test_a_bug_says_so_in_one_line_and_how_to_see_its_traceback(error: Exception) -> None:
+    result = run_failing(error)
+    assert result.exit_code == 70
+    first, second = result.output.splitlines()
+    assert first.startswith(f"Error: this is a bug in ponita-ff, and no mistake of yours: {type(error).__name__}: ")
+    assert "--debug" in second and "Traceback" not in result.output
+    result = run_failing(error, "--debug")
+    assert result.exit_code == 70
+    assert result.output.startswith("Traceback") and f"raise error\n{type(error).__name__}" in result.output
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_no_bug(error: Exception) -> None:
+    result = run_failing(error)
+    assert result.exit_code == 1 and "not enough memory" in result.output
+
+
+def test_a_download_that_fails_is_no_bug() -> None:
+    from ponita_ff.data.download import DownloadError
+
+    assert run_failing(DownloadError("no such host")).output == "Error: no such host\n"
+
+
+def test_long_names_lose_their_middle() -> None:
+    result = run_failing(OSError(36, "File name too long", "x" * 5000))
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: [Errno 36] File name too long: 'xxx") and "x...x" in result.output
+    assert len(result.output) < 500
+
+
+def test_a_pipe_that_was_closed_is_no_mistake() -> None:
+    assert run_failing(BrokenPipeError(32, "Broken pipe")).output == ""
+
+
+def test_options_that_do_things_fail_as_commands_do() -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("not that much")
+
+    @click.command("fail", cls=Command, mistake=UserErrorExit2)
+    @click.option("--much", callback=fail)
+    def never(much: str) -> None:
+        raise AssertionError
+
+    result = CliRunner().invoke(never, ["--much", "1"])
+    assert (result.exit_code, result.output) == (2, "Error: not that much\n")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999999999", "1e3", "9" * 5000])
+def test_numbers_of_threads_that_no_machine_has(number: str) -> None:
+    result = CliRunner().invoke(main, ["compile", "ethanol-rmd17", "--threads", number])
+    assert result.exit_code == 2 and "'--threads'" in result.output and "Traceback" not in result.output
 
 
 def test_a_stop_says_how_to_go_on() -> None:

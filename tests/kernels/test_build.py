@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -33,8 +34,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_smallest_kernel_for_a_level(tmp_path: Path) -> None:
     """As the wheel's build hook does it; its OpenMP runtime is the one in the process, not one that it names itself."""
     level = build.buildable_levels()[-1]
-    path = tmp_path / build.prebuilt_name("activation", level)
-    build.compile_library(str(build.compiler()), "activation", level, path)
+    stem = build.prebuilt_stem("activation", level)
+    path = build.compile_library(str(build.compiler()), "activation", level, tmp_path, stem)
+    assert path.name.startswith(f"{stem}-")
     assert b"libgomp" not in path.read_bytes()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     if level in build.usable_levels():
@@ -50,8 +52,8 @@ def test_the_smallest_kernel_for_a_level(tmp_path: Path) -> None:
 def test_source_that_does_not_compile(sources: Path, tmp_path: Path) -> None:
     (sources / "small.cpp").write_text("int answer() { return nothing; }", encoding="utf-8")
     with pytest.raises(KernelError, match=r"small\.cpp.*nothing"):
-        build.compile_library(str(build.compiler()), "small", NATIVE, tmp_path / "small.so")
-    assert not (tmp_path / "small.so").exists()
+        build.compile_library(str(build.compiler()), "small", NATIVE, tmp_path, "small")
+    assert not list(tmp_path.glob("*.so"))
 
 
 @pytest.mark.usefixtures("sources")
@@ -69,8 +71,7 @@ def test_compiler_without_openmp(
 
     monkeypatch.setattr(build, "_run", run)
     monkeypatch.setattr(build, "_version", lambda program: "Apple clang version 17")
-    build.compile_library("c++", "small", NATIVE, tmp_path / "small.so")
-    assert (tmp_path / "small.so").is_file()
+    assert build.compile_library("c++", "small", NATIVE, tmp_path, "small").is_file()
     assert [("-fopenmp" in command, "-shared" in command) for command in commands] == [
         (True, False),
         (False, False),
@@ -101,27 +102,48 @@ def test_whose_openmp(
 
     monkeypatch.setattr(build, "_run", run)
     monkeypatch.setattr(build, "_version", lambda program: version)
-    build.compile_library("c++", "small", target, tmp_path / "small.so")
+    build.compile_library("c++", "small", target, tmp_path, "small")
     compiling, linking = commands
     assert "-fopenmp" in compiling
     assert f"-march={target.march}" in compiling
     assert ("-fopenmp" in linking) == links_openmp
 
 
+@needs_compiler
+@pytest.mark.usefixtures("sources")
+def test_a_library_that_is_no_longer_what_was_compiled_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = os.umask(0)
+    try:
+        path = build.compile_library(str(build.compiler()), "small", NATIVE, tmp_path, "small-1")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o022 == 0
+    whole = path.read_bytes()
+    assert list(build.intact_libraries(tmp_path, "small-1")) == [path]
+    assert not list(build.intact_libraries(tmp_path, "small-2"))
+    for content in (*(whole[: len(whole) * tenths // 10] for tenths in range(10)), whole[:-1] + b"?", whole + b"\0"):
+        path.write_bytes(content)
+        caplog.clear()
+        assert not list(build.intact_libraries(tmp_path, "small-1"))
+        assert f"{path} is damaged" in caplog.text
+
+
 @pytest.mark.usefixtures("sources")
 def test_names_tell_what_a_library_depends_on(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_version", lambda program: "g++ 14")
     names = [
-        build.prebuilt_name("small", V3),
-        build.prebuilt_name("small", V4),
-        build.compiled_path("small", "g++").name,
+        build.prebuilt_stem("small", V3),
+        build.prebuilt_stem("small", V4),
+        build.compiled_stem("small", "g++"),
     ]
     monkeypatch.setattr(build, "_version", lambda program: "g++ 15")
-    names.append(build.compiled_path("small", "g++").name)
+    names.append(build.compiled_stem("small", "g++"))
     (sources / "shared.h").write_text("// a header", encoding="utf-8")
-    names += [build.prebuilt_name("small", V3), build.compiled_path("small", "g++").name]
+    names += [build.prebuilt_stem("small", V3), build.compiled_stem("small", "g++")]
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-g"))
-    names += [build.prebuilt_name("small", V3), build.compiled_path("small", "g++").name]
+    names += [build.prebuilt_stem("small", V3), build.compiled_stem("small", "g++")]
     assert len(set(names)) == len(names)
 
 

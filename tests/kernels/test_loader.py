@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from owners import pretend_owner
 
 from ponita_ff.kernels import build, loader
 from ponita_ff.kernels.build import LIBRARIES, KernelError, Target
@@ -53,10 +56,9 @@ def put_prebuilt(folder: Path, level: Target, answer: int) -> None:
     """A prebuilt library of these very sources, by its name; its answer tells which one it is."""
     source = folder / "source" / "small.cpp"
     source.write_text(SOURCE.replace("42", str(answer)), encoding="utf-8")
-    made = folder / "made.so"
-    build.compile_library(str(build.compiler()), "small", level, made)
+    made = build.compile_library(str(build.compiler()), "small", level, folder, "made")
     source.write_text(SOURCE, encoding="utf-8")
-    made.replace(folder / "prebuilt" / build.prebuilt_name("small", level))
+    made.replace(folder / "prebuilt" / made.name.replace("made", build.prebuilt_stem("small", level)))
 
 
 def in_cache(folder: Path) -> list[Path]:
@@ -92,9 +94,33 @@ def test_a_damaged_prebuilt_library_is_passed_over_with_a_warning(
     small: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put_prebuilt(small, PLAIN, 1)
-    (small / "prebuilt" / build.prebuilt_name("small", BEST)).write_bytes(b"not a library")
+    put_prebuilt(small, BEST, 2)
+    (best,) = (small / "prebuilt").glob("small-best-*")
+    best.write_bytes(best.read_bytes()[:5000])
     assert load_again().answer() == 1
     assert "small-best" in caplog.text
+
+
+@needs_compiler
+def test_a_prebuilt_library_that_cannot_be_loaded_is_passed_over_with_a_warning(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_prebuilt(small, PLAIN, 1)
+    stem = build.prebuilt_stem("small", BEST)
+    content = b"not a library"
+    (small / "prebuilt" / f"{stem}-{hashlib.sha256(content).hexdigest()[:32]}.so").write_bytes(content)
+    assert load_again().answer() == 1
+    assert "small-best" in caplog.text and "cannot be loaded" in caplog.text
+
+
+@needs_compiler
+def test_prebuilt_libraries_may_belong_to_whoever_installed_the_package(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_prebuilt(small, BEST, 1)
+    (path,) = (small / "prebuilt").iterdir()
+    pretend_owner(monkeypatch, path, os.getuid() + 1)
+    assert load_again().answer() == 1
 
 
 @needs_compiler
@@ -134,10 +160,37 @@ def test_cache_that_cannot_be_written(small: Path, monkeypatch: pytest.MonkeyPat
 
 
 @needs_compiler
-def test_damaged_library(small: Path) -> None:
-    (small / "cache").mkdir()
-    build.compiled_path("small", str(build.compiler())).write_bytes(b"not a library")
-    with pytest.raises(KernelError, match="remove the folder"):
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_library_is_compiled_anew(share: float, small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To load it would end this process by SIGBUS."""
+    assert load_again().answer() == 42
+    (path,) = in_cache(small)
+    whole = path.read_bytes()
+    path.unlink()  # the file that this process has mapped
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert load_again().answer() == 42
+    assert f"{path} is damaged" in caplog.text
+    assert whole in [kept.read_bytes() for kept in in_cache(small)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", ["folder", "library"])
+@pytest.mark.parametrize("fault", ["writable", "foreign"])
+def test_a_library_that_others_could_have_planted_is_not_run(
+    place: str, fault: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_again().answer() == 42
+    path = small / "cache" if place == "folder" else in_cache(small)[0]
+    if fault == "writable":
+        path.chmod(0o777)
+    else:
+        pretend_owner(monkeypatch, path, os.getuid() + 1)
+
+    def never(path: Path) -> None:
+        raise AssertionError(f"{path} was loaded")
+
+    monkeypatch.setattr(loader, "_open", never)
+    with pytest.raises(KernelError, match=f"{path.name} .*PONITA_FF_CACHE"):
         load_again()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ponita_ff.network.config import GRID_SIZES
 from ponita_ff.network.orientations import (
-    GRID_SIZES,
     averaging_rotations,
     even_rotations,
     grid_residual,

@@ -10,8 +10,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from ponita_ff.network.config import PonitaConfig
-from ponita_ff.network.orientations import GRID_SIZES, even_rotations, orientation_grid
+from ponita_ff.network.config import GRID_SIZES, PonitaConfig
+from ponita_ff.network.orientations import even_rotations, orientation_grid
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import Graph, build_graph, edge_vectors

@@ -29,7 +29,8 @@ from ponita_ff.energy.derivatives import differentiate, predict
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.potential.import_published import load_published
 from ponita_ff.potential.potential import Potential
-from ponita_ff.published.network import PublishedConfig, PublishedPonita
+from ponita_ff.published.config import PublishedConfig
+from ponita_ff.published.network import PublishedPonita
 from ponita_ff.structure.graph import batch_graphs, build_graph
 from ponita_ff.structure.neighbours import neighbour_list
 

@@ -11,7 +11,7 @@ from published_cases import Hyper, State, expected, make_graph, make_grid, make_
 from torch import Tensor
 
 from ponita_ff.potential.import_published import load_published
-from ponita_ff.published.network import PublishedConfig
+from ponita_ff.published.config import PublishedConfig
 from ponita_ff.published.weights import Hyperparameters, build_published, some_names
 
 

@@ -23,6 +23,7 @@ from ponita_ff.kernels.build import KernelError
 from ponita_ff.kernels.layout import Widths, pack, pad
 from ponita_ff.kernels.loader import Kernels
 from ponita_ff.kernels.structs import Layer, Model, Task
+from ponita_ff.kernels.threads import number_of_threads
 from ponita_ff.network.base import Network
 from ponita_ff.network.convolution import SeparableConvolution
 from ponita_ff.network.invariants import legendre
@@ -173,7 +174,7 @@ class NativeNetwork:
         outputs = {"energies": energies, "gradient": gradient, "virial": virial}
         addresses = {name: tensor.data_ptr() for name, tensor in (inputs | outputs).items()}
         copies = 1 if rotations is None else len(rotations)
-        task = Task(atoms, max_neighbours, structures, copies, torch.get_num_threads(), **addresses)
+        task = Task(atoms, max_neighbours, structures, copies, number_of_threads(), **addresses)
         model, address = ctypes.addressof(self._model), ctypes.addressof(task)
         needed = self._size(model, address)
         with self._lock:

@@ -23,6 +23,7 @@ from ponita_ff.energy.model import EnergyModel
 from ponita_ff.kernels.layout import Widths, pad
 from ponita_ff.kernels.loader import Kernels
 from ponita_ff.kernels.structs import Batch, Dimensions, LayerParameters, Parameters
+from ponita_ff.kernels.threads import number_of_threads
 from ponita_ff.network.invariants import legendre
 from ponita_ff.network.radial import ENVELOPE_POWER
 from ponita_ff.structure.graph import Graph, edge_vectors
@@ -221,7 +222,7 @@ class NativeDifferentiation:
         ]
         atoms, max_neighbours = pairs.links.shape
         addresses = (tensor.data_ptr() for tensor in tensors)
-        batch = Batch(atoms, max_neighbours, len(pairs.ends), torch.get_num_threads(), *addresses)
+        batch = Batch(atoms, max_neighbours, len(pairs.ends), number_of_threads(), *addresses)
         workspace = self._take_workspace(self._size(ctypes.addressof(self._dimensions), ctypes.addressof(batch)))
         batch.workspace = workspace.data_ptr()
         energies, pair_gradients = torch.empty(atoms, dtype=dtype), torch.empty(len(pairs.ends), 3, dtype=dtype)

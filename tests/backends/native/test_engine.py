@@ -15,7 +15,8 @@ from ponita_ff.kernels.build import KernelError, compiler
 from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
-from ponita_ff.published.network import PublishedConfig, PublishedPonita
+from ponita_ff.published.config import PublishedConfig
+from ponita_ff.published.network import PublishedPonita
 from ponita_ff.structure.graph import Graph, batch_graphs, build_graph, edge_vectors
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
