@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ponita_ff.files import read_text
+
 __all__ = ["Section", "SettingsError", "merged", "parse_assignments", "read_yaml", "with_changes", "wrong_fields"]
 
 
@@ -47,7 +49,7 @@ def read_yaml(path: Path, example: str) -> dict[str, Any]:
         SettingsError: For a file that cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,6 +22,10 @@ from torch.utils.data import DataLoader
 from ponita_ff.data import DataError, Frame, Hdf5Frames, JoinedFrames, Units, frame_sizes, read_frames, write_hdf5
 
 
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    return matrix + matrix.T
+
+
 def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame]:
     """Frames of different sizes; half of them periodic."""
     rng = np.random.default_rng(seed)
@@ -37,7 +41,7 @@ def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame
                 pbc=np.array([True, True, i % 4 == 0]) & periodic,
                 energy=float(rng.normal(-1e5, 10.0)),
                 forces=rng.normal(size=(atoms, 3)),
-                stress=rng.normal(size=(3, 3)) if stress else None,
+                stress=symmetric(rng.normal(size=(3, 3))) if stress else None,
             )
         )
     return frames
@@ -230,7 +234,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
 def damage(path: Path, change: str) -> None:
     with h5py.File(path, "r+") as file:
         if change == "version":
-            file.attrs["version"] = 2
+            file.attrs["version"] = 3
         elif change == "unit":
             file.attrs["energy_unit"] = "zorkmid"
         elif change == "column":
@@ -246,7 +250,7 @@ def damage(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("version", "written in version 2"),
+        ("version", "written in version 3"),
         ("unit", "unknown energy unit"),
         ("column", "damaged"),
         ("shape", "'forces' has shape"),

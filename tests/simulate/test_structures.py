@@ -29,7 +29,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         read_structure("nowhere", "ethanol-rmd17")
     path = tmp_path / "broken.xyz"
     path.write_text("no number\n", encoding="utf-8")
-    with pytest.raises(StructureError, match=r"broken\.xyz: ASE cannot read it"):
+    with pytest.raises(StructureError, match=r"broken\.xyz, frame 0 \(line 1\): not readable"):
         read_structure(str(path), "ethanol-rmd17")
 
 
