@@ -255,7 +255,7 @@ def check_real(name: str, array: NDArray[Any], source: str) -> None:
 def _content(array: NDArray[Any]) -> str:
     kinds = {"c": "complex numbers", "b": "booleans (T or F)", "U": "text", "S": "text", "O": "objects"}
     what = kinds.get(array.dtype.kind, str(array.dtype))
-    return what + f", {array.item()!r:.80}" * (array.size == 1)
+    return f"{what}, {array.item()!r:.80}" if array.size == 1 else what
 
 
 def _as_real(name: str, value: Any, source: str) -> NDArray[np.float64]:
@@ -286,7 +286,9 @@ def as_flags(name: str, value: Any, source: str) -> NDArray[np.bool_]:
         DataError: Anything else.
     """
     array = _as_array(name, value, source)
-    if array.dtype.kind not in "biuf" or not ((array == 0) | (array == 1)).all():
+    if array.dtype.kind == "b":
+        return array
+    if array.dtype.kind not in "iuf" or not ((array == 0) | (array == 1)).all():
         raise DataError(
             f"{source}: {name} are {array.tolist()!r:.80}, expected true or false (or 1 or 0) for each of three"
         )

@@ -30,7 +30,7 @@ _OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open
 _COUNT = re.compile(r"[0-9]+")
 _QUOTED = re.compile(r"""\\.|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\{[^}]*\}|\[[^\]]*\]""")
 _ENTRY = re.compile(r"([^\s=]+)(\s*=\s*[^\s=]*)?")
-_SWALLOWED = re.compile(r"=\s+([^\s=]+)\s*=")
+_ANY_KEY = re.compile(r"([\w.-]+)[\"']?\s*=")
 #: Entries of the comment line that decide how the frame is read.
 _FORMAT_KEYS = frozenset({"Lattice", "Properties", "pbc"})
 #: Columns of the format that have two names; ASE takes the last one that it finds.
@@ -76,7 +76,8 @@ class XyzText:
 
         try:
             atoms = next(iter(read_xyz(StringIO(self.text), 0, properties_parser=parse_comment)))
-            if not entries:
+            if not entries:  # blank, or not parsed, since ASE takes it as free text where vectors of the cell follow
+                _check_comment(self.text.split("\n", 2)[1], {}, lambda key: key in _FORMAT_KEYS)
                 _check_columns(None, self.text)
         except Exception as error:  # ASE raises many types of errors for a damaged frame
             name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
@@ -151,8 +152,8 @@ def _frame_lines(lines: _Lines, source: str) -> list[str]:
     count = found[0].strip()
     # As text, since a count of thousands of digits is a mistake, too, and slow to convert.
     n_atoms = int(count) if len(count) < 19 else 10**19
-    while len(found) < n_atoms + 2 and lines.peek():
-        found.append(lines.take())
+    while len(found) < n_atoms + 2 and (line := lines.take()):
+        found.append(line)
     if len(found) < n_atoms + 2 or not found[1]:
         raise DataError(
             f"{source} (line {first}): not readable as extended XYZ: {count:.30} atoms, "
@@ -164,15 +165,18 @@ def _frame_lines(lines: _Lines, source: str) -> list[str]:
 
 
 def _check_comment(comment: str, entries: Mapping[str, Any], matters: Callable[[str], bool]) -> None:
-    """Refuse what ASE misreads in silence: it takes the last of two entries, and an empty value swallows the next."""
+    """Refuse what ASE misreads in silence.
+
+    It takes the last of two entries, and a quote that is not closed or an empty value swallow the next entries.
+    """
     plain = _QUOTED.sub(lambda quoted: re.sub(r"[\s=]", "_", _unquoted(quoted[0])), comment)
     keys = [found[1] for found in _ENTRY.finditer(plain) if matters(found[1])]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise DataError(f"{', '.join(twice)} given twice in the comment line")
-    swallowed = [key for key in _SWALLOWED.findall(plain) if matters(key)]
-    if swallowed:
-        raise DataError(f"the entry before {swallowed[0]}= in the comment line has no value")
+    hidden = [key for key in _ANY_KEY.findall(comment) if matters(key) and key not in entries]
+    if hidden:
+        raise DataError(f"{hidden[0]}= in the comment line is not read: after an open quote or '=', or with VEC1 below")
     if "pbc" in entries and as_flags("pbc", entries["pbc"], "comment line").shape not in ((), (3,)):
         raise DataError(f"pbc is {entries['pbc']}, expected one or three of T and F")
 
