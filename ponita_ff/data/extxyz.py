@@ -203,7 +203,7 @@ def iter_extxyz(
             other; a stress in some frames only.
     """
     path = Path(path)
-    labels = frozenset({energy_key or "energy", stress_key or "stress"})
+    labels = frozenset({energy_key or "energy", forces_key or "forces", stress_key or "stress"})
     first: tuple[int, _StatedUnits, bool] | None = None
     for frame in _iter_frames(path, index, labels):
         stated = _stated_units(frame.atoms.info, frame.where, units)

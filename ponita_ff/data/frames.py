@@ -289,9 +289,7 @@ def as_flags(name: str, value: Any, source: str) -> NDArray[np.bool_]:
     if array.dtype.kind == "b":
         return array
     if array.dtype.kind not in "iuf" or not ((array == 0) | (array == 1)).all():
-        raise DataError(
-            f"{source}: {name} are {array.tolist()!r:.80}, expected true or false (or 1 or 0) for each of three"
-        )
+        raise DataError(f"{source}: {name} is {array.tolist()!r:.80}, expected true or false (or 1 or 0)")
     return array.astype(np.bool_, copy=False)
 
 

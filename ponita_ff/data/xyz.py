@@ -59,8 +59,8 @@ class XyzText:
         """ASE's atoms, and the entries of the comment line as ASE parsed them (it moves some of them elsewhere).
 
         Args:
-            matters: Whether an entry of this name is used. ``Lattice``, ``Properties`` and ``pbc`` always are. The
-                comment line may be free text, so that other entries are not checked.
+            matters: Whether an entry or column of this name is used. ``Lattice``, ``Properties`` and ``pbc`` always
+                are. The comment line may be free text, so that other entries are not checked.
 
         Raises:
             DataError: The text is not (extended) XYZ, or gives an entry that matters twice.
@@ -70,7 +70,7 @@ class XyzText:
         def parse_comment(comment: str) -> dict[str, Any]:
             found = key_val_str_to_dict(comment)
             _check_comment(comment, found, lambda key: key in _FORMAT_KEYS or matters(key))
-            _check_columns(found.get("Properties"), self.text)
+            _check_columns(found.get("Properties"), self.text, matters)
             entries.update(found)
             return found
 
@@ -78,7 +78,7 @@ class XyzText:
             atoms = next(iter(read_xyz(StringIO(self.text), 0, properties_parser=parse_comment)))
             if not entries:  # blank, or not parsed, since ASE takes it as free text where vectors of the cell follow
                 _check_comment(self.text.split("\n", 2)[1], {}, lambda key: key in _FORMAT_KEYS)
-                _check_columns(None, self.text)
+                _check_columns(None, self.text, matters)
         except Exception as error:  # ASE raises many types of errors for a damaged frame
             name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
             raise DataError(
@@ -185,11 +185,11 @@ def _unquoted(text: str) -> str:
     return text[1:] if text.startswith("\\") else text[1:-1]
 
 
-def _check_columns(properties: Any, text: str) -> None:
+def _check_columns(properties: Any, text: str, matters: Callable[[str], bool]) -> None:
     """Refuse columns that ASE would take silently for something else, and rows with other columns than stated."""
     number, exact = _DEFAULT_COLUMNS, False
     if properties is not None:
-        number, exact = _count_columns(str(properties)), True
+        number, exact = _count_columns(str(properties), matters), True
     for k, row in enumerate(text.split("\n")[2:-1] if text.endswith("\n") else text.split("\n")[2:]):
         found = len(row.split())
         if row.lstrip().startswith("VEC") and not exact:
@@ -198,7 +198,7 @@ def _check_columns(properties: Any, text: str) -> None:
             raise DataError(f"atom {k}: expected {number} columns, found {found}")
 
 
-def _count_columns(properties: str) -> int:
+def _count_columns(properties: str, matters: Callable[[str], bool]) -> int:
     fields = properties.split(":")
     if len(fields) % 3:
         raise DataError(f"Properties={properties} is not a list of name:type:columns")
@@ -210,6 +210,9 @@ def _count_columns(properties: str) -> int:
         if canonical in columns:
             raise DataError(f"Properties={properties}: {name} is given twice")
         columns[canonical] = (kind, int(count))
+        if matters(name) and kind not in ("R", "I"):
+            # ASE would make numbers of text, and zeros of what is neither true nor false.
+            raise DataError(f"Properties={properties}: {name} must be of type R or I")
     for name, (kinds, width) in _COLUMN_TYPES.items():
         if name in columns and (columns[name][0] not in kinds or columns[name][1] != width):
             raise DataError(
