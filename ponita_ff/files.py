@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written completely or not at all."""
+"""Atomic writes: a file is written completely or not at all. Reads: only regular files, and text of limited size."""
 
 from __future__ import annotations
 
@@ -6,13 +6,58 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["is_file", "write_atomically", "write_json", "write_text"]
+__all__ = ["exists", "is_file", "read_text", "why_not_a_file", "write_atomically", "write_json", "write_text"]
+
+_MAX_TEXT = 10_000_000  # bytes
+
+
+def why_not_a_file(path: Path) -> str | None:
+    """Why a path cannot be read as a regular file; None if it can.
+
+    Devices and pipes are refused: ``/dev/zero`` never ends.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except (OSError, ValueError) as error:  # a name that is too long, no permission; a zero byte in the name
+        return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    return None if stat.S_ISREG(mode) else "not a file"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a regular file; False also for what no file can be called."""
+    return why_not_a_file(path) is None
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything of that name; False for a name that no file can have, where `Path.exists` raises."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def read_text(path: Path, limit: int = _MAX_TEXT) -> str:
+    """The contents of a text file (UTF-8), or of a pipe, of at most ``limit`` bytes.
+
+    Raises:
+        OSError: It cannot be read, or is larger.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes, the most that is read of such a file", str(path))
+    return content.decode("utf-8")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,14 +89,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for what no file can be called, such as a name of 5,000 letters."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def write_text(path: Path, text: str) -> None:

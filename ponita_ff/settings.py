@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ponita_ff.files import read_text
+
 __all__ = [
     "Section",
     "SettingsError",
@@ -82,7 +84,7 @@ def read_yaml(path: Path, example: str) -> dict[str, Any]:
         SettingsError: For a file that cannot be read, is not YAML, is not a mapping, or is nested too deeply.
     """
     try:
-        values = _load(path.read_text(encoding="utf-8"), str(path))
+        values = _load(read_text(path), str(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not a YAML file: {error}") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from ponita_ff.files import write_atomically, write_json, write_text
+from ponita_ff.files import exists, read_text, why_not_a_file, write_atomically, write_json, write_text
 
 
 def test_a_file_in_a_new_folder(tmp_path: Path) -> None:
@@ -109,3 +109,24 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"a": path})
     assert json.loads(path.read_text(encoding="utf-8")) == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("Å", encoding="utf-8")
+    assert why_not_a_file(path) is None and exists(path)
+    found = [tmp_path, Path("/dev/zero"), tmp_path / "none", path / "below", tmp_path / ("a" * 5000), tmp_path / "a\0b"]
+    reasons = [why_not_a_file(one) for one in found]
+    assert reasons[:4] == ["not a file", "not a file", "there is no such file", "there is no such file"]
+    assert str(reasons[4]).startswith("cannot be opened (File name too long)")
+    assert str(reasons[5]).startswith("cannot be opened")
+    assert [exists(one) for one in found] == [True, True, False, False, False, False]
+
+
+def test_text_is_read_up_to_a_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("Å", encoding="utf-8")
+    assert read_text(path, 2) == "Å"
+    for endless in (path, Path("/dev/zero")):
+        with pytest.raises(OSError, match="larger than 1 bytes"):
+            read_text(endless, 1)

@@ -14,7 +14,8 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: The way of the data, from the leaves up. A folder stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("files", "kernels", "provenance", "python_path", "settings", "structure", "units"),
+    ("files",),
+    ("kernels", "provenance", "python_path", "settings", "structure", "units"),
     ("data", "network"),
     ("energy", "published"),
     ("backends",),

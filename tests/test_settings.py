@@ -56,6 +56,8 @@ def test_a_file_that_is_not_a_mapping(content: bytes, message: str, tmp_path: Pa
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read the settings file /dev/zero: larger than 10000000 bytes"):
+        read_yaml(Path("/dev/zero"), "a: 1")
     with pytest.raises(SettingsError, match=r"cannot read the settings file .*nowhere\.yaml: No such file"):
         read_yaml(tmp_path / "nowhere.yaml", "a: 1")
     with pytest.raises(SettingsError, match=r"cannot read the settings file .*: Is a directory"):

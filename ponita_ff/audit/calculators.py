@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import ase.io
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.collections import g2
 
 from ponita_ff.audit.settings import AuditError
-from ponita_ff.data import Frame
+from ponita_ff.data import DataError, Frame
+from ponita_ff.data.structures import last_structure
+from ponita_ff.files import exists
 from ponita_ff.python_path import PythonPath, PythonPathError
 
 __all__ = ["choose_structure", "make_calculator", "make_calculators"]
@@ -91,15 +92,13 @@ def choose_structure(text: str | None, frames: Sequence[Frame] | None) -> Atoms:
             )
         same_composition = [frame for frame in frames if sorted(frame.numbers) == sorted(frames[0].numbers)]
         return min(same_composition, key=lambda frame: frame.energy).to_atoms()
-    if not Path(text).exists():
+    if not exists(Path(text)):
         if text in g2.names:
             return molecule(text)
         raise AuditError(
-            f"--structure {text}: there is no such file, nor a molecule of that name in ase.build.molecule"
+            f"--structure {text:.300}: there is no such file, nor a molecule of that name in ase.build.molecule"
         )
     try:
-        atoms = ase.io.read(text, index=-1)
-    except Exception as error:  # the readers of ASE may raise anything
-        raise AuditError(f"--structure {text}: ASE cannot read it ({type(error).__name__}: {error})") from error
-    assert isinstance(atoms, Atoms)
-    return atoms
+        return last_structure(text)
+    except DataError as error:
+        raise AuditError(f"--structure {error}") from error

@@ -185,7 +185,7 @@ def _units(energy: str | None, length: str | None) -> Units | None:
 
     if (energy is None) != (length is None):
         raise click.UsageError("give --energy-unit and --length-unit together")
-    return Units(energy, length) if energy and length else None
+    return None if energy is None or length is None else Units(energy, length)
 
 
 def load_members(text: str, device: str, dtype: str | None) -> list[Potential]:

@@ -1,4 +1,4 @@
-"""Extended XYZ files, read with ASE.
+"""Labelled frames of extended XYZ files. Their text is read by `ponita_ff.data.xyz`, and parsed by ASE.
 
 ASE defines eV and Å for this format, but other programs write other units. So a file is read as eV and Å only if no
 entry of a comment line states other units (``units``, ``energy_unit``, ``length_unit``, ``forces_unit`` and similar
@@ -11,15 +11,20 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io import iread
 
-from ponita_ff.data.frames import DataError, Frame, require_units, scalar_energy, stress_matrix
+from ponita_ff.data.frames import (
+    DataError,
+    Frame,
+    require_units,
+    stress_matrix,
+)
+from ponita_ff.data.xyz import XyzText, iter_texts
 from ponita_ff.units import EV_ANGSTROM, Units, canonical_energy_unit, canonical_length_unit
 
 __all__ = ["iter_extxyz", "marked_units", "read_isolated_atoms"]
@@ -30,6 +35,7 @@ _ENERGY_UNIT_KEY = re.compile(r"e(nergy)?_?units?|units?_energy", re.IGNORECASE)
 _LENGTH_UNIT_KEY = re.compile(r"(r|length|distance|positions?)_?units?|units?_(length|positions?)", re.IGNORECASE)
 _FORCE_UNIT_KEY = re.compile(r"f(orces?)?_?units?|units?_forces?", re.IGNORECASE)
 _UNITS_KEY = re.compile(r"units?", re.IGNORECASE)
+_ALL_UNIT_KEYS = (_ENERGY_UNIT_KEY, _LENGTH_UNIT_KEY, _FORCE_UNIT_KEY, _UNITS_KEY)
 
 
 @dataclass(frozen=True)
@@ -109,29 +115,35 @@ def _parse_entry(key: str, text: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _iter_atoms(path: Path, index: slice | None) -> Iterator[tuple[int, Atoms]]:
-    """Number in the file and ASE atoms of the selected frames."""
-    index = slice(None) if index is None else index
-    start, step = index.start or 0, 1 if index.step is None else index.step
-    negative = start < 0 or step < 0 or (index.stop is not None and index.stop < 0)
-    if negative:
-        # An index from the end needs the number of frames, and so the whole file.
-        all_frames = list(_iter_atoms(path, None))
-        yield from all_frames[index]
+@dataclass(frozen=True)
+class _Read:
+    """One frame of the file: ASE's atoms, and the entries of its comment line before ASE moved some of them."""
+
+    number: int
+    where: str
+    atoms: Atoms
+    entries: Mapping[str, Any]
+
+
+def _iter_frames(path: Path, index: slice | None, labels: frozenset[str]) -> Iterator[_Read]:
+    """The selected frames. The file is read up to the last of them."""
+
+    def matters(key: str) -> bool:
+        return key in labels or any(pattern.fullmatch(key) for pattern in _ALL_UNIT_KEYS)
+
+    for text in _select(path, slice(None) if index is None else index):
+        atoms, entries = text.parse(matters)
+        yield _Read(text.number, text.source, atoms, entries)
+
+
+def _select(path: Path, index: slice) -> Iterator[XyzText]:
+    if all(value is None or value >= 0 for value in (index.start, index.stop, index.step)):
+        yield from islice(iter_texts(path), index.start, index.stop, index.step)
         return
-    numbers = count(start, step)
-    # The format is given, so that ASE does not guess another one from the contents.
-    images = iter(iread(path, index=slice(start, index.stop, step), format="extxyz"))
-    for number in numbers:
-        try:
-            atoms = next(images)
-        except StopIteration:
-            return
-        except Exception as error:  # ASE raises many types of errors for a damaged file
-            raise DataError(
-                f"{path}, frame {number} or before: not readable as extended XYZ ({type(error).__name__}: {error})"
-            ) from error
-        yield number, atoms
+    # An index from the end needs the number of frames.
+    chosen = range(sum(1 for _ in iter_texts(path)))[index]
+    texts = (text for text in iter_texts(path) if text.number in chosen)
+    yield from texts if chosen.step > 0 else reversed(list(texts))
 
 
 def _results(atoms: Atoms) -> Mapping[str, Any]:
@@ -154,14 +166,22 @@ def _missing(atoms: Atoms, key: str, what: str, where: str) -> DataError:
     )
 
 
-def _stress(atoms: Atoms, key: str | None, where: str) -> np.ndarray | None:
-    if key is None:
-        value = _results(atoms).get("stress")
-        return None if value is None else stress_matrix(value, where)
-    value = _label(atoms, key, per_atom=False)
+def _stress(frame: _Read, key: str | None) -> np.ndarray | None:
+    """The stress in the units of the file."""
+    if key in (None, "stress"):
+        # ASE keeps six of the nine numbers.
+        value = frame.entries.get("stress")
+        if value is None and key is None:
+            return None
+    else:
+        value = _label(frame.atoms, key, per_atom=False)
+    return stress_matrix(_found(value, frame, key or "stress", "stress"), frame.where)
+
+
+def _found(value: Any | None, frame: _Read, key: str, what: str) -> Any:
     if value is None:
-        raise _missing(atoms, key, "stress", where)
-    return stress_matrix(value, where)
+        raise _missing(frame.atoms, key, what, frame.where)
+    return value
 
 
 def iter_extxyz(
@@ -183,19 +203,20 @@ def iter_extxyz(
             other; a stress in some frames only.
     """
     path = Path(path)
+    labels = frozenset({energy_key or "energy", forces_key or "forces", stress_key or "stress"})
     first: tuple[int, _StatedUnits, bool] | None = None
-    for number, atoms in _iter_atoms(path, index):
-        where = f"{path.name}, frame {number}"
-        stated = _stated_units(atoms.info, where, units)
-        stress = _stress(atoms, stress_key, where) if read_stress else None
+    for frame in _iter_frames(path, index, labels):
+        stated = _stated_units(frame.atoms.info, frame.where, units)
+        stress = _stress(frame, stress_key) if read_stress else None
+        this = (frame.number, stated, stress is not None)
         if first is None:
-            first = (number, stated, stress is not None)
-            _warn_about_other_energies(atoms, energy_key, where)
-        _check_consistent(path, first, (number, stated, stress is not None), units)
+            first = this
+            _warn_about_other_energies(frame.atoms, energy_key, frame.where)
+        _check_consistent(path, first, this, units)
         # If neither the frame nor the user states units, they are those that ASE defines for the format.
         default = EV_ANGSTROM if units is None else None
-        frame_units = require_units(path, units, stated.units() or default, f"frame {number} states")
-        yield _to_frame(atoms, frame_units, energy_key, forces_key, stress, where)
+        frame_units = require_units(path, units, stated.units() or default, f"frame {frame.number} states")
+        yield _to_frame(frame, frame_units, energy_key or "energy", forces_key or "forces", stress)
 
 
 def _check_consistent(
@@ -226,32 +247,19 @@ def _warn_about_other_energies(atoms: Atoms, energy_key: str | None, where: str)
         _LOG.warning("%s: reading 'energy'; the file also has %s", where, ", ".join(others))
 
 
-def _to_frame(
-    atoms: Atoms,
-    units: Units,
-    energy_key: str | None,
-    forces_key: str | None,
-    stress: np.ndarray | None,
-    where: str,
-) -> Frame:
-    energy_key, forces_key = energy_key or "energy", forces_key or "forces"
-    energy = _label(atoms, energy_key, per_atom=False)
-    if energy is None:
-        raise _missing(atoms, energy_key, "energy", where)
-    forces = _label(atoms, forces_key, per_atom=True)
-    if forces is None:
-        raise _missing(atoms, forces_key, "forces", where)
-    # The cell of a frame without periodicity has no meaning and must not be used.
-    cell = atoms.cell.array * units.length_factor if atoms.pbc.any() else np.zeros((3, 3))
-    return Frame(
+def _to_frame(frame: _Read, units: Units, energy_key: str, forces_key: str, stress: np.ndarray | None) -> Frame:
+    atoms = frame.atoms
+    return Frame.in_units(
+        units,
         numbers=atoms.numbers,
-        positions=atoms.positions * units.length_factor,
-        cell=cell,
+        positions=atoms.positions,
+        # The cell of a frame without periodicity has no meaning and must not be used.
+        cell=atoms.cell.array if atoms.pbc.any() else np.zeros((3, 3)),
         pbc=atoms.pbc,
-        energy=scalar_energy(energy, where) * units.energy_factor,
-        forces=np.asarray(forces) * units.force_factor,
-        stress=None if stress is None else stress * units.stress_factor,
-        source=where,
+        energy=_found(_label(atoms, energy_key, per_atom=False), frame, energy_key, "energy"),
+        forces=_found(_label(atoms, forces_key, per_atom=True), frame, forces_key, "forces"),
+        stress=stress,
+        source=frame.where,
     )
 
 
@@ -267,24 +275,31 @@ def read_isolated_atoms(
         DataError: A frame without exactly one atom or without an energy, an element given twice, no frames, units that
             contradict each other.
     """
-    path = Path(path)
+    path, key = Path(path), energy_key or "energy"
     energies: dict[int, float] = {}
-    for number, atoms in _iter_atoms(path, None):
-        where = f"{path.name}, frame {number}"
+    for frame in _iter_frames(path, None, frozenset({key})):
+        atoms, where = frame.atoms, frame.where
         if len(atoms) != 1:
             raise DataError(f"{where}: {len(atoms)} atoms in a file of isolated atoms")
         element = int(atoms.numbers[0])
         if element in energies:
             raise DataError(f"{where}: {atoms.symbols[0]} is given twice")
-        energy = _label(atoms, energy_key or "energy", per_atom=False)
-        if energy is None:
-            raise _missing(atoms, energy_key or "energy", "energy", where)
         stated = _stated_units(atoms.info, where, units).units()
         default = EV_ANGSTROM if units is None else None
-        used = require_units(path, units, stated or default, f"frame {number} states")
-        energies[element] = scalar_energy(energy, where) * used.energy_factor
-        if not np.isfinite(energies[element]):
-            raise DataError(f"{where}: the energy is {energies[element]}")
+        used = require_units(path, units, stated or default, f"frame {frame.number} states")
+        # Its energy passes the checks of a frame; forces are those of a free atom.
+        energy = _found(_label(atoms, key, per_atom=False), frame, key, "energy")
+        unlabelled = np.zeros((1, 3))
+        energies[element] = Frame.in_units(
+            used,
+            numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=np.zeros((3, 3)),
+            pbc=np.zeros(3, dtype=np.bool_),
+            energy=energy,
+            forces=unlabelled,
+            source=where,
+        ).energy
     if not energies:
         raise DataError(f"{path}: no frames")
     return energies

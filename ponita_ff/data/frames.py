@@ -1,7 +1,10 @@
 """Labelled configurations and sequences of them.
 
 A dataset is any ``Sequence[Frame]``. Frames are always in eV and Å: readers convert, and refuse a file of unknown
-units. The constructor of `Frame` validates it.
+units.
+
+`Frame` is the one schema of a labelled frame: its constructor validates types, shapes and values. Readers pass what
+they find, unconverted, to `Frame.in_units`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any, NoReturn, SupportsIndex, overload
 
 import numpy as np
 from ase import Atoms
@@ -42,6 +45,16 @@ _LOG = logging.getLogger(__name__)
 
 _MAX_ATOMS_FOR_OVERLAP_CHECK = 200
 _MIN_DISTANCE = 0.01  # Å
+
+#: Largest magnitude of a number in a frame: eV per atom, eV/Å, eV/Å³, Å. The total energy of the heaviest atom is
+#: 1.5e6 eV; two of its nuclei 0.05 Å apart, bare, repel each other with 8e7 eV/Å; 1e8 eV/Å³ is 600 times the pressure
+#: in the Sun; and float64 rounds positions of more than 1 cm to 1e-8 Å. What is beyond is damage, or in another unit.
+_MAX_MAGNITUDE = 1e8
+
+_MAX_INTEGER = 2**53  # beyond it, floating-point numbers are not exact
+
+#: A stress is symmetric to numerical noise: this part of its largest component, and this many eV/Å³ (16 MPa).
+_STRESS_ASYMMETRY = 0.01, 1e-4
 
 
 class DataError(ValueError):
@@ -79,39 +92,72 @@ class Frame:
         self._coerce()
         self.validate()
 
+    @classmethod
+    def in_units(
+        cls,
+        units: Units,
+        *,
+        numbers: Any,
+        positions: Any,
+        cell: Any,
+        pbc: Any,
+        energy: Any,
+        forces: Any,
+        stress: Any = None,
+        source: str,
+    ) -> Frame:
+        """A frame from values in ``units``, as a file holds them: any numbers or arrays.
+
+        Raises:
+            DataError: As the constructor.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+            return cls(
+                numbers=numbers,
+                positions=_as_real("positions", positions, source) * units.length_factor,
+                cell=_as_real("cell", cell, source) * units.length_factor,
+                pbc=pbc,
+                energy=scalar_energy(energy, source) * units.energy_factor,
+                forces=_as_real("forces", forces, source) * units.force_factor,
+                stress=None if stress is None else _as_real("stress", stress, source) * units.stress_factor,
+                source=source,
+            )
+
     def _coerce(self) -> None:
         """Convert every field to its dtype; a frozen dataclass needs ``object.__setattr__``."""
-        stress = None if self.stress is None else _as_float("stress", self.stress, self.source)
+        stress = None if self.stress is None else _as_real("stress", self.stress, self.source)
         fields: dict[str, Any] = {
-            "numbers": _as_integer("atomic numbers", self.numbers, self.source),
-            "positions": _as_float("positions", self.positions, self.source),
-            "cell": _as_float("cell", self.cell, self.source),
-            "pbc": np.asarray(self.pbc, dtype=np.bool_),
+            "numbers": as_integers("atomic numbers", self.numbers, self.source),
+            "positions": _as_real("positions", self.positions, self.source),
+            "cell": _as_real("cell", self.cell, self.source),
+            "pbc": as_flags("pbc", self.pbc, self.source),
             "energy": scalar_energy(self.energy, self.source),
-            "forces": _as_float("forces", self.forces, self.source),
+            "forces": _as_real("forces", self.forces, self.source),
             "stress": stress,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def validate(self) -> None:
-        """Check shapes, finiteness, elements, cell and distances.
+        """Check shapes, magnitudes, elements, cell, stress and distances.
 
         Raises:
-            DataError: No atoms; a wrong shape; NaN or infinity (the message names the atom); an atomic number outside
-                1..118; a periodic direction without a cell vector; two atoms at the same place (checked without
+            DataError: No atoms; a wrong shape; NaN, infinity or a number beyond any physical magnitude (the message
+                names the atom); an atomic number outside 1..118; a periodic direction without a cell vector, or with
+                one of less than 0.01 Å; a stress that is not symmetric; two atoms at the same place (checked without
                 periodic images, for at most 200 atoms).
         """
         self._check_shapes()
-        self._check_finite()
-        bad = np.flatnonzero((self.numbers < 1) | (self.numbers > 118))
-        if bad.size:
-            i = int(bad[0])
+        self._check_magnitudes()
+        if self.numbers.min() < 1 or self.numbers.max() > 118:
+            i = int(np.flatnonzero((self.numbers < 1) | (self.numbers > 118))[0])
             self._fail(f"atom {i} has atomic number {self.numbers[i]}, not in 1..118")
         self._check_cell()
+        if self.stress is not None:
+            check_symmetric(self.stress, self.source)
         self._check_overlap()
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str) -> NoReturn:
         raise DataError(f"{self.source}: {what}")
 
     def _check_shapes(self) -> None:
@@ -128,26 +174,33 @@ class Frame:
             if found != shape:
                 self._fail(f"{name} has shape {found}, expected {shape} for {n} atoms")
 
-    def _check_finite(self) -> None:
-        if not np.isfinite(self.energy):
-            self._fail(f"the energy is {self.energy}")
-        for name in ("positions", "forces"):
-            bad = np.flatnonzero(~np.isfinite(getattr(self, name)).all(axis=1))
-            if bad.size:
-                i = int(bad[0])
-                self._fail(f"{name} of atom {i} are {getattr(self, name)[i].tolist()}")
-        for name in ("cell", "stress"):
+    def _check_magnitudes(self) -> None:
+        # "Not at most the limit" is true of NaN, too.
+        if not abs(self.energy) <= _MAX_MAGNITUDE * len(self.numbers):
+            self._fail(f"the energy is {self.energy}{_hint(self.energy, 'eV')}")
+        for name, unit in (("positions", "Å"), ("forces", "eV/Å")):
             value = getattr(self, name)
-            if value is not None and not np.isfinite(value).all():
-                self._fail(f"the {name} holds NaN or infinity: {value.tolist()}")
+            if not np.abs(value).max() <= _MAX_MAGNITUDE:
+                i = int(np.flatnonzero(~(np.abs(value) <= _MAX_MAGNITUDE).all(axis=1))[0])
+                self._fail(f"{name} of atom {i} are {value[i].tolist()}{_hint(value[i], unit)}")
+        for name, unit in (("cell", "Å"), ("stress", "eV/Å³")):
+            value = getattr(self, name)
+            if value is not None and not np.abs(value).max() <= _MAX_MAGNITUDE:
+                if not np.isfinite(value).all():
+                    self._fail(f"the {name} holds NaN or infinity: {value.tolist()}")
+                self._fail(f"the {name} is {value.tolist()}{_hint(value, unit)}")
 
     def _check_cell(self) -> None:
         vectors = self.cell[self.pbc]
-        if len(vectors) and np.linalg.matrix_rank(vectors) < len(vectors):
+        if not len(vectors):
+            return
+        if np.linalg.matrix_rank(vectors) < len(vectors):
             self._fail(
                 f"pbc is {self.pbc.tolist()} but the cell {self.cell.tolist()} has no "
                 "independent vector along each periodic direction"
             )
+        if np.linalg.norm(vectors, axis=1).min() < _MIN_DISTANCE:
+            self._fail(f"a vector of the cell {self.cell.tolist()} is shorter than {_MIN_DISTANCE} Å")
 
     def _check_overlap(self) -> None:
         n = len(self.numbers)
@@ -177,27 +230,78 @@ class Frame:
         return atoms
 
 
-def _as_float(name: str, value: Any, source: str) -> NDArray[np.float64]:
+def _hint(value: Any, unit: str) -> str:
+    """The end of a message on a number that is too large."""
+    if not np.isfinite(value).all():
+        return ""
+    return f" {unit}, more than any physical one ({_MAX_MAGNITUDE:g}); are the units right?"
+
+
+def _as_array(name: str, value: Any, source: str) -> NDArray[Any]:
     try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        return np.asarray(value)
+    except Exception as error:  # ragged lists, and whatever an object's own conversion raises
         raise DataError(f"{source}: {name} are not an array of numbers ({error})") from error
 
 
-def _as_integer(name: str, value: Any, source: str) -> NDArray[np.int64]:
-    array = _as_float(name, value, source)
-    if array.size and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+def check_real(name: str, array: NDArray[Any], source: str) -> None:
+    """Check that an array is of real numbers: a conversion would take the real part of a complex one, and 1 for True.
+
+    Raises:
+        DataError: Complex numbers, booleans, text or objects.
+    """
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{source}: {name} are not an array of numbers: expected real numbers, found {_content(array)}")
+
+
+def _content(array: NDArray[Any]) -> str:
+    kinds = {"c": "complex numbers", "b": "booleans (T or F)", "U": "text", "S": "text", "O": "objects"}
+    what = kinds.get(array.dtype.kind, str(array.dtype))
+    return f"{what}, {array.item()!r:.80}" if array.size == 1 else what
+
+
+def _as_real(name: str, value: Any, source: str) -> NDArray[np.float64]:
+    array = _as_array(name, value, source)
+    check_real(name, array, source)
+    return array.astype(np.float64, copy=False)
+
+
+def as_integers(name: str, value: Any, source: str) -> NDArray[np.int64]:
+    """Whole numbers as int64; floating-point numbers that are whole are taken.
+
+    Raises:
+        DataError: Not real numbers, or not whole ones.
+    """
+    array = _as_array(name, value, source)
+    check_real(name, array, source)
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         raise DataError(f"{source}: {name} are not whole numbers")
-    return array.astype(np.int64)
+    if array.size and not (array.min() >= -_MAX_INTEGER and array.max() <= _MAX_INTEGER):
+        raise DataError(f"{source}: {name} are too large")
+    return array.astype(np.int64, copy=False)
+
+
+def as_flags(name: str, value: Any, source: str) -> NDArray[np.bool_]:
+    """Booleans, or the numbers 0 and 1.
+
+    Raises:
+        DataError: Anything else.
+    """
+    array = _as_array(name, value, source)
+    if array.dtype.kind == "b":
+        return array
+    if array.dtype.kind not in "iuf" or not ((array == 0) | (array == 1)).all():
+        raise DataError(f"{source}: {name} is {array.tolist()!r:.80}, expected true or false (or 1 or 0)")
+    return array.astype(np.bool_, copy=False)
 
 
 def scalar_energy(value: Any, source: str) -> float:
     """A total energy from a number or an array with one number.
 
     Raises:
-        DataError: Not a number, or several numbers (energies per atom).
+        DataError: Not a real number, or several numbers (energies per atom).
     """
-    array = _as_float("energy", value, source)
+    array = _as_real("energy", value, source)
     if array.size != 1:
         raise DataError(
             f"{source}: the energy has shape {array.shape}; one total energy is expected, not energies per atom"
@@ -211,13 +315,24 @@ def stress_matrix(value: Any, source: str) -> NDArray[np.float64]:
     Raises:
         DataError: Any other shape.
     """
-    array = _as_float("stress", value, source)
+    array = _as_real("stress", value, source)
     if array.shape == (6,):
         xx, yy, zz, yz, xz, xy = array
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     if array.shape in ((9,), (3, 3)):
         return array.reshape(3, 3)
     raise DataError(f"{source}: the stress has shape {array.shape}, expected (6,), (9,) or (3, 3)")
+
+
+def check_symmetric(stress: NDArray[np.float64], source: str) -> None:
+    """Check a stress (3, 3) in eV/Å³.
+
+    Raises:
+        DataError: It is not symmetric; an energy that does not change with rotation has a symmetric one.
+    """
+    relative, absolute = _STRESS_ASYMMETRY
+    if np.abs(stress - stress.T).max() > relative * np.abs(stress).max() + absolute:
+        raise DataError(f"{source}: the stress {stress.tolist()} is not symmetric")
 
 
 class FrameSequence(Sequence[Frame]):

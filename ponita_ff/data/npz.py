@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ponita_ff.data.frames import DataError, Frame, FrameSequence, require_units
-from ponita_ff.units import Units
+from ponita_ff.data.frames import DataError, Frame, FrameSequence, as_integers, check_real, require_units
+from ponita_ff.units import Units, canonical_energy_unit, canonical_length_unit
 
 __all__ = ["NpzFrames"]
+
+_MAX_DEFLATION = 1032  # of zlib: larger archives in smaller files do not exist
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,15 @@ class NpzFrames(FrameSequence):
         self.path = Path(path)
         with _open(self.path) as archive:
             arrays = self._find_arrays(archive, energy_key, forces_key)
-            known, why = self._known_units(archive, arrays)
-            self.units = require_units(self.path, units, known, why)
-            self._numbers = self._read(archive, arrays.numbers)
-            self._positions = self._read(archive, arrays.positions)
-            self._energies = self._read(archive, arrays.energies)
-            self._forces = self._read(archive, arrays.forces)
+            self.units = self._find_units(archive, arrays, units)
+            self._numbers = archive.read(arrays.numbers)
+            self._positions = archive.read(arrays.positions)
+            self._energies = archive.read(arrays.energies)
+            self._forces = archive.read(arrays.forces)
         self._check(arrays)
 
-    def _find_arrays(self, archive: NpzFile, energy_key: str | None, forces_key: str | None) -> _ArrayNames:
-        found = set(archive.files)
+    def _find_arrays(self, archive: _Archive, energy_key: str | None, forces_key: str | None) -> _ArrayNames:
+        found = archive.keys
         geometry = [names for names in (_RMD17, _SGDML) if {names.numbers, names.positions} <= found]
         if not geometry:
             raise DataError(
@@ -98,75 +100,71 @@ class NpzFrames(FrameSequence):
             raise DataError(f"{self.path}: periodic .npz files are not supported; convert to .extxyz")
         return arrays
 
-    def _known_units(self, archive: NpzFile, arrays: _ArrayNames) -> tuple[Units | None, str]:
-        markers = {key: self._text(archive, key) for key in ("e_unit", "r_unit")}
-        if all(markers.values()):
+    def _find_units(self, archive: _Archive, arrays: _ArrayNames, stated: Units | None) -> Units:
+        parsers = {"e_unit": canonical_energy_unit, "r_unit": canonical_length_unit}
+        texts = {key: self._text(archive, key) for key in parsers if key in archive.keys}
+        if not texts and arrays.all() == _RMD17.all() and self.path.name.startswith("rmd17_"):
+            return require_units(self.path, stated, Units("kcal/mol", "Angstrom"), "rMD17 files are in")
+        understood: dict[str, str] = {}
+        why = "the file has no e_unit and r_unit"
+        for key, text in texts.items():
             try:
-                return Units(str(markers["e_unit"]), str(markers["r_unit"])), "the file states"
+                understood[key] = parsers[key](text)
             except ValueError as error:
-                return None, f"its e_unit and r_unit are not understood: {error}"
-        if arrays.all() == _RMD17.all() and self.path.name.startswith("rmd17_"):
-            return Units("kcal/mol", "Angstrom"), "rMD17 files are in"
-        return None, "the file has no e_unit and r_unit"
+                why = f"its {key} {text!r} is not understood: {error}"
+        if len(understood) == 2:
+            return require_units(
+                self.path, stated, Units(understood["e_unit"], understood["r_unit"]), "the file states"
+            )
+        if understood and stated is not None:
+            # One unit of the file can contradict those that the user states, too.
+            known = Units(understood.get("e_unit", stated.energy), understood.get("r_unit", stated.length))
+            return require_units(self.path, stated, known, f"the file states {understood}")
+        return require_units(self.path, stated, None, why)
 
-    def _text(self, archive: NpzFile, key: str) -> str | None:
-        if key not in archive.files:
-            return None
-        value = np.asarray(self._read(archive, key))
-        if value.size != 1:
-            return None
-        item = value.ravel()[0]
+    def _text(self, archive: _Archive, key: str) -> str:
+        value = archive.read(key)
+        item = value.ravel()[0] if value.size == 1 else value.tolist()
         return item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
 
-    def _read(self, archive: NpzFile, key: str) -> NDArray[Any]:
-        try:
-            array: NDArray[Any] = archive[key]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            hint = " (it would have to be unpickled, which runs code)" * ("pickle" in str(error))
-            raise DataError(f"{self.path}: array {key!r} cannot be read{hint}: {error}") from error
-        return array
-
     def _check(self, arrays: _ArrayNames) -> None:
-        if self._positions.ndim != 3 or self._positions.shape[2] != 3:
-            raise DataError(
-                f"{self.path}: {arrays.positions} has shape {self._positions.shape}, expected (frames, atoms, 3)"
-            )
-        n_frames, n_atoms, _ = self._positions.shape
-        energies = self._energies
-        if energies.shape in ((n_frames,), (n_frames, 1)):
-            self._energies = energies.reshape(n_frames)
+        """Check all frames at once, so that a training run does not fail hours later."""
+        numbers, positions, energies, forces = self._numbers, self._positions, self._energies, self._forces
+        if positions.ndim != 3 or positions.shape[2] != 3:
+            raise DataError(f"{self.path}: {arrays.positions} has shape {positions.shape}, expected (frames, atoms, 3)")
+        n_frames, n_atoms, _ = positions.shape
+        if n_frames == 0 or n_atoms == 0:
+            raise DataError(f"{self.path}: no frames, or frames without atoms: {arrays.positions} {positions.shape}")
+        if energies.shape == (n_frames, 1):
+            energies = energies.reshape(n_frames)
         wrong = [
             f"{key} {array.shape}"
             for key, array, shapes in (
-                (arrays.numbers, self._numbers, ((n_atoms,), (n_frames, n_atoms))),
-                (arrays.energies, self._energies, ((n_frames,),)),
-                (arrays.forces, self._forces, ((n_frames, n_atoms, 3),)),
+                (arrays.numbers, numbers, ((n_atoms,), (n_frames, n_atoms))),
+                (arrays.energies, energies, ((n_frames,),)),
+                (arrays.forces, forces, ((n_frames, n_atoms, 3),)),
             )
             if array.shape not in shapes
         ]
         if wrong:
             raise DataError(
                 f"{self.path}: {', '.join(wrong)} do not fit {arrays.positions} "
-                f"{self._positions.shape}, {n_frames} frames of {n_atoms} atoms"
+                f"{positions.shape}, {n_frames} frames of {n_atoms} atoms"
             )
-        self._check_finite(arrays)
+        self._energies = energies
+        as_integers(arrays.numbers, numbers, str(self.path))
+        for key, array in ((arrays.energies, energies), (arrays.forces, forces), (arrays.positions, positions)):
+            check_real(key, array, str(self.path))
+            self._check_finite(key, array)
 
-    def _check_finite(self, arrays: _ArrayNames) -> None:
-        # All frames are checked at once, so that a training run does not fail hours later.
-        for key, array in (
-            (arrays.energies, self._energies),
-            (arrays.forces, self._forces),
-            (arrays.positions, self._positions),
-        ):
-            if not np.issubdtype(array.dtype, np.number):
-                raise DataError(f"{self.path}: {key} holds {array.dtype}, not numbers")
-            good = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            bad = np.flatnonzero(~good)
-            if bad.size:
-                raise DataError(
-                    f"{self.path}, frame {int(bad[0])}: {key} missing (NaN or infinity); "
-                    f"the same in {bad.size} of {len(array)} frames"
-                )
+    def _check_finite(self, key: str, array: NDArray[Any]) -> None:
+        good = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        bad = np.flatnonzero(~good)
+        if bad.size:
+            raise DataError(
+                f"{self.path}, frame {int(bad[0])}: {key} missing (NaN or infinity); "
+                f"the same in {bad.size} of {len(array)} frames"
+            )
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -175,27 +173,82 @@ class NpzFrames(FrameSequence):
         return np.full(len(self), self._positions.shape[1], dtype=np.int64)
 
     def _frame(self, index: int) -> Frame:
-        numbers = self._numbers if self._numbers.ndim == 1 else self._numbers[index]
-        return Frame(
-            numbers=numbers.astype(np.int64),
-            positions=self._positions[index].astype(np.float64) * self.units.length_factor,
+        return Frame.in_units(
+            self.units,
+            numbers=(self._numbers if self._numbers.ndim == 1 else self._numbers[index]).copy(),
+            positions=self._positions[index],
             cell=np.zeros((3, 3)),
             pbc=np.zeros(3, dtype=np.bool_),
-            energy=float(self._energies[index]) * self.units.energy_factor,
-            forces=self._forces[index].astype(np.float64) * self.units.force_factor,
+            energy=self._energies[index],
+            forces=self._forces[index],
             source=f"{self.path.name}, frame {index}",
         )
 
 
+class _Archive:
+    """The arrays of an ``.npz`` file by name: a zip file of ``.npy`` files, whose checksums cover header and data.
+
+    NumPy alone trusts the size in an array's header: it allocates that much, and the checksum is compared only if the
+    data end there.
+    """
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path, self._zip = path, archive
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in archive.infolist():
+            key = info.filename.removesuffix(".npy")
+            if key in self._members:
+                raise DataError(f"{path}: array {key!r} is there twice")
+            self._members[key] = info
+            archive.open(info).close()  # compares the name with the second place where it is stored
+        self.keys = frozenset(self._members)
+
+    def read(self, key: str) -> NDArray[Any]:
+        info = self._members[key]
+        self._check_size(key, info)
+        with self._zip.open(info) as member:
+            array: NDArray[Any] = npy.read_array(member, allow_pickle=False)
+            assert not member.read(1), "the checksum is compared at the end"
+        return array
+
+    def _check_size(self, key: str, info: zipfile.ZipInfo) -> None:
+        where = f"{self._path}: array {key!r} cannot be read"
+        deflation = _MAX_DEFLATION if info.compress_type == zipfile.ZIP_DEFLATED else 1
+        possible = min(info.compress_size, self._path.stat().st_size) * deflation
+        if info.file_size > possible:
+            raise DataError(f"{where}: it claims {info.file_size} bytes, but the file can hold {possible}")
+        if info.file_size > _memory():
+            raise DataError(f"{where}: its {info.file_size} bytes do not fit in memory; convert it to .h5 in parts")
+        with self._zip.open(info) as member:
+            readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            shape, _, dtype = readers[npy.read_magic(member)](member)
+            left = info.file_size - member.tell()
+        if dtype.hasobject:
+            raise DataError(f"{where}: it would have to be unpickled, which runs code")
+        size = math.prod(shape) * dtype.itemsize
+        if size != left:
+            raise DataError(
+                f"{where}: its header states {shape} of {dtype}, {size} bytes, but {left} are there; damaged"
+            )
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where they are not known."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return np.inf
+
+
 @contextmanager
-def _open(path: Path) -> Iterator[NpzFile]:
-    # Opened here, since NumPy leaves a file open that it cannot read.
-    with path.open("rb") as handle:
-        try:
-            archive = np.load(handle, allow_pickle=False)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a readable .npz file: {error}") from error
-        if not isinstance(archive, NpzFile):
-            raise DataError(f"{path}: holds a single array, not an .npz archive")
-        with archive:
-            yield archive
+def _open(path: Path) -> Iterator[_Archive]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield _Archive(path, archive)
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise many types of errors for damaged bytes
+        with path.open("rb") as file:
+            single = file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
+        what = "holds a single array, not an .npz archive" if single else "not a readable .npz file"
+        raise DataError(f"{path}: {what} ({type(error).__name__}: {error})") from error

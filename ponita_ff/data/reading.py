@@ -10,16 +10,16 @@ from ponita_ff.data.extxyz import iter_extxyz
 from ponita_ff.data.frames import DataError, Frame, FrameSequence, InMemoryFrames
 from ponita_ff.data.hdf5 import Hdf5Frames
 from ponita_ff.data.npz import NpzFrames
+from ponita_ff.files import why_not_a_file
 from ponita_ff.units import Units
 
 __all__ = ["read_frames"]
 
 
 def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise DataError(f"{path}: not a file")
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise DataError(f"{path!s:.300}: {problem}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
 

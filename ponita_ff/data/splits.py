@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ponita_ff.data.frames import DataError, Frame, Subset, files_sha256
-from ponita_ff.files import write_text
+from ponita_ff.files import read_text, write_text
 
 __all__ = [
     "Split",
@@ -24,6 +25,8 @@ __all__ = [
 
 _FORMAT = "ponita_ff split"
 _VERSION = 1
+
+_MAX_TEXT = 200_000_000  # bytes; ten million indices have 90 MB
 
 _RMD17_FILE = 1000
 _RMD17_TRAIN = 950
@@ -123,19 +126,36 @@ class Split:
     @classmethod
     def _parse(cls, path: Path) -> Split:
         try:
-            content: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content: Any = json.loads(read_text(path, _MAX_TEXT))
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable split file: {error}") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise DataError(f"{path}: not a split file (no format {_FORMAT!r})")
         if content.get("version") != _VERSION:
             raise DataError(f"{path}: version {content.get('version')} is not {_VERSION}")
         try:
-            parts = [tuple(int(i) for i in content[k]) for k in ("train", "validation", "test")]
-            n_frames, seed = int(content["n_frames"]), content["seed"]
-            return cls(parts[0], parts[1], parts[2], n_frames, seed, content["source_sha256"])
-        except (KeyError, TypeError, ValueError) as error:
+            fields = _SplitFile.model_validate(content)
+            parts = (tuple(fields.train), tuple(fields.validation), tuple(fields.test))
+            return cls(*parts, fields.n_frames, fields.seed, fields.source_sha256)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            field = ".".join(map(str, wrong["loc"]))
+            raise DataError(f"{path}: {field} is {wrong['input']!r:.80}: {wrong['msg']}") from error
+        except DataError as error:
             raise DataError(f"{path}: {error}") from error
+
+
+class _SplitFile(BaseModel):
+    """The fields of a split file; numbers must be whole numbers."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+    n_frames: int
+    seed: int | None
+    source_sha256: str | None
 
 
 def random_split(
@@ -255,8 +275,7 @@ def read_index_file(path: str | Path) -> tuple[int, ...]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="ascii").split()
-        indices = tuple(int(line) for line in lines)
+        indices = tuple(int(line) for line in read_text(path, _MAX_TEXT).encode("ascii").split())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a list of frame numbers: {error}") from error
     if not indices or min(indices) < 0:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
-from ase.io import iread
 
 from ponita_ff.data.extxyz import marked_units
+from ponita_ff.data.frames import DataError
+from ponita_ff.data.structures import iter_structures
 from ponita_ff.labels.methods import LabelError
 
 __all__ = ["kept_info", "read_structures"]
@@ -50,17 +51,10 @@ def read_structures(frames: str | Path | Iterable[Atoms]) -> tuple[str, list[Ato
 
 
 def _read(path: Path) -> Iterator[Atoms]:
-    if not path.is_file():
-        raise LabelError(f"{path}: {'not a file' if path.exists() else 'there is no such file'}")
-    number = 0
     try:
-        for atoms in iread(path, index=slice(None), do_not_split_by_at_sign=True):
-            yield atoms
-            number += 1
-    except Exception as error:  # ASE's readers may raise anything
-        raise LabelError(
-            f"{path.name}, frame {number} or before: ASE cannot read it ({type(error).__name__}: {error})"
-        ) from error
+        yield from iter_structures(path)
+    except DataError as error:
+        raise LabelError(str(error)) from error
 
 
 def _clean(atoms: Atoms, source: str) -> Atoms:

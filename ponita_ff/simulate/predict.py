@@ -12,6 +12,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
+from ponita_ff.data.frames import DataError
+from ponita_ff.data.structures import iter_structures
 from ponita_ff.files import write_atomically
 from ponita_ff.potential.domain_watch import domain_distances, domains_of, familiarity
 from ponita_ff.potential.potential import Potential
@@ -36,12 +38,10 @@ def read_structures(path: Path) -> list[Atoms]:
     Raises:
         PredictionError: For a file that is missing, empty or cannot be read.
     """
-    if not path.is_file():
-        raise PredictionError(f"{path}: there is no such file")
     try:
-        frames = list(ase.io.iread(path, index=slice(None), do_not_split_by_at_sign=True))
-    except Exception as error:  # ASE's readers raise anything
-        raise PredictionError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+        frames = list(iter_structures(path))
+    except DataError as error:
+        raise PredictionError(str(error)) from error
     if not frames:
         raise PredictionError(f"{path}: there are no structures in it")
     return frames

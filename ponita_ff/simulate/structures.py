@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ase.io
 from ase import Atoms
 from ase.build import molecule
 
+from ponita_ff.data.frames import DataError
+from ponita_ff.data.structures import last_structure
+from ponita_ff.files import exists, why_not_a_file
 from ponita_ff.potential.file import find_potential
 
 __all__ = ["StructureError", "committee_members", "read_structure"]
@@ -22,7 +24,7 @@ class StructureError(ValueError):
 
 def committee_members(text: str) -> list[str]:
     """Names of the potentials in a text: one, or several joined by commas."""
-    return [text] if Path(text).is_file() else [name.strip() for name in text.split(",")]
+    return [text] if why_not_a_file(Path(text)) is None else [name.strip() for name in text.split(",")]
 
 
 def read_structure(text: str | None, potential: str) -> Atoms:
@@ -45,22 +47,21 @@ def read_structure(text: str | None, potential: str) -> Atoms:
                 f"beside {potential}"
             )
         return _read(beside)
-    if Path(text).exists():
+    if exists(Path(text)):
         return _read(Path(text))
     try:
         return molecule(text)
     except (KeyError, NotImplementedError):
         raise StructureError(
-            f"{text}: there is no such file, nor a molecule of that name in ase.build.molecule"
+            f"{text:.300}: there is no such file, nor a molecule of that name in ase.build.molecule"
         ) from None
 
 
 def _read(path: Path) -> Atoms:
     try:
-        atoms = ase.io.read(path, index=-1)
-    except Exception as error:  # ASE's readers raise anything
-        raise StructureError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
-    assert isinstance(atoms, Atoms)
+        atoms = last_structure(path)
+    except DataError as error:
+        raise StructureError(str(error)) from error
     if len(atoms) == 0:
         raise StructureError(f"{path}: the structure has no atoms")
     atoms.calc = None

@@ -91,6 +91,45 @@ def test_stress_in_some_rows(tmp_path: Path) -> None:
     assert [f.stress for f in read_frames(path, read_stress=False)] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("cell", None, "no cell"),
+        ("pbc", None, "no pbc"),
+        ("positions", None, "no positions"),
+        ("pbc", "all", "column pbc holds text"),
+        ("pbc", 9, "pbc is 9, expected 0 to 7"),
+        ("energy", "low", "column energy holds text, expected real or integer"),
+        ("energy", b"12345678", "column energy holds blob"),
+        ("forces", "text", "column forces holds text, expected blob"),
+        ("forces", b"12345678", "forces has 8 bytes, expected 96 for 4 atoms"),
+        ("numbers", b"", "numbers has 0 bytes, expected 16"),
+        ("cell", b"\0" * 24, "cell has 24 bytes, expected 72"),
+        ("stress", b"\0" * 24, "stress has 24 bytes, expected 48"),
+        ("natoms", "some", "the number of atoms is 'some'"),
+        ("natoms", None, "the number of atoms is None"),
+    ],
+)
+def test_wrong_columns_name_the_row(tmp_path: Path, column: str, value: Any, message: str) -> None:
+    path = write(tmp_path / "a.db", [labelled(crystal(0)), labelled(crystal(1))])
+    connection = sqlite3.connect(path)
+    connection.execute(f"UPDATE systems SET {column} = ? WHERE id = 2", (value,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(DataError, match=rf"a\.db, frame 1 \(id 2\): {message}"):
+        read_frames(path)
+
+
+def test_columns_that_only_ase_reads(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.db", [labelled(crystal(0))])
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE systems SET tags = 'text'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(DataError, match=r"a\.db, frame 0 \(id 1\): the row cannot be read"):
+        list(read_frames(path))
+
+
 def test_foreign_sqlite_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     connection = sqlite3.connect(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,72 @@ def test_frames_come_one_by_one(tmp_path: Path) -> None:
     assert [next(frames).source[-1] for _ in range(3)] == ["0", "1", "2"]
     with pytest.raises(DataError, match="frame 3"):
         next(frames)
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n \n", "\r\n", "\t\n"])
+def test_blank_lines_between_frames_are_no_end(tmp_path: Path, gap: str) -> None:
+    path = save(tmp_path / "a.xyz", waters())
+    expected = [frame.energy for frame in read_frames(path)]
+    lines = path.read_text().splitlines(keepends=True)
+    frames = ["".join(lines[5 * k : 5 * k + 5]) for k in range(4)]
+    path.write_text(gap + gap.join(frames) + gap, newline="")
+    assert [frame.energy for frame in read_frames(path)] == expected
+    assert [frame.energy for frame in read_frames(path, index=slice(-1, None))] == expected[-1:]
+
+
+@pytest.mark.parametrize("energy", ["T", "true", "low", '"1 2"', "nan", "inf", "1e300", "1+2j", '""', '"_JSON [true]"'])
+def test_an_energy_that_is_none(tmp_path: Path, energy: str) -> None:
+    path = save(tmp_path / "a.xyz", waters(2))
+    lines = path.read_text().splitlines()
+    lines[6] = re.sub(r"energy=\S+", f"energy={energy}", lines[6])
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"a\.xyz, frame 1"):
+        read_frames(path)
+    path.write_text(f"1\nenergy={energy} pbc=F\nH 0 0 0\n")
+    with pytest.raises(DataError, match=r"a\.xyz, frame 0"):
+        read_isolated_atoms(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("energy=", "energy=-3 energy=", "energy given twice"),
+        ("energy=", "energy_unit=eV energy_unit=eV energy=", "energy_unit given twice"),
+        ("pbc=", "name= pbc=", "pbc= in the comment line is not read"),
+        ("pbc=", 'name=" pbc=', "pbc= in the comment line is not read"),
+        ("pbc=", "name=[ pbc=", "pbc= in the comment line is not read"),
+        ('"T T T"', "abc", "pbc is 'abc'"),
+        ('"T T T"', '"1 2 0"', r"pbc is \[1, 2, 0\]"),
+        ('"T T T"', '"T T"', "expected one or three of T and F"),
+        ("forces:R:3", "forces:R:2", "atom 0: expected 6 columns, found 7"),
+        ("forces:R:3", "forces:R:4", "atom 0: expected 8 columns, found 7"),
+        ("forces:R:3", "pos:R:3", "pos is given twice"),
+        ("pos:R:3:forces:R:3", "x:R:3:forces:R:3", "has no positions"),
+        ("species:S:1", "Z:R:1", "numbers must be of type I with 1 column"),
+        ("forces:R:3", "forces:S:3", "forces must be of type R or I"),
+        ("forces:R:3", "forces:L:3", "forces must be of type R or I"),
+    ],
+)
+def test_what_ase_would_misread_in_silence(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = save(tmp_path / "a.xyz", coppers(2))
+    lines = path.read_text().splitlines()
+    assert old in lines[7]
+    lines[7] = lines[7].replace(old, new)
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=rf"a\.xyz, frame 1.*{message}"):
+        read_frames(path)
+
+
+def test_an_asymmetric_stress_is_refused(tmp_path: Path) -> None:
+    """ASE would take its upper triangle."""
+    path = save(tmp_path / "a.xyz", coppers(1))
+    text = re.sub(r'stress="[^"]*"', 'stress="1 2 3 4 5 6 7 8 9"', path.read_text())
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"a\.xyz, frame 0: the stress .* is not symmetric"):
+        read_frames(path)
+    assert read_frames(path, read_stress=False)[0].stress is None
+    path.write_text(text.replace("1 2 3 4 5 6 7 8 9", "1 2 3 2 5 6 3 6 9"))
+    np.testing.assert_array_equal(read_frames(path)[0].stress, [[1, 2, 3], [2, 5, 6], [3, 6, 9]])
 
 
 def test_isolated_atoms(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ponita_ff.data import (
     InMemoryFrames,
     JoinedFrames,
     Subset,
+    Units,
     check_plausible,
     file_sha256,
     files_sha256,
@@ -72,6 +73,24 @@ def test_fields_get_their_dtypes() -> None:
         ({"numbers": [], "positions": np.empty((0, 3)), "forces": np.empty((0, 3))}, "no atoms"),
         ({"pbc": [True, False, False]}, "no independent vector"),
         ({"positions": [[0, 0, 0], [1, 0, 0], [1, 0.005, 0]]}, "atoms 1 and 2 are at the same"),
+        ({"energy": -10.0 + 0.5j}, r"energy are not an array of numbers: .* found complex numbers, \(-10\+0\.5j\)"),
+        ({"energy": True}, "energy are not .* found booleans"),
+        ({"energy": "-10"}, "energy are not .* found text, '-10'"),
+        ({"energy": np.array([None])}, "found objects"),
+        ({"forces": np.ones((3, 3), bool)}, "forces are not .* found booleans"),
+        ({"forces": np.ones((3, 3), complex)}, "forces are not .* found complex"),
+        ({"numbers": np.array([8, 1, 1], complex)}, "atomic numbers are not .* found complex"),
+        ({"numbers": np.full(3, 2**64 - 1, np.uint64)}, "atomic numbers are too large"),
+        ({"energy": 1e300}, r"the energy is 1e\+300 eV, more than any physical one"),
+        ({"energy": -4e8}, "the energy is -4.*are the units right"),
+        ({"forces": np.full((3, 3), -2e8)}, "forces of atom 0 are .* eV/Å, more than any physical"),
+        ({"positions": np.diag([1.0, 2.0, 1e300])}, "positions of atom 2 are .* Å, more than any physical"),
+        ({"stress": np.diag([0.0, 0.0, 1e9])}, "the stress is .* eV/Å³, more than any physical"),
+        ({"stress": np.arange(9.0).reshape(3, 3)}, "stress .* is not symmetric"),
+        ({"cell": np.diag([5.0, 5.0, 1e9])}, "the cell is .* Å, more than any physical"),
+        ({"cell": np.eye(3) * 1e-300, "pbc": [True] * 3}, "vector of the cell .* is shorter than 0.01 Å"),
+        ({"pbc": ["T", "F", "F"]}, "pbc is .*expected true or false"),
+        ({"pbc": [2, 0, 0]}, r"pbc is \[2, 0, 0\], expected true or false"),
     ],
 )
 def test_bad_frames_are_refused_with_their_source(changes: dict[str, Any], message: str) -> None:
@@ -86,6 +105,28 @@ def test_data_error_is_a_value_error() -> None:
 
 def test_atoms_a_little_apart_are_accepted() -> None:
     make_frame(positions=[[0, 0, 0], [1, 0, 0], [1, 0.02, 0]])
+
+
+def test_what_is_odd_but_right_is_accepted() -> None:
+    """Whole numbers of another type, strongly distorted frames, and the asymmetry of a converged stress."""
+    frame = make_frame(numbers=[8.0, 1.0, 1.0], pbc=[0, 0, 0], energy=np.float16(2.5), forces=[[0, 0, 1]] * 3)
+    assert frame.numbers.tolist() == [8, 1, 1] and not frame.pbc.any() and frame.energy == 2.5
+    make_frame(energy=-1.5e6, numbers=[118, 1, 1], forces=np.full((3, 3), 5e6))
+    stress = np.diag([0.1, 0.2, -0.3])
+    stress[0, 1] = 5e-4
+    np.testing.assert_array_equal(make_frame(stress=stress).stress, stress)
+
+
+def test_units_are_converted_before_magnitudes_are_checked() -> None:
+    fields = {"cell": np.zeros((3, 3)), "source": "a.npz, frame 3", "forces": np.zeros((1, 3))}
+    fields |= {"numbers": [92], "positions": np.zeros((1, 3)), "pbc": np.zeros(3, bool)}
+    assert Frame.in_units(Units("meV", "Angstrom"), energy=-7.6e8, **fields).energy == pytest.approx(-7.6e5)
+    with pytest.raises(DataError, match=r"a\.npz, frame 3: the energy is -76.* are the units right"):
+        Frame.in_units(Units("eV", "Angstrom"), energy=-7.6e8, **fields)
+    with pytest.raises(DataError, match=r"a\.npz, frame 3: the energy is inf$"):
+        Frame.in_units(Units("Hartree", "Bohr"), energy=np.finfo("f8").max, **fields)
+    with pytest.raises(DataError, match=r"a\.npz, frame 3: forces of atom 0 are .*inf"):
+        Frame.in_units(Units("Hartree", "Bohr"), energy=0.0, **fields | {"forces": np.full((1, 3), np.finfo("f8").max)})
 
 
 def test_one_atom_is_a_frame() -> None:

@@ -22,6 +22,10 @@ from torch.utils.data import DataLoader
 from ponita_ff.data import DataError, Frame, Hdf5Frames, JoinedFrames, Units, frame_sizes, read_frames, write_hdf5
 
 
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    return matrix + matrix.T
+
+
 def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame]:
     """Frames of different sizes; half of them periodic."""
     rng = np.random.default_rng(seed)
@@ -37,7 +41,7 @@ def random_frames(n: int = 7, stress: bool = False, seed: int = 0) -> list[Frame
                 pbc=np.array([True, True, i % 4 == 0]) & periodic,
                 energy=float(rng.normal(-1e5, 10.0)),
                 forces=rng.normal(size=(atoms, 3)),
-                stress=rng.normal(size=(3, 3)) if stress else None,
+                stress=symmetric(rng.normal(size=(3, 3))) if stress else None,
             )
         )
     return frames
@@ -230,7 +234,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
 def damage(path: Path, change: str) -> None:
     with h5py.File(path, "r+") as file:
         if change == "version":
-            file.attrs["version"] = 2
+            file.attrs["version"] = 3
         elif change == "unit":
             file.attrs["energy_unit"] = "zorkmid"
         elif change == "column":
@@ -246,7 +250,7 @@ def damage(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("version", "written in version 2"),
+        ("version", "written in version 3"),
         ("unit", "unknown energy unit"),
         ("column", "damaged"),
         ("shape", "'forces' has shape"),
@@ -260,3 +264,174 @@ def test_damage_is_named(tmp_path: Path, change: str, message: str) -> None:
     damage(path, change)
     with pytest.raises(DataError, match=message):
         read_frames(path)
+
+
+def as_version_1(path: Path) -> None:
+    """The same frames as the first version of the format held them."""
+    with h5py.File(path, "r+") as file:
+        del file["checksum"]
+        file.attrs["version"] = 1
+
+
+def test_files_of_version_1_are_read(tmp_path: Path) -> None:
+    expected = random_frames(5, stress=True)
+    path = tmp_path / "a.h5"
+    write_hdf5(path, expected, {})
+    as_version_1(path)
+    for one, other in zip(read_frames(path), expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("name", ["offsets", "numbers", "positions", "forces", "energy", "cell", "stress"])
+def test_what_changed_after_writing_is_named(tmp_path: Path, name: str) -> None:
+    """Offsets that move by an atom, for instance, give two frames that are valid each."""
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(4, stress=True), {})
+    with h5py.File(path, "r+") as file:
+        row = 1 if name == "offsets" else 0
+        file[name][row] = file[name][row] + 1
+    for read_stress in (True, False):
+        with pytest.raises(DataError, match=r"a\.h5, frame 0: it is not as it was written \(wrong checksum\)"):
+            read_frames(path, read_stress=read_stress)[0]
+
+
+def test_a_flipped_bit_in_the_labels_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    frames = random_frames(3)
+    write_hdf5(path, frames, {})
+    content = bytearray(path.read_bytes())
+    content[content.index(frames[2].forces.tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+    read = read_frames(path)
+    assert_same(read[1], frames[1])
+    with pytest.raises(DataError, match=r"frame 2: it is not as it was written"):
+        read[2]
+
+
+@pytest.mark.parametrize("offsets", [[0, 3, 3, 6], [0, 5, 4, 6], [0, 7, 6, 6], [0, -1, 3, 6]])
+def test_offsets_without_order_in_version_1(tmp_path: Path, offsets: list[int]) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, [frame for frame in random_frames(40) if len(frame) == 2][:3], {})
+    as_version_1(path)
+    with h5py.File(path, "r+") as file:
+        file["offsets"][:] = offsets
+    with pytest.raises(DataError, match=r"a\.h5, frame \d: the offsets give it"):
+        list(read_frames(path))
+    with pytest.raises(DataError, match=r"a\.h5, frame \d: the offsets give it"):
+        Hdf5Frames(path).sizes()
+
+
+def outside(path: Path, kind: str) -> None:
+    """Energies that are the bytes of another file."""
+    other = path.with_name("other.h5")
+    with h5py.File(other, "w") as file:
+        file["energy"] = np.full(3, 42.0)
+    with h5py.File(path, "r+") as file:
+        del file["energy"]
+        if kind == "external link":
+            file["energy"] = h5py.ExternalLink(other.name, "energy")
+        elif kind == "soft link":
+            file["moved"] = np.full(3, 42.0)
+            file["energy"] = h5py.SoftLink("/moved")
+        elif kind == "external storage":
+            file.create_dataset("energy", (3,), "f8", external=[(str(other), 0, 24)])
+        else:
+            layout = h5py.VirtualLayout((3,), "f8")
+            layout[:] = h5py.VirtualSource(other, "energy", (3,))
+            file.create_virtual_dataset("energy", layout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("external link", r"dataset 'energy' is a link to other\.h5; links are not followed"),
+        ("soft link", "dataset 'energy' is a link to another place"),
+        ("external storage", "dataset 'energy' keeps its numbers in other files"),
+        ("virtual", "dataset 'energy' keeps its numbers in other files"),
+    ],
+)
+def test_other_files_are_never_read(tmp_path: Path, kind: str, message: str) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {})
+    as_version_1(path)  # without a checksum, it would be read
+    outside(path, kind)
+    with pytest.raises(DataError, match=message):
+        read_frames(path)
+
+
+WRONG_DATASETS = {
+    "complex": np.zeros(3, complex),
+    "text": np.array([b"a", b"b", b"c"]),
+    "records": np.zeros(3, [("x", "f8")]),
+    "scalar": 1.0,
+    "booleans": np.zeros(3, bool),
+    "objects": np.array(["a", "b", "c"], dtype=h5py.string_dtype()),
+}
+
+
+@pytest.mark.parametrize("name", ["energy", "numbers", "offsets", "pbc", "cell"])
+@pytest.mark.parametrize("kind", WRONG_DATASETS)
+def test_wrong_types_of_datasets(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {})
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = WRONG_DATASETS[kind]
+    with pytest.raises(DataError, match=rf"a\.h5: (dataset '{name}'|the offsets)"):
+        read_frames(path)
+
+
+def test_a_group_and_charges_that_are_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {})
+    as_version_1(path)
+    with h5py.File(path, "r+") as file:
+        numbers = file["numbers"][:]
+        del file["numbers"]
+        file["numbers"] = numbers + 0.7
+    with pytest.raises(DataError, match=r"a\.h5, frame 0: atomic numbers are not whole"):
+        read_frames(path)[0]
+    with h5py.File(path, "r+") as file:
+        del file["numbers"]
+        file.create_group("numbers")
+    with pytest.raises(DataError, match="dataset 'numbers' is a group"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("version", "one"),
+        ("version", [1, 2]),
+        ("version", 1.5),
+        ("version", 0),
+        ("format", 3),
+        ("format", ["ponita_ff frames", "x"]),
+        ("energy_unit", 3),
+        ("energy_unit", ["eV", "eV"]),
+        ("length_unit", ""),
+        ("provenance", 3),
+        ("provenance", "[]"),
+        ("provenance", h5py.Empty("f8")),
+    ],
+)
+def test_wrong_types_of_attributes(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(3), {})
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    with pytest.raises(DataError, match=r"a\.h5"):
+        read_frames(path)
+
+
+def test_a_frame_of_trillions_of_atoms_is_not_allocated(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_hdf5(path, random_frames(1), {})
+    with h5py.File(path, "r+") as file:
+        for name, shape in (("numbers", ()), ("positions", (3,)), ("forces", (3,))):
+            dtype = file[name].dtype
+            del file[name]
+            file.create_dataset(name, (10**12, *shape), dtype, chunks=(1024, *shape))  # nothing of it is written
+        file["offsets"][1] = 10**12
+    with pytest.raises(DataError, match=r"a\.h5, frame 0: the offsets give it the atoms 0 to 1000000000000"):
+        read_frames(path)[0]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,89 @@ def test_nan_names_the_frame(tmp_path: Path, key: str) -> None:
 def test_arrays_that_do_not_fit(tmp_path: Path, changes: dict[str, np.ndarray]) -> None:
     with pytest.raises(DataError, match=r"do not fit|expected \(frames"):
         read_frames(write(tmp_path / "rmd17_a.npz", arrays() | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"energies": np.full(4, -97_000.0 + 3j)}, "energies are not an array of numbers: .* complex"),
+        ({"forces": np.ones((4, 9, 3), bool)}, "forces are not an array of numbers: .* booleans"),
+        ({"coords": np.full((4, 9, 3), "1.0")}, "coords are not an array of numbers: .* text"),
+        ({"nuclear_charges": ETHANOL + 0.7}, "nuclear_charges are not whole numbers"),
+        ({"nuclear_charges": ETHANOL.astype(complex)}, "nuclear_charges are not an array of numbers"),
+        ({"coords": np.zeros((0, 9, 3)), "energies": np.zeros(0), "forces": np.zeros((0, 9, 3))}, "no frames"),
+        ({"energies": np.full(4, 1e300)}, "frame 0: the energy is 4.*e.298 eV, more than any physical"),
+    ],
+)
+def test_wrong_types_and_values(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays() | changes)
+    with pytest.raises(DataError, match=rf"rmd17_a\.npz.*{message}"):
+        list(read_frames(path))
+
+
+def test_charges_as_whole_floating_point_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays() | {"nuclear_charges": ETHANOL.astype(float)})
+    np.testing.assert_array_equal(read_frames(path)[3].numbers, ETHANOL)
+
+
+@pytest.mark.parametrize(
+    "marks", [{"e_unit": ""}, {"e_unit": "", "r_unit": ""}, {"r_unit": " "}, {"e_unit": "Hartree"}]
+)
+def test_an_empty_or_single_unit_is_not_ignored(tmp_path: Path, marks: dict[str, str]) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays() | {key: np.array(text) for key, text in marks.items()})
+    with pytest.raises(DataError, match="the units are unknown"):
+        read_frames(path)
+    if marks == {"e_unit": "Ha"}:
+        with pytest.raises(DataError, match=r"stated as eV.*the file states.*Hartree"):
+            read_frames(path, units=PLAIN)
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("shape", [(10**9, 9, 3), (10**12, 9, 3), (3, 9, 3), (-4, 9, 3)])
+def test_a_header_that_claims_another_size(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    content = members(path) | {"forces.npy": header.getvalue() + arrays()["forces"].tobytes()}
+    with zipfile.ZipFile(path, "w") as archive:  # with right checksums
+        for name, data in content.items():
+            archive.writestr(name, data)
+    with pytest.raises(DataError, match=r"rmd17_a\.npz: array 'forces' cannot be read: its header states"):
+        read_frames(path)
+
+
+def test_a_directory_that_claims_another_size(tmp_path: Path) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays())
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo("forces.npy").file_size
+        position = archive.start_dir + path.read_bytes()[archive.start_dir :].index(b"forces.npy") - 46
+    content = bytearray(path.read_bytes())
+    assert content[position + 24 : position + 28] == struct.pack("<I", size)
+    content[position + 24 : position + 28] = struct.pack("<I", 2**31)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"array 'forces' cannot be read: it claims 2147483648 bytes, but the file can"):
+        read_frames(path)
+
+
+def test_a_flipped_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays())
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays()["energies"].tobytes()) + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"rmd17_a\.npz: not a readable .npz file .*CRC-32"):
+        read_frames(path)
+
+
+def test_an_array_that_is_there_twice(tmp_path: Path) -> None:
+    path = write(tmp_path / "rmd17_a.npz", arrays())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("energies", members(path)["energies.npy"])
+    with pytest.raises(DataError, match="array 'energies' is there twice"):
+        read_frames(path)
 
 
 def test_periodic_sgdml_is_not_silently_a_cluster(tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ def test_names_of_labels(tmp_path: Path) -> None:
     assert frame.energy == 3.5 and (frame.forces == 0.25).all()
 
 
+@pytest.mark.parametrize("name", ["a" * 5000 + ".xyz", "a\0.xyz", "/dev/zero", "/dev/zero/a.xyz"])
+def test_names_of_what_is_no_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no such file|not a file|cannot be opened") as caught:
+        read_frames(tmp_path / name)
+    assert len(str(caught.value)) < 400
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.xyz: there is no such file"):
         read_frames(tmp_path / "a.xyz")

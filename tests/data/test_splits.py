@@ -139,7 +139,11 @@ def test_split_without_a_file(tmp_path: Path) -> None:
         ({"format": "cats"}, "not a split file"),
         ({"version": 2}, "version 2"),
         ({"train": []}, "train set is empty"),
-        ({"train": ["a"]}, "invalid literal"),
+        ({"train": ["a"]}, r"train\.0 is 'a': Input should be a valid integer"),
+        ({"train": [1.0, 2]}, r"train\.0 is 1\.0: Input should be a valid integer"),
+        ({"validation": [True]}, r"validation\.0 is True"),
+        ({"train": "012"}, r"train is '012'"),
+        ({"seed": "a"}, "seed is 'a'"),
         ({"n_frames": None}, "split.json"),
     ],
 )
@@ -155,9 +159,13 @@ def test_unreadable_split_files(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     with pytest.raises(DataError, match="not a readable"):
         Split.load(path, source=None)
-    path.write_text("{")
-    with pytest.raises(DataError, match="not a readable"):
-        Split.load(path, source=None)
+    for text in ("{", "[" * 100_000, "\0"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="not a readable"):
+            Split.load(path, source=None)
+    for endless in (Split.load, read_index_file):
+        with pytest.raises(DataError, match=r"/dev/zero: not a .*larger than"):
+            endless(Path("/dev/zero"), **({"source": None} if endless == Split.load else {}))
 
 
 def test_index_files(tmp_path: Path) -> None:

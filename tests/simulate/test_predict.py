@@ -58,7 +58,7 @@ def test_mistakes_name_file_and_frame(tiny_potential: Potential, tmp_path: Path)
     with pytest.raises(PredictionError, match=r"nowhere\.xyz: there is no such file"):
         read_structures(tmp_path / "nowhere.xyz")
     (tmp_path / "broken.xyz").write_text("3\nno atoms\n", encoding="utf-8")
-    with pytest.raises(PredictionError, match=r"broken\.xyz: ASE cannot read it"):
+    with pytest.raises(PredictionError, match=r"broken\.xyz, frame 0 \(line 1\): not readable"):
         read_structures(tmp_path / "broken.xyz")
     write(tmp_path / "one.xyz", molecule("H2O"))
     assert len(read_structures(tmp_path / "one.xyz")) == 1

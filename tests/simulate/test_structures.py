@@ -27,9 +27,15 @@ def test_a_file_a_molecule_or_the_potentials_own(tmp_path: Path, tiny_potential_
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(StructureError, match=r"nowhere: there is no such file, nor a molecule"):
         read_structure("nowhere", "ethanol-rmd17")
+    for name in ("a" * 5000, "a\0b"):
+        with pytest.raises(StructureError, match=r"there is no such file, nor a molecule"):
+            read_structure(name, "ethanol-rmd17")
+        assert committee_members(f"{name},x") == [name, "x"]
+    with pytest.raises(StructureError, match="/dev/zero: not a file"):
+        read_structure("/dev/zero", "ethanol-rmd17")
     path = tmp_path / "broken.xyz"
     path.write_text("no number\n", encoding="utf-8")
-    with pytest.raises(StructureError, match=r"broken\.xyz: ASE cannot read it"):
+    with pytest.raises(StructureError, match=r"broken\.xyz, frame 0 \(line 1\): not readable"):
         read_structure(str(path), "ethanol-rmd17")
 
 
