@@ -925,3 +925,10 @@ def test_what_ase_writes_of_a_committee(make_potential: Make, tmp_path: Path) ->
     np.testing.assert_array_equal(binary.info["forces_std"], atoms.calc.results["forces_std"])
     assert plain.get_potential_energy() == atoms.get_potential_energy()
     assert plain.calc.parameters["sha256"] == atoms.calc.parameters["sha256"]
+
+
+def test_two_atoms_in_one_place_with_repulsion(make_potential: Make) -> None:
+    """numpy computes the repulsion beside the native kernels, and warned of a division by zero before the refusal."""
+    potential = make_potential(dtype=torch.float32, zbl_cutoff=1.0)
+    with pytest.raises(ValueError, match="atoms 0 and 1 are in one place"):
+        PonitaCalculator(potential, device="cpu").get_property("forces", Atoms("OH", positions=np.zeros((2, 3))))
