@@ -932,3 +932,12 @@ def test_two_atoms_in_one_place_with_repulsion(make_potential: Make) -> None:
     potential = make_potential(dtype=torch.float32, zbl_cutoff=1.0)
     with pytest.raises(ValueError, match="atoms 0 and 1 are in one place"):
         PonitaCalculator(potential, device="cpu").get_property("forces", Atoms("OH", positions=np.zeros((2, 3))))
+
+
+def test_a_position_that_overflows_is_refused_without_a_warning(calculator: PonitaCalculator) -> None:
+    atoms = molecule("H2O")
+    atoms.calc = calculator
+    atoms.get_forces()  # so that there is a neighbour list to compare with
+    atoms.positions[1, 1] = 1e300
+    with pytest.raises(ValueError, match=r"position of atom 1 is .* larger than 1e\+09 Å"):
+        atoms.get_forces()
