@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from ponita_ff.network.ponita import Ponita
     from ponita_ff.potential.file import PotentialFileError, load_potential, save_potential
     from ponita_ff.potential.potential import Potential, Prediction
+    from ponita_ff.structure.rigid import FixRigidMotion
 
 __all__ = [
+    "FixRigidMotion",
     "Ponita",
     "PonitaCalculator",
     "PonitaConfig",
@@ -22,6 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FixRigidMotion": "structure.rigid",
     "Ponita": "network.ponita",
     "PonitaCalculator": "calculator",
     "PonitaConfig": "network.config",

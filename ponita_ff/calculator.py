@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator, Parameters, all_changes
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
 from ponita_ff.structure.graph_cache import GraphCache
-from ponita_ff.uncertainty import Calibration
+from ponita_ff.uncertainty import Calibration, hash_of_weights
 
 __all__ = ["PonitaCalculator"]
 
@@ -58,6 +58,10 @@ class PonitaCalculator(Calculator):
     committee also ``energy_std`` (eV) and ``forces_std`` (n, 3), eV/Å: standard deviations over the members (of the
     population: the sum of squares is divided by their number), times the calibration's factors. Total energies of
     members with different reference energies differ by those too.
+
+    ``parameters`` (``todict()``), which ASE's databases and trajectories keep, holds names and SHA-256 of the weights
+    (in single precision), joined by commas for a committee, and the options that change results. ASE's writers drop a
+    committee's spread; the commands' files keep it, and so does ``ponita_ff.simulate.frames.with_results``.
 
     It works on copies, read once: potentials given to it may change afterwards, ``calculator.potential`` may not.
 
@@ -114,6 +118,23 @@ class PonitaCalculator(Calculator):
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
+        names = [_name(given, loaded) for given, loaded in zip(members, self.potentials, strict=True)]
+        #: What ASE's databases and trajectories keep of a calculator; to change it changes nothing.
+        self.parameters = Parameters(
+            potential=",".join(names),
+            sha256=",".join(hash_of_weights(member) for member in self.potentials),
+            dtype=str(self.potential.dtype).removeprefix("torch."),
+            num_ori=num_ori,
+            rotations=rotations,
+        )
+
+    def __repr__(self) -> str:
+        """Potential, first digits of the SHA-256 of its weights, number format and backend."""
+        hashes = ",".join(value[:12] for value in self.parameters["sha256"].split(","))
+        return (
+            f"PonitaCalculator({self.parameters['potential']!r}, sha256={hashes}, dtype={self.parameters['dtype']}, "
+            f"backend={self.backend})"
+        )
 
     def _longest_cutoff(self) -> float | None:
         """Of all members: edges beyond a member's own cutoff add nothing to it, so that one list serves all."""
@@ -302,6 +323,12 @@ class PonitaCalculator(Calculator):
         _refuse_coincident(graph)
         matrix: NDArray[np.float64] = hessian(self.potentials, graph, chosen.tolist()).cpu().numpy()
         return matrix
+
+
+def _name(given: str | Path | Potential, loaded: Potential) -> str:
+    """A potential's name: that in its file, else that of the file."""
+    name = loaded.metadata.get("name")
+    return str(name) if name else "unnamed" if isinstance(given, Potential) else Path(given).stem
 
 
 def _sequence(potentials: Any) -> Sequence[Any]:

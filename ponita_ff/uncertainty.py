@@ -23,7 +23,15 @@ from ponita_ff.structure.lattice import is_number
 if TYPE_CHECKING:
     from ponita_ff.data import Frame
 
-__all__ = ["Calibration", "UncertainForces", "UncertaintyMonitor", "calibrate", "committee_spread", "spread_factor"]
+__all__ = [
+    "Calibration",
+    "UncertainForces",
+    "UncertaintyMonitor",
+    "calibrate",
+    "committee_spread",
+    "hash_of_weights",
+    "spread_factor",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +114,14 @@ class Calibration:
         """
         # Hashes include the names of weights, which were others before version 3 of potential files.
         for name in (str, name_before_version_3):
-            if sorted(self.members) == sorted(_hash_of_weights(potential, name) for potential in potentials):
+            if sorted(self.members) == sorted(hash_of_weights(potential, name) for potential in potentials):
                 return
         raise ValueError(
             "the calibration is of another committee than this one: run 'ponita-ff calibrate' with these potentials"
         )
 
 
-def _hash_of_weights(potential: Potential, rename: Callable[[str], str] = str) -> str:
+def hash_of_weights(potential: Potential, rename: Callable[[str], str] = str) -> str:
     """SHA-256 of names and weights in single precision, which does not depend on a calculator's dtype or rotations."""
     return weights_hash({rename(name): weight.detach().float() for name, weight in potential.named_parameters()})
 
@@ -174,7 +182,7 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
         forces_within=(float((within < 1).mean()), float((within < 2).mean())),
         forces_rank_correlation=float(correlation),
         forces_std_mean=float(factor * spread.mean()),
-        members=tuple(_hash_of_weights(member) for member in members),
+        members=tuple(hash_of_weights(member) for member in members),
     )
 
 

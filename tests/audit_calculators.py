@@ -55,6 +55,16 @@ class Altered(Calculator):
         """Change the results; this class changes nothing."""
 
 
+class Turned(Altered):
+    """A torque that depends on how the molecule is turned, as of a finite grid of orientations."""
+
+    def alter(self, atoms: Atoms, results: dict[str, Any]) -> None:
+        arms = atoms.positions - atoms.positions.mean(axis=0)
+        field = 0.01 * np.sin(3 * arms)
+        results["energy"] -= 0.01 / 3 * float(np.cos(3 * arms).sum())
+        results["forces"] -= field - field.mean(axis=0)
+
+
 class NonConservative(Altered):
     """A force with curl, which is the derivative of no energy."""
 

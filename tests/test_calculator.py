@@ -19,6 +19,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.mixing import LinearCombinationCalculator, MixedCalculator
 from ase.constraints import Hookean
+from ase.db import connect
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
@@ -28,6 +29,7 @@ from ase.vibrations import Vibrations, VibrationsData
 
 from ponita_ff import PonitaCalculator, PotentialFileError
 from ponita_ff.potential.potential import Potential
+from ponita_ff.simulate.frames import as_traj_keeps_it, with_results
 from ponita_ff.structure.graph import build_graph
 
 Make = Callable[..., Potential]
@@ -947,3 +949,65 @@ def test_energy_that_is_not_finite(make_potential: Make) -> None:
     potential.network.readouts[0].bias.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"not finite.*shortest distance 1\.200 Å"):
         PonitaCalculator(potential).get_property("energy", Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.2]]))
+
+
+# ------------------------------------------------------------------------------------- what files keep
+
+
+def test_repr_names_potential_and_hash() -> None:
+    calculator = PonitaCalculator("ethanol-rmd17", device="cpu")
+    digest = calculator.parameters["sha256"]
+    assert len(digest) == 64 and digest == PonitaCalculator("ethanol-rmd17", dtype="float64").parameters["sha256"]
+    expected = f"PonitaCalculator('ethanol-rmd17', sha256={digest[:12]}, dtype=float32, backend={calculator.backend})"
+    assert repr(calculator) == expected
+
+
+def test_a_database_keeps_names_hashes_and_options(make_potential: Make, tmp_path: Path) -> None:
+    members = [make_potential(seed=seed) for seed in (0, 1)]
+    members[0].metadata["name"] = "first"
+    atoms = molecule("H2O")
+    atoms.calc = PonitaCalculator(members, rotations=2)
+    atoms.get_forces()
+    with connect(tmp_path / "some.db") as database:
+        database.write(atoms)
+        row = database.get(1)
+    kept = row.calculator_parameters
+    assert row.calculator == "ponita" and kept == atoms.calc.todict()
+    assert kept["potential"] == "first,unnamed" and (kept["dtype"], kept["rotations"]) == ("float64", 2)
+    first, second = kept["sha256"].split(",")
+    assert first != second and first == PonitaCalculator(members[0]).parameters["sha256"]
+    copied = pickle.loads(pickle.dumps(atoms.calc))
+    assert copied.todict() == kept and repr(copied) == repr(atoms.calc)
+
+
+def test_what_ase_writes_of_a_committee(make_potential: Make, tmp_path: Path) -> None:
+    atoms = molecule("H2O")
+    atoms.calc = PonitaCalculator([make_potential(seed=seed) for seed in (0, 1)])
+    atoms.get_forces()
+    kept = with_results(atoms, atoms.calc.results)
+    write(tmp_path / "all.xyz", kept)
+    write(tmp_path / "some.traj", as_traj_keeps_it(kept))
+    write(tmp_path / "plain.traj", atoms)
+    text, binary, plain = read(tmp_path / "all.xyz"), read(tmp_path / "some.traj"), read(tmp_path / "plain.traj")
+    assert text.info["energy_std"] == pytest.approx(atoms.calc.results["energy_std"], rel=1e-6)
+    np.testing.assert_allclose(text.arrays["forces_std"], atoms.calc.results["forces_std"], atol=1e-7)
+    assert binary.info["energy_std"] == atoms.calc.results["energy_std"]
+    np.testing.assert_array_equal(binary.info["forces_std"], atoms.calc.results["forces_std"])
+    assert plain.get_potential_energy() == atoms.get_potential_energy()
+    assert plain.calc.parameters["sha256"] == atoms.calc.parameters["sha256"]
+
+
+def test_two_atoms_in_one_place_with_repulsion(make_potential: Make) -> None:
+    """numpy computes the repulsion beside the native kernels, and warned of a division by zero before the refusal."""
+    potential = make_potential(dtype=torch.float32, zbl_cutoff=1.0)
+    with pytest.raises(ValueError, match="atoms 0 and 1 are in one place"):
+        PonitaCalculator(potential, device="cpu").get_property("forces", Atoms("OH", positions=np.zeros((2, 3))))
+
+
+def test_a_position_that_overflows_is_refused_without_a_warning(calculator: PonitaCalculator) -> None:
+    atoms = molecule("H2O")
+    atoms.calc = calculator
+    atoms.get_forces()  # so that there is a neighbour list to compare with
+    atoms.positions[1, 1] = 1e300
+    with pytest.raises(ValueError, match=r"position of atom 1 is .* larger than 1e\+09 Å"):
+        atoms.get_forces()

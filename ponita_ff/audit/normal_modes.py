@@ -8,18 +8,16 @@ import numpy as np
 from ase import Atoms, units
 from ase.vibrations import Vibrations
 from numpy.typing import NDArray
-from scipy.linalg import null_space, orth
+from scipy.linalg import null_space
 
 from ponita_ff.audit.result import CheckResult, CheckSkipped, Measurement
 from ponita_ff.audit.target import Array, AuditTarget
+from ponita_ff.structure.rigid import rigid_motions
 
-__all__ = ["frequencies", "hessian_by_differences", "normal_modes", "rigid_motions", "vibrational_frequencies"]
+__all__ = ["frequencies", "hessian_by_differences", "normal_modes", "vibrational_frequencies"]
 
 #: Square root of eV/Å²/u in cm⁻¹.
 _WAVENUMBER = units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm
-
-#: Singular values below this part of the largest are zero: a linear molecule has only two rotations.
-_RANK_TOLERANCE = 1e-3
 
 
 def _mass_weighted(hessian: Array, masses: Array) -> Array:
@@ -46,20 +44,6 @@ def frequencies(hessian: Array, masses: Array) -> Array:
     return _to_wavenumbers(np.linalg.eigvalsh(_mass_weighted(hessian, masses)))
 
 
-def rigid_motions(atoms: Atoms) -> Array:
-    """Return an orthonormal basis of the mass-weighted translations and, for molecules, rotations.
-
-    Returns:
-        Shape (3n, k) with k = 3 for periodic structures, 5 for linear molecules and 6 for others.
-    """
-    lever_arms = atoms.positions - atoms.get_center_of_mass()
-    motions = [np.tile(axis, (len(atoms), 1)) for axis in np.eye(3)]
-    if not atoms.pbc.any():
-        motions += [np.cross(axis, lever_arms) for axis in np.eye(3)]
-    weighted = np.array(motions) * np.sqrt(atoms.get_masses())[:, None]
-    return np.asarray(orth(weighted.reshape(len(motions), -1).T, rcond=_RANK_TOLERANCE))
-
-
 def vibrational_frequencies(hessian: Array, atoms: Atoms) -> Array:
     """Return the harmonic frequencies with translations and rotations projected out.
 
@@ -70,10 +54,12 @@ def vibrational_frequencies(hessian: Array, atoms: Atoms) -> Array:
         atoms: The structure.
 
     Returns:
-        Frequencies in cm⁻¹ in ascending order, imaginary ones negative, shape (3n − k,); see `rigid_motions` for k.
+        Frequencies in cm⁻¹ in ascending order, imaginary ones negative, shape (3n − k,); see
+        `ponita_ff.structure.rigid.rigid_motions` for k.
     """
-    vibrations = null_space(rigid_motions(atoms).T)
-    projected = vibrations.T @ _mass_weighted(hessian, atoms.get_masses()) @ vibrations
+    masses = atoms.get_masses()
+    vibrations = null_space(rigid_motions(atoms, masses).T)
+    projected = vibrations.T @ _mass_weighted(hessian, masses) @ vibrations
     return _to_wavenumbers(np.linalg.eigvalsh(projected))
 
 

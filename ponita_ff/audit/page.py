@@ -93,11 +93,15 @@ def _section(key: str, results: Mapping[str, CheckResult]) -> dict[str, Any]:
 def _summary(name: str, checks: Mapping[str, CheckResult]) -> dict[str, Any]:
     """Return the numbers of passed, failed and other limits of one calculator."""
     measurements = [measurement for result in checks.values() for measurement in result.measurements]
+    failed = sum(len(result.failures) for result in checks.values())
+    not_judged = [measurement.name for measurement in measurements if measurement.is_not_judged]
     return {
         "name": name,
+        "verdict": "fail" if failed else "not judged" if not_judged else "pass",
         "passed": sum(measurement.verdict == "pass" for measurement in measurements),
-        "failed": sum(len(result.failures) for result in checks.values()),
-        "inconclusive": sum(len(result.inconclusive) for result in checks.values()),
+        "failed": failed,
+        "not_judged": not_judged,
+        "skipped": sum(result.skip_reason is not None for result in checks.values()),
     }
 
 

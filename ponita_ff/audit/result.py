@@ -61,6 +61,11 @@ class Measurement:
             return "inconclusive"
         return "pass" if margin >= 0 else "fail"
 
+    @property
+    def is_not_judged(self) -> bool:
+        """Whether there is a limit, but neither a pass nor a failure."""
+        return self.limit is not None and self.verdict == "inconclusive"
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields and the verdict, for JSON."""
         return {**self.__dict__, "verdict": self.verdict}
@@ -89,6 +94,11 @@ class CheckResult:
         """Names of the failed measurements, and ``"raised an error"`` if the calculator did."""
         failed = [measurement.name for measurement in self.measurements if measurement.verdict == "fail"]
         return failed if self.error is None else [*failed, "raised an error"]
+
+    @property
+    def not_judged(self) -> list[str]:
+        """Measurements with a limit that have neither passed nor failed, and why."""
+        return [f"{m.name}: {m.note}" for m in self.measurements if m.is_not_judged]
 
     @property
     def inconclusive(self) -> list[str]:
@@ -128,7 +138,12 @@ class AuditReport:
         """``"calculator: check: reason"`` for everything that has neither passed nor failed."""
         return self._collect("inconclusive")
 
-    def _collect(self, attribute: Literal["failures", "inconclusive"]) -> list[str]:
+    @property
+    def not_judged(self) -> list[str]:
+        """``"calculator: check: reason"`` for every measurement that should have passed or failed and did not."""
+        return self._collect("not_judged")
+
+    def _collect(self, attribute: Literal["failures", "inconclusive", "not_judged"]) -> list[str]:
         return [
             f"{name}: {check}: {text}"
             for name, checks in self.results.items()
@@ -138,7 +153,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no limit was exceeded. Inconclusive checks do not count; see `inconclusive`."""
+        """Whether no limit was exceeded. What was not judged does not count; see `not_judged` and `inconclusive`."""
         return not self.failures
 
     def for_check(self, check: str) -> dict[str, CheckResult]:
@@ -150,7 +165,8 @@ class AuditReport:
         results = {
             name: {check: result.as_dict() for check, result in checks.items()} for name, checks in self.results.items()
         }
-        summary = {"passed": self.passed, "failures": self.failures, "inconclusive": self.inconclusive}
+        summary: dict[str, Any] = {"passed": self.passed, "failures": self.failures}
+        summary |= {"not_judged": self.not_judged, "inconclusive": self.inconclusive}
         description = {"structure": self.structure, "versions": self.versions, "settings": self.settings}
         return dict(_to_json({**summary, **description, "calculators": results}))
 

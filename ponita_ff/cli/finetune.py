@@ -46,9 +46,9 @@ def command(
 ) -> None:
     """Train POTENTIAL further on the labelled frames of DATA: a new molecule, element or level of theory.
 
-    Prints errors before and after on the new frames and on the replay holdout; the folder --out gets what "ponita-ff
-    train" leaves there. If it holds a run that was stopped, the run goes on. "ponita-ff config finetune" prints all
-    settings.
+    Prints errors before and after on the new frames and on held-out frames of the old training (replay holdout); the
+    folder --out gets what "ponita-ff train" leaves there. If it holds a run that was stopped, the run goes on.
+    "ponita-ff config finetune" prints all settings.
 
     \b
     ponita-ff finetune organic-rmd17 new.xyz --out run
@@ -70,8 +70,14 @@ def command(
         config = finetune_config(potential, data, test, replay if replay or no_replay else None, frames, overrides)
     found = run_finetuning(config, out, resume or is_started(out), progress=progress)
     click.echo(f"{'frames':<24}{'force MAE (meV/Å)':>26}{'energy MAE (meV)':>26}")
+    click.echo(f"{'':<24}{'before -> after':>26}{'before -> after':>26}")
     for c in found:
         forces = f"{1e3 * c.forces_before:.1f} -> {1e3 * c.forces_after:.1f}"
         energy = f"{1e3 * c.energy_before:.1f} -> {1e3 * c.energy_after:.1f}"
         click.echo(f"{f'{c.name} ({c.frames})':<24}{forces:>26}{energy:>26}")
+    if any(c.name == "replay holdout" for c in found):
+        click.echo(
+            "replay holdout: frames of the training of POTENTIAL, not trained on here; the rise of its error is what "
+            "was forgotten (0.0 before, where POTENTIAL itself labelled them)"
+        )
     click.echo(f"potential: {out / POTENTIAL_FILE}")

@@ -22,6 +22,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--optimiser", type=click.Choice(["BFGS", "LBFGS", "FIRE2"]), default="BFGS", show_default=True, help="Of ASE."
 )
 @click.option("--cell", is_flag=True, help="Relax the cell, too.")
+@click.option("--allow-broken", is_flag=True, help="Accept a molecule whose bonds break.")
 @click.option("--pressure", type=float, default=0.0, show_default=True, help="On the cell, GPa.")
 @options.strict
 @options.device()
@@ -38,6 +39,7 @@ def command(
     steps: int,
     optimiser: str,
     cell: bool,
+    allow_broken: bool,
     pressure: float,
     strict: bool,
     device: str,
@@ -48,7 +50,8 @@ def command(
     """Relax STRUCTURE and write the relaxed one (relaxed.xyz), with trajectory, log (CSV) and a picture.
 
     STRUCTURE is a file that ASE reads, or a molecule such as CH3CH2OH; without it, the one that a shipped potential
-    comes with. Exit code: 0 if the forces came below --fmax, 1 if they did not.
+    comes with. A molecule without constraints neither moves nor turns as a whole meanwhile. Exit code: 0 if the forces
+    came below --fmax and no bond of a molecule changed by more than 0.5 Å, else 1; the files are written all the same.
 
     \b
     ponita-ff relax ethanol-rmd17 CH3CH2OH --fmax 0.001
@@ -66,10 +69,17 @@ def command(
     found = relax_structure(atoms, out, optimiser, fmax, steps, cell, pressure, progress=progress)
     click.echo(f"energy            {found.energy[-1]:.6f} eV ({found.energy[-1] - found.energy[0]:+.6f} eV)")
     click.echo(f"largest force     {found.fmax[-1]:.6f} eV/Å after {found.steps} steps")
+    if found.unprojected_fmax is not None and found.unprojected_fmax > 1.1 * found.fmax[-1]:
+        click.echo(f"with net torque   {found.unprojected_fmax:.6f} eV/Å: the energy depends a little on orientation")
     if cell:
         click.echo(f"volume            {found.volume[-1]:.3f} Å³ (before: {found.volume[0]:.3f} Å³)")
     click.echo(f"training data     {atoms.calc.domain_watch.report()}")
     click.echo(f"results           {out}/: relaxed.xyz, relax.traj, log.csv, relax.png")
+    if found.broken and not allow_broken:
+        raise ValueError(
+            f"broken: {found.broken}, so that this is another molecule than before; check the structure that it began "
+            "from, and whether the potential knows such molecules; --allow-broken accepts it"
+        )
     if not found.converged:
         raise ValueError(
             f"not converged: after {found.steps} steps the largest force is {found.fmax[-1]:.4f} eV/Å, not {fmax:g}; "

@@ -75,6 +75,8 @@ class ZBL(nn.Module):
         slope = coulomb * (screening_slope * switch + screening * switch_slope - screening * switch / distance)
         return coulomb * screening * switch, slope
 
+    # Atoms in one place give what is not finite, and the results are refused: no warning before that.
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def terms(self, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
         """Energies (N,), gradient with respect to positions (N, 3), derivative with respect to a strain (B, 3, 3).
 

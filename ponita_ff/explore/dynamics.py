@@ -19,6 +19,9 @@ __all__ = ["DynamicsResult", "displaced_structures", "run_dynamics"]
 #: 1/fs; with it, heat reaches all vibrations of a molecule within 0.1 ps.
 _FRICTION = 0.01
 
+#: Share of a trajectory that is not sampled: it begins at a labelled frame, which may be far hotter.
+_EQUILIBRATION = 0.1
+
 
 @dataclass
 class DynamicsResult:
@@ -67,6 +70,8 @@ def run_dynamics(
 ) -> DynamicsResult:
     """Langevin dynamics from each start until its time is over or the committee is too uncertain.
 
+    The first tenth of each trajectory is sampled only where it is stopped: its start may be far hotter.
+
     Args:
         calculator: The committee.
         starts: First frame of each trajectory.
@@ -91,12 +96,15 @@ def run_dynamics(
             fixcm=False,
         )
 
-        def sample(monitor: UncertaintyMonitor = monitor, atoms: Atoms = atoms) -> None:
+        def sample(monitor: UncertaintyMonitor = monitor, atoms: Atoms = atoms, dynamics: Langevin = dynamics) -> None:
+            stopped = True
             try:
                 monitor()
+                stopped = False
             finally:  # the frame at which a trajectory is stopped is sampled, too: it is the most uncertain one
-                result.frames.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
-                result.uncertainties.append(monitor.history[-1])
+                if stopped or dynamics.get_number_of_steps() >= _EQUILIBRATION * steps:
+                    result.frames.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+                    result.uncertainties.append(monitor.history[-1])
 
         dynamics.attach(sample, interval=interval)
         try:

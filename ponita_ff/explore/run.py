@@ -21,6 +21,7 @@ from ponita_ff.calculator import PonitaCalculator
 from ponita_ff.data import Frame, read_frames
 from ponita_ff.explore.dynamics import DynamicsResult, displaced_structures, run_dynamics
 from ponita_ff.explore.old_names import rename_files
+from ponita_ff.explore.progress import Plan
 from ponita_ff.explore.report import Round, write_report
 from ponita_ff.explore.select import select_farthest
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
@@ -67,7 +68,8 @@ def explore(
 
     Displaced structures are labelled first. Each round then fine-tunes a committee on all labels so far, runs dynamics
     with it, and labels frames that differ from each other and in which the members disagree, until the members agree
-    or the budget is spent.
+    or the budget is spent. Committees that only choose frames train for a share of the steps (``selection_share``); the
+    last one trains for all of them.
 
     A round's new labels calibrate the standard deviations of later rounds: these are multiplied by the ratio of the
     root mean squares of errors and deviations. The first round has no calibration, so that it never ends the
@@ -93,30 +95,48 @@ def explore(
     _record_settings(settings, out)
     rename_files(out)
     _label_initial_structures(structures, settings, out / "round-0", progress)
+    plan = Plan(settings)
     rounds: list[Round] = []
     outcome = ""
     while not outcome:
-        summary, members, outcome = _run_round(len(rounds) + 1, rounds, base, settings, out, progress)
+        summary, members, outcome = _run_round(len(rounds) + 1, rounds, base, settings, out, progress, plan)
         rounds.append(summary)
         logger.info(_summary_line(summary))
         write_report(rounds, settings.threshold, outcome or "in progress", out)
+    if _remaining(settings, out, len(rounds)) > 0:  # the members agreed before the budget was spent
+        folder = out / f"final-{len(rounds)}"
+        plan.begin("final committee", rounds[-1].labels, share=1.0, last=True)
+        members, _ = _train_committee(base, settings, out, len(rounds), folder, plan, progress)
     return ExplorationResult(_copy_committee(members, out), rounds[-1].labels, rounds, outcome)
 
 
+def _remaining(settings: ExploreSettings, out: Path, number: int) -> int:
+    """Labels that are left of the budget when a round begins."""
+    return settings.budget - _count_candidates(out, number)
+
+
 def _run_round(
-    number: int, earlier: Sequence[Round], base: str | Path, settings: ExploreSettings, out: Path, progress: bool
+    number: int,
+    earlier: Sequence[Round],
+    base: str | Path,
+    settings: ExploreSettings,
+    out: Path,
+    progress: bool,
+    plan: Plan,
 ) -> tuple[Round, list[Path], str]:
     """One round: its summary, the files of its committee, and why the exploration ends with it, if it does."""
     folder = out / f"round-{number}"
     frames = [frame for path in _labelled_files(out, number) for frame in read_frames(path)]
-    members, validation_error = _train_committee(base, settings, out, number, progress)
+    remaining = _remaining(settings, out, number)
+    plan.begin(f"round {number}", len(frames), settings.selection_share if remaining > 0 else 1.0, last=remaining <= 0)
+    members, validation_error = _train_committee(base, settings, out, number, folder, plan, progress)
+    logger.info("round %d: dynamics, %g ps", number, settings.simulation_time)
     factor = next((one.calibration for one in reversed(earlier) if one.calibration is not None), None)
     dynamics = _sample_dynamics(members, frames, settings, folder, number, factor or 1.0)
     # The members are fine-tuned from one base and differ by much less than their errors. So a small deviation counts as
     # certain only after it has been calibrated with new labels.
     uncertain = [k for k, value in enumerate(dynamics.uncertainties) if factor is None or value >= settings.threshold]
     certain = len(uncertain) <= (1 - _CERTAIN_SHARE) * len(dynamics.uncertainties)
-    remaining = settings.budget - _count_candidates(out, number)
     candidates = folder / _CANDIDATES
     if not certain and remaining > 0 and not candidates.is_file():
         # Far from each other and from the labelled frames, among those where the committee is uncertain.
@@ -130,6 +150,8 @@ def _run_round(
             outcome = (
                 f"in {_CERTAIN_SHARE:.0%} of the frames the committee differs by less than {settings.threshold:g} eV/Å"
             )
+    if not outcome:
+        logger.info("round %d: labelling %d frames", number, remaining - _remaining(settings, out, number + 1))
     new = [] if outcome else _label_candidates(settings, folder, progress)
     summary = _summarise(number, len(frames), validation_error, dynamics, new, members, calibrated=factor is not None)
     return summary, members, outcome
@@ -196,19 +218,21 @@ def _write_frames(frames: Sequence[Atoms], path: Path) -> None:
 
 
 def _train_committee(
-    base: str | Path, settings: ExploreSettings, out: Path, number: int, progress: bool
+    base: str | Path, settings: ExploreSettings, out: Path, number: int, folder: Path, plan: Plan, progress: bool
 ) -> tuple[list[Path], float]:
-    """Fine-tune a committee on all labels so far: its files, and the mean validation force MAE in eV/Å."""
+    """Fine-tune a committee on all labels before a round: its files, and the mean validation force MAE in eV/Å."""
     files, errors = [], []
     for member in range(settings.members):
-        folder = out / f"round-{number}" / f"member-{member}"
-        path = folder / POTENTIAL_FILE
+        path = folder / f"member-{member}" / POTENTIAL_FILE
         if not path.is_file() or "finetuning" not in load_potential(path).metadata:
             data = _labelled_files(out, number)
             overrides = {**settings.training, "data.seed": member, "seed": settings.seed + member}
             config = finetune_config(base, data, overrides=overrides)
-            started = is_started(folder) and (folder / "config.yaml").is_file()
-            finetune(config, folder, resume=started, progress=progress)
+            schedule = config.optimiser if plan.share == 1.0 else config.optimiser.for_fraction(plan.share)
+            config = config.model_copy(update={"optimiser": schedule})
+            started = is_started(path.parent) and (path.parent / "config.yaml").is_file()
+            with plan.member(member):
+                finetune(config, path.parent, resume=started, progress=progress)
         errors.append(load_potential(path).metadata["errors"]["validation"]["forces_mae"])
         files.append(path)
     return files, float(np.mean(errors))

@@ -32,6 +32,8 @@ class ExploreSettings(Section):
         budget: Largest number of labels in total.
         initial_labels: Number of displaced structures that are labelled before the first training.
         labels_per_round: Largest number of labels in each round.
+        selection_share: Share of the fine-tuning's steps or time for committees that only choose the next frames; the
+            last committee gets all.
         members: Number of potentials in the committee. They differ in their validation frames and random seeds.
         temperature: Temperature of the Langevin dynamics, K.
         timestep: Time step of the dynamics, fs.
@@ -55,6 +57,7 @@ class ExploreSettings(Section):
     budget: Count
     initial_labels: Count = 10
     labels_per_round: Count = 10
+    selection_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     members: Annotated[int, Field(ge=2)] = 3
     temperature: Positive = 500.0
     timestep: Positive = 0.5

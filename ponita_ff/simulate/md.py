@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixCom
 from ase.io.trajectory import TrajectoryWriter
 from ase.md.bussi import Bussi
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from ponita_ff.files import write_atomically
 from ponita_ff.provenance import weights_hash
 from ponita_ff.settings import Section
+from ponita_ff.simulate.frames import as_traj_keeps_it, spread_of, with_results
 from ponita_ff.simulate.md_plot import plot_md
 from ponita_ff.simulate.plots import formula_text
 from ponita_ff.simulate.restart import FileMark, RestartError, State, dynamics_variables, set_dynamics_variables
@@ -442,13 +442,9 @@ class _Run:
             self._write_frame()
             raise SimulationError(f"the run ended after {self._time():.3f} ps: {error}") from error
         if limit is not None and not row["bond_change_A"] <= limit:
-            changes = self.bonds.changes(self.atoms)
-            worst = int(np.abs(changes).argmax())
-            first, second = (f"{self.atoms.symbols[index]}{index}" for index in self.bonds.pairs[worst])
             self._write_frame()
             raise SimulationError(
-                f"broken after {self._time():.3f} ps: the bond {first}–{second} has changed from "
-                f"{self.bonds.lengths[worst]:.2f} to {self.bonds.lengths[worst] + changes[worst]:.2f} Å, more than the "
+                f"broken after {self._time():.3f} ps: {self.bonds.describe_largest_change(self.atoms)}, more than the "
                 f"limit of {limit:g} Å; --allow-broken goes on"
             )
 
@@ -469,20 +465,19 @@ class _Run:
             self.open_files.pop().close()
 
     def _frame(self) -> Atoms:
-        """The present structure with its energy, forces and, where there is one, stress."""
+        """The present structure with its energy, forces and, where there are any, stress and spread."""
         atoms = self.atoms
         values = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(apply_constraint=False)}
         if atoms.pbc.all():
             values["stress"] = atoms.get_stress(apply_constraint=False)
-        frame = atoms.copy()
+        frame = with_results(atoms, {**values, **spread_of(atoms.calc)})
         frame.set_constraint(self.constraints)
         frame.info["time_ps"] = self._time()
-        frame.calc = SinglePointCalculator(frame, **values)
         return frame
 
     def _write_frame(self) -> None:
         if self.settings.trajectory == "traj":
-            self.frames.write(self._frame())
+            self.frames.write(as_traj_keeps_it(self._frame()))
         else:
             ase.io.write(self.frames, self._frame(), format="extxyz")
 

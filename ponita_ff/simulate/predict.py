@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
@@ -17,6 +17,7 @@ from ponita_ff.data.structures import iter_structures
 from ponita_ff.files import write_atomically
 from ponita_ff.potential.domain_watch import domain_distances, domains_of, familiarity
 from ponita_ff.potential.potential import Potential
+from ponita_ff.simulate.frames import as_traj_keeps_it, with_results
 from ponita_ff.uncertainty import Calibration
 
 __all__ = ["FORMATS", "PredictionError", "check_format", "predict_frames", "read_structures", "write_structures"]
@@ -61,12 +62,15 @@ def check_format(path: Path) -> str:
 def write_structures(path: Path, frames: Sequence[Atoms]) -> None:
     """Write structures with their results, whole or not at all.
 
+    Per-atom spread is ``arrays["forces_std"]`` when read from extended XYZ, and ``info["forces_std"]`` from ``.traj``.
+
     Raises:
         PredictionError: For a suffix that is not in :data:`FORMATS`.
         OSError: For a file that cannot be written.
     """
     kind = check_format(path)
-    write_atomically(path, lambda temporary: ase.io.write(temporary, list(frames), format=kind))
+    kept = [as_traj_keeps_it(frame) for frame in frames] if kind == "traj" else list(frames)
+    write_atomically(path, lambda temporary: ase.io.write(temporary, kept, format=kind))
 
 
 def predict_frames(
@@ -158,16 +162,15 @@ def _with_results(
     calibration: Calibration | None,
 ) -> Atoms:
     """A copy with the members' mean as results of a calculator, and their spread beside it."""
-    frame = atoms.copy()
-    frame.set_constraint()
-    results = {"energy": float(energies.mean()), "forces": forces.mean(axis=0)}
+    results: dict[str, Any] = {"energy": float(energies.mean()), "forces": forces.mean(axis=0)}
     if stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(stress)
-    frame.calc = SinglePointCalculator(frame, **results)
     if len(energies) > 1:
         factors = (1.0, 1.0) if calibration is None else (calibration.energy, calibration.forces)
-        frame.info["energy_std"] = factors[0] * float(energies.std())
-        frame.arrays["forces_std"] = factors[1] * forces.std(axis=0)
+        results["energy_std"] = factors[0] * float(energies.std())
+        results["forces_std"] = factors[1] * forces.std(axis=0)
+    frame = with_results(atoms, results)
+    frame.set_constraint()
     return frame
 
 

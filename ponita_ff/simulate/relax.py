@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,16 @@ from ase.filters import FrechetCellFilter
 from ase.io.trajectory import TrajectoryWriter
 from ase.optimize import BFGS, FIRE2, LBFGS
 from ase.optimize.optimize import Optimizer
+from ase.outputs import all_outputs
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ponita_ff.files import write_atomically, write_text
+from ponita_ff.simulate.frames import as_traj_keeps_it, spread_of, with_results
 from ponita_ff.simulate.plots import COLOURS, formula_text, picture
+from ponita_ff.structure.bonds import BOND_CHANGE_LIMIT, find_bonds
+from ponita_ff.structure.rigid import FixRigidMotion
 
 __all__ = ["OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
 
@@ -37,15 +43,21 @@ class Relaxation:
 
     Attributes:
         energy: eV, at the start and after every step, shape (steps + 1,).
-        fmax: Largest force on an atom, or on the cell where that relaxes too, eV/Å, shape (steps + 1,).
+        fmax: Largest force on an atom, or on the cell where that relaxes too, eV/Å, shape (steps + 1,). Of a molecule
+            whose overall motion was held: without net force and net torque.
         volume: Å³, shape (steps + 1,); all 0 where the cell does not relax.
         converged: Whether the forces came below the limit.
+        unprojected_fmax: The largest force on an atom of the last structure with net force and net torque, which a
+            potential has whose energy depends on how the molecule is turned, eV/Å. None where nothing was held.
+        broken: Of a molecule, the bond that broke, in words; empty if none did.
     """
 
     energy: NDArray[np.float64]
     fmax: NDArray[np.float64]
     volume: NDArray[np.float64]
     converged: bool
+    unprojected_fmax: float | None = None
+    broken: str = ""
 
     @property
     def steps(self) -> int:
@@ -63,11 +75,16 @@ def optimise(
     pressure: float = 0.0,
     name: str = "relaxing",
     progress: bool = True,
+    hold_rigid_motion: bool = True,
 ) -> Relaxation:
     """Relax a structure and save it after every step.
 
+    Translation and rotation of a molecule without periodicity and without constraints are held meanwhile
+    (:class:`ponita_ff.FixRigidMotion`): the network's grid of orientations is finite, and turning the molecule would be
+    the softest mode.
+
     Args:
-        atoms: With a calculator; they move.
+        atoms: With a calculator; they move. Constraints are kept.
         optimiser: Any of ASE's.
         fmax: Largest force to reach, eV/Å; with ``cell`` also that of ASE's cell coordinates.
         steps: After which to give up.
@@ -76,6 +93,7 @@ def optimise(
         pressure: On the cell, GPa.
         name: For the progress bar.
         progress: Whether to show one.
+        hold_rigid_motion: False to leave a molecule free to turn, for energies that do depend on its orientation.
 
     Raises:
         ValueError: For a cell that cannot relax, or a structure that the potential cannot calculate.
@@ -84,13 +102,15 @@ def optimise(
         raise ValueError(f"only a cell that is periodic in all directions can relax, but pbc is {atoms.pbc.tolist()}")
     system: Any = FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa) if cell else atoms
     rows: list[tuple[float, float, float]] = []
-    converged = False
+    converged, start = False, atoms.copy()
+    free = hold_rigid_motion and not atoms.pbc.any() and not atoms.constraints
     with (
-        TrajectoryWriter(trajectory, "w", atoms) as frames,
+        TrajectoryWriter(trajectory, "w") as frames,
+        _rigid_motion_held(atoms, free),
         optimiser(system, logfile=None) as dynamics,
         tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar,
     ):
-        dynamics.attach(frames)
+        dynamics.attach(lambda: frames.write(as_traj_keeps_it(_frame(atoms, free))))
         for done in dynamics.irun(fmax=fmax, steps=steps):
             converged = bool(done)
             largest = np.linalg.norm(system.get_forces(), axis=1).max()
@@ -98,7 +118,38 @@ def optimise(
             bar.update(dynamics.nsteps - bar.n)
             bar.set_postfix_str(f"fmax {rows[-1][1]:.4f} eV/Å", refresh=False)
     energy, force, volume = np.array(rows, dtype=np.float64).T
-    return Relaxation(energy, force, volume, converged)
+    residual = float(np.linalg.norm(atoms.get_forces(), axis=1).max()) if free else None
+    return Relaxation(energy, force, volume, converged, residual, _broken_bond(start, atoms))
+
+
+@contextmanager
+def _rigid_motion_held(atoms: Atoms, hold: bool) -> Iterator[None]:
+    """Hold translation and rotation for as long as the context lasts."""
+    if not hold:
+        yield
+        return
+    atoms.set_constraint(FixRigidMotion())
+    try:
+        yield
+    finally:
+        atoms.set_constraint()
+
+
+def _frame(atoms: Atoms, held: bool = False) -> Atoms:
+    """The present structure with all results, and without the constraint that holds it."""
+    results = {name: value for name, value in atoms.calc.results.items() if name in all_outputs}
+    frame = with_results(atoms, {**results, **spread_of(atoms.calc)})
+    if held:
+        frame.set_constraint()
+    return frame
+
+
+def _broken_bond(start: Atoms, atoms: Atoms) -> str:
+    """Of a molecule, what happened to a bond that has changed too much to be one; else nothing."""
+    if atoms.pbc.any():
+        return ""
+    bonds = find_bonds(start)
+    return bonds.describe_largest_change(atoms) if bonds.largest_change(atoms) > BOND_CHANGE_LIMIT else ""
 
 
 def relax_structure(
@@ -125,7 +176,7 @@ def relax_structure(
     """
     out.mkdir(parents=True, exist_ok=True)
     done = optimise(atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress)
-    write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, atoms, format="extxyz"))
+    write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, _frame(atoms), format="extxyz"))
     write_text(out / LOG_FILE, _table(done, cell))
     plot_relaxation(
         done, fmax, out / PICTURE_FILE, f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"

@@ -47,6 +47,14 @@ class Bonds:
         """Largest change of a bond length in another geometry of the same atoms, Å; 0 where there are no bonds."""
         return float(np.abs(self.changes(atoms)).max(initial=0.0))
 
+    def describe_largest_change(self, atoms: Atoms) -> str:
+        """The bond that differs most in another geometry, with both lengths, in words; there must be a bond."""
+        changes = self.changes(atoms)
+        worst = int(np.abs(changes).argmax())
+        first, second = (f"{atoms.symbols[index]}{index}" for index in self.pairs[worst])
+        length = self.lengths[worst]
+        return f"the bond {first}–{second} has changed from {length:.2f} to {length + changes[worst]:.2f} Å"
+
 
 def find_bonds(atoms: Atoms) -> Bonds:
     """All pairs nearer than 1.2 times the sum of their covalent radii (ASE's ``natural_cutoffs``)."""

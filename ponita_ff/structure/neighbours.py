@@ -269,7 +269,8 @@ class SkinCache:
             return False
         if self.cutoff == math.inf or len(points) == 0:
             return bool(np.abs(points).max(initial=0.0) <= MAX_COORDINATE)  # all pairs, wherever the atoms are
-        return bool(_norms(points - self._positions).max() <= self._max_move)
+        with np.errstate(over="ignore"):  # an absurd position has moved too far; it is refused with the new list
+            return bool(_norms(points - self._positions).max() <= self._max_move)
 
 
 # --------------------------------------------------------------------------------------------

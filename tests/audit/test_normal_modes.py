@@ -10,7 +10,7 @@ from ase.calculators.lj import LennardJones
 from audit_calculators import Springs, run_check
 
 from ponita_ff.audit import AuditSettings
-from ponita_ff.audit.normal_modes import frequencies, hessian_by_differences, rigid_motions, vibrational_frequencies
+from ponita_ff.audit.normal_modes import frequencies, hessian_by_differences, vibrational_frequencies
 
 
 def test_a_saddle_point_has_an_imaginary_mode(fast: AuditSettings) -> None:
@@ -36,13 +36,6 @@ def test_frequencies_against_a_reference(fast: AuditSettings) -> None:
         assert result.failures == failed
     settings = AuditSettings.make(fast.model_dump(), {"modes": {"reference": [1.0, 2.0]}})
     assert "2 frequencies" in run_check("modes", Springs(hydrogen), hydrogen, settings).inconclusive[0]
-
-
-def test_rigid_motions_are_five_six_or_three(water: Atoms, copper: Atoms) -> None:
-    for atoms, number in ((molecule("CO2"), 5), (water, 6), (copper, 3)):
-        motions = rigid_motions(atoms)
-        assert motions.shape == (3 * len(atoms), number)
-        np.testing.assert_allclose(motions.T @ motions, np.eye(number), atol=1e-12)
 
 
 def test_projection_keeps_the_vibrations(water: Atoms) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ponita_ff.audit
-from ponita_ff.audit import CHECKS, AuditReport, CheckResult, render, write_report
+from ponita_ff.audit import CHECKS, AuditReport, CheckResult, Measurement, render, write_report
 from ponita_ff.audit.page import format_number
 
 #: Elements of HTML that have no end tag.
@@ -79,8 +79,22 @@ def test_the_summary_counts(crystal_report: AuditReport, source: str) -> None:
     for name, results in crystal_report.results.items():
         passed = sum(m.verdict == "pass" for result in results.values() for m in result.measurements)
         failed = sum(len(result.failures) for result in results.values())
-        assert f"{name} : {passed} passed, {failed} failed, 6 skipped or inconclusive" in text
+        assert f"{name} : {passed} passed, {failed} failed, 0 not judged, 5 checks skipped" in text
         assert failed == (name != "EMT")
+
+
+def test_what_was_not_judged_heads_the_page_and_is_no_pass(crystal_report: AuditReport) -> None:
+    short = Measurement("NVE drift at 1 fs", 5.0, "", 4.0, standard_error=3.0, note="the run is too short")
+    for measurements, verdict in (([short], "not judged"), ([], "pass")):
+        checks = {**dict.fromkeys(CHECKS, CheckResult()), "nve": CheckResult(measurements)}
+        report = AuditReport({"it": checks}, "Cu4", crystal_report.settings, crystal_report.versions)
+        head = Reader(render(report)).text.split("Skipped")[0].partition("K. ")[2]
+        assert head.startswith(f"{verdict} it : 0 passed, 0 failed, {len(measurements)} not judged, 0 checks skipped")
+        assert ("Not judged: NVE drift at 1 fs." in head) == bool(measurements)
+        assert (
+            report.passed
+            and report.not_judged == ["it: nve: NVE drift at 1 fs: the run is too short"][: len(measurements)]
+        )
 
 
 def test_the_page_is_self_contained_and_escaped(source: str) -> None:

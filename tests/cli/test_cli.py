@@ -220,6 +220,7 @@ def test_finetune_tells_errors_before_and_after(run_folder: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     for row in (r"new: validation \(2\)", r"new: test \(12\)", r"replay holdout \(4\)"):
         assert re.search(row + r" +\d+\.\d -> \d+\.\d +\d+\.\d -> \d+\.\d", result.output)
+    assert "replay holdout: frames of the training of POTENTIAL, not trained on here" in result.output
     assert (tmp_path / "tuned" / "potential.safetensors").is_file()
     # The same command goes on, and so does the spelling of before.
     again = call(*arguments, "--frames", 8, "--test", frames, "--set", "optimiser.steps=6")

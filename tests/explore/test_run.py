@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
@@ -145,6 +146,29 @@ def test_a_committee_that_agrees_ends_it(base: Path, values: dict[str, Any], tmp
     assert more.labels == 9
     assert set(calls(tmp_path / "calls").values()) == {1}
     assert len(calls(tmp_path / "calls")) == 9
+
+
+def test_committees_that_choose_frames_train_for_a_share_and_the_last_for_all_steps(
+    base: Path, values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="ponita_ff.explore")
+    out = tmp_path / "out"
+    found = run(base, {**values, "budget": 20, "threshold": 1e6, "stop_threshold": 1e7}, out)
+    assert "differs by less than" in found.outcome and found.labels == 8
+
+    def steps(folder: Path) -> int:
+        return int(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["optimiser"]["steps"])
+
+    assert [steps(out / f"round-{number}" / "member-1") for number in (1, 2)] == [8, 8]
+    assert steps(out / "final-2" / "member-1") == 30
+    for member, path in enumerate(found.members):
+        final = out / "final-2" / f"member-{member}" / "potential.safetensors"
+        assert path.read_bytes() == final.read_bytes()
+    # It says where it is, and how long it may take yet.
+    assert "round 1: member 1 of 2, 6 labels of at most 20" in caplog.messages
+    assert "round 1: dynamics, 0.04 ps" in caplog.messages and "round 1: labelling 2 frames" in caplog.messages
+    assert any(line.startswith("round 2: member 2 of 2, 8 labels of at most 20; about") for line in caplog.messages)
+    assert any(line.startswith("final committee: member 1 of 2, 8 labels") for line in caplog.messages)
 
 
 def test_the_stop_threshold_is_compared_with_calibrated_uncertainties(

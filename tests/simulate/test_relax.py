@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.io import read
+from audit_calculators import Springs, Turned
 
+from ponita_ff import PonitaCalculator
+from ponita_ff.potential.potential import Potential
 from ponita_ff.simulate.relax import OPTIMISERS, optimise, relax_structure
 
 
@@ -60,3 +66,47 @@ def test_a_structure_at_rest_makes_a_picture_too(tmp_path: Path) -> None:
     found = relax_structure(atoms, tmp_path, progress=False)
     assert found.converged and found.steps == 0
     assert (tmp_path / "relax.png").exists()
+
+
+def test_a_molecule_is_held_as_a_whole_and_what_was_held_is_reported(tmp_path: Path) -> None:
+    atoms = molecule("CH3OH")
+    atoms.calc = Turned(Springs(atoms.copy()))
+    atoms.rattle(0.05, seed=1)
+    found = optimise(atoms, OPTIMISERS["BFGS"], 1e-5, 60, tmp_path / "relax.traj", progress=False)
+    assert found.converged and found.fmax[-1] < 1e-5
+    assert found.unprojected_fmax == pytest.approx(np.linalg.norm(atoms.get_forces(), axis=1).max())
+    assert found.unprojected_fmax > 1e-3
+    assert atoms.constraints == [] and read(tmp_path / "relax.traj").constraints == []
+    free = optimise(atoms, OPTIMISERS["BFGS"], 1e-5, 1, tmp_path / "free.traj", progress=False, hold_rigid_motion=False)
+    assert not free.converged and free.unprojected_fmax is None
+
+
+@pytest.mark.parametrize("kind", ["constrained", "periodic"])
+def test_what_is_not_free_is_not_held(kind: str, tmp_path: Path) -> None:
+    atoms = molecule("CH3OH") if kind == "constrained" else bulk("Cu")
+    atoms.set_constraint(FixAtoms([0]) if kind == "constrained" else None)
+    atoms.calc = EMT()
+    found = optimise(atoms, OPTIMISERS["BFGS"], 0.05, 3, tmp_path / "relax.traj", progress=False)
+    assert found.unprojected_fmax is None
+    assert len(read(tmp_path / "relax.traj").constraints) == len(atoms.constraints) == (kind == "constrained")
+
+
+def test_a_molecule_that_breaks_is_reported(tmp_path: Path) -> None:
+    far, near = Atoms("OH", [[0, 0, 0], [0, 0, 2.0]]), Atoms("OH", [[0, 0, 0], [0, 0, 0.97]])
+    near.calc = Springs(far)
+    found = optimise(near, OPTIMISERS["BFGS"], 0.01, 50, tmp_path / "relax.traj", progress=False)
+    assert found.converged and found.broken == "the bond O0–H1 has changed from 0.97 to 2.00 Å"
+
+
+def test_spread_of_a_committee_is_in_the_files(make_potential: Callable[..., Potential], tmp_path: Path) -> None:
+    atoms = molecule("CH3OH")
+    atoms.info["energy_std"] = 99.0  # of an earlier calculation
+    atoms.calc = PonitaCalculator([make_potential(seed=seed, scale=0.05, zbl_cutoff=1.0) for seed in (0, 1)])
+    relax_structure(atoms, tmp_path, fmax=0.01, steps=2, progress=False)
+    expected = atoms.calc.results
+    relaxed, last = read(tmp_path / "relaxed.xyz"), read(tmp_path / "relax.traj")
+    assert relaxed.info["energy_std"] == pytest.approx(expected["energy_std"], rel=1e-6)
+    np.testing.assert_allclose(relaxed.arrays["forces_std"], expected["forces_std"], atol=1e-7)
+    assert last.info["energy_std"] == expected["energy_std"]
+    np.testing.assert_array_equal(last.info["forces_std"], expected["forces_std"])
+    np.testing.assert_array_equal(last.get_forces(), expected["forces"])
