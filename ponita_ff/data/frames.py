@@ -177,18 +177,18 @@ class Frame:
     def _check_magnitudes(self) -> None:
         # "Not at most the limit" is true of NaN, too.
         if not abs(self.energy) <= _MAX_MAGNITUDE * len(self.numbers):
-            self._fail(f"the energy is {self.energy} eV{_hint(self.energy)}")
+            self._fail(f"the energy is {self.energy}{_hint(self.energy, 'eV')}")
         for name, unit in (("positions", "Å"), ("forces", "eV/Å")):
             value = getattr(self, name)
             if not np.abs(value).max() <= _MAX_MAGNITUDE:
                 i = int(np.flatnonzero(~(np.abs(value) <= _MAX_MAGNITUDE).all(axis=1))[0])
-                self._fail(f"{name} of atom {i} are {value[i].tolist()} {unit}{_hint(value[i])}")
+                self._fail(f"{name} of atom {i} are {value[i].tolist()}{_hint(value[i], unit)}")
         for name, unit in (("cell", "Å"), ("stress", "eV/Å³")):
             value = getattr(self, name)
             if value is not None and not np.abs(value).max() <= _MAX_MAGNITUDE:
                 if not np.isfinite(value).all():
                     self._fail(f"the {name} holds NaN or infinity: {value.tolist()}")
-                self._fail(f"the {name} is {value.tolist()} {unit}{_hint(value)}")
+                self._fail(f"the {name} is {value.tolist()}{_hint(value, unit)}")
 
     def _check_cell(self) -> None:
         vectors = self.cell[self.pbc]
@@ -230,9 +230,11 @@ class Frame:
         return atoms
 
 
-def _hint(value: Any) -> str:
+def _hint(value: Any, unit: str) -> str:
     """The end of a message on a number that is too large."""
-    return f", more than any physical one ({_MAX_MAGNITUDE:g}); are the units right?" * bool(np.isfinite(value).all())
+    if not np.isfinite(value).all():
+        return ""
+    return f" {unit}, more than any physical one ({_MAX_MAGNITUDE:g}); are the units right?"
 
 
 def _as_array(name: str, value: Any, source: str) -> NDArray[Any]:
