@@ -23,16 +23,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-def wrong_fields(error: ValidationError) -> str:
+def wrong_fields(error: ValidationError, values: bool = True) -> str:
     """Describe a validation error.
 
+    Args:
+        error: What pydantic raised.
+        values: Whether to show the wrong values.
+
     Returns:
-        A line for each wrong field: its dotted name, what is wrong, and the value that was given.
+        A line for each wrong field: its dotted name, what is wrong, and the value (or its type) that was given.
     """
     lines = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        lines.append(f"  {field}: {problem['msg']} (got {problem['input']!r})")
+        given = f"got {problem['input']!r}" if values else f"got a {type(problem['input']).__name__}"
+        lines.append(f"  {field}: {problem['msg']} ({given})")
     return "\n".join(lines)
 
 
