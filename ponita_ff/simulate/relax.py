@@ -17,18 +17,20 @@ from ase.optimize import BFGS, FIRE2, LBFGS
 from ase.optimize.optimize import Optimizer
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ponita_ff.files import write_atomically, write_text
+from ponita_ff.outputs import claim_folder
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate.plots import COLOURS, formula_text, picture
 
-__all__ = ["OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
+__all__ = ["FILES", "OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
 
 #: Optimisers by name; the first is the default.
 OPTIMISERS: dict[str, type[Optimizer]] = {"BFGS": BFGS, "LBFGS": LBFGS, "FIRE2": FIRE2}
 
 #: In the folder of a relaxation.
 TRAJECTORY_FILE, STRUCTURE_FILE, LOG_FILE, PICTURE_FILE = "relax.traj", "relaxed.xyz", "log.csv", "relax.png"
+FILES = (TRAJECTORY_FILE, STRUCTURE_FILE, LOG_FILE, PICTURE_FILE)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def optimise(
     with (
         TrajectoryWriter(trajectory, "w", atoms) as frames,
         optimiser(system, logfile=None) as dynamics,
-        tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar,
+        progress_bar(progress, total=steps, desc=name, unit="step") as bar,
     ):
         dynamics.attach(frames)
         for done in dynamics.irun(fmax=fmax, steps=steps):
@@ -121,15 +123,18 @@ def relax_structure(
 
     Raises:
         ValueError: As :func:`optimise`.
+        LockedError: If another run is using the folder.
         OSError: For files that cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    done = optimise(atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress)
-    write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, atoms, format="extxyz"))
-    write_text(out / LOG_FILE, _table(done, cell))
-    plot_relaxation(
-        done, fmax, out / PICTURE_FILE, f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"
-    )
+    title = f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"
+    with claim_folder(out, FILES) as lock:
+        done = optimise(
+            atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress
+        )
+        lock.check()
+        write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, atoms, format="extxyz"))
+        write_text(out / LOG_FILE, _table(done, cell))
+        plot_relaxation(done, fmax, out / PICTURE_FILE, title)
     return done
 
 
