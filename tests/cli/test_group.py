@@ -58,10 +58,10 @@ def test_every_command_says_what_it_does(name: str) -> None:
         ("dtype", "predict relax md evaluate audit train finetune calibrate compile"),
         ("backend", "predict relax md evaluate train finetune"),
         ("threads", "predict relax md evaluate audit train finetune explore calibrate compile"),
-        ("no_progress", "predict relax md evaluate audit train finetune label explore"),
+        ("no_progress", "predict relax md evaluate audit train finetune sample label explore"),
         ("energy_unit", "evaluate audit calibrate"),
         ("length_unit", "evaluate audit calibrate"),
-        ("out", "predict relax md evaluate audit train finetune label explore calibrate download"),
+        ("out", "predict relax md evaluate audit train finetune sample label explore calibrate download"),
     ],
 )
 def test_shared_options_are_wherever_they_make_sense(option: str, commands: str) -> None:
@@ -90,6 +90,7 @@ def test_names_of_before() -> None:
             ["config", "train"],
             ["config", "audit"],
             ["config", "explore"],
+            ["config", "sample"],
         ),
     ],
     ids=" ".join,
