@@ -78,6 +78,8 @@ def command(
         _print_failures(list(found.failures.values()), found.tasks)
     kept = ", ".join(f"{number} {kind}" for kind, number in found.kinds.items())
     click.echo(f"frames: {found.frames} in {found.path} ({kept})")
+    if found.skipped:
+        click.echo(f"skipped: {len(found.skipped)} molecules, with the reasons in {out / 'skipped.csv'}")
     click.echo(f"report: {found.report}")
 
 

@@ -99,11 +99,15 @@ def _is_potential(name: str) -> bool:
 def method_of(method: Method, charge: int, multiplicity: int) -> Method:
     """The same method for a structure of a charge (elementary charges) and multiplicity (2S + 1).
 
+    Calculators by Python path have both set in themselves, if they know them.
+
     Raises:
-        LabelError: It takes neither, and the structure is charged or open-shell.
+        LabelError: A potential, for a structure that is charged or open-shell.
     """
-    if not isinstance(method, CalculatorMethod | PotentialMethod):
+    if isinstance(method, CalculatorMethod):
+        return method
+    if not isinstance(method, PotentialMethod):
         return find_method(method.name, charge=charge, multiplicity=multiplicity)
     if charge or multiplicity != 1:
-        raise LabelError(f"{method.name} takes no charge {charge} and multiplicity {multiplicity}")
+        raise LabelError(f"{method.name} knows no charge ({charge}) and multiplicity ({multiplicity})")
     return method

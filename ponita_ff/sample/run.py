@@ -19,7 +19,7 @@ from ase.io.extxyz import write_extxyz
 from tqdm import tqdm
 
 from ponita_ff.files import exists, write_atomically, write_json, write_text
-from ponita_ff.labels.methods import Method
+from ponita_ff.labels.methods import CalculatorMethod, Method
 from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, outcomes
 from ponita_ff.sample.journal import Journal
 from ponita_ff.sample.methods import PotentialMethod, method_for, method_of
@@ -176,6 +176,10 @@ def _tasks(
         groups += clusters + _random_clusters([entry[0] for entry in singles], clusters, settings, hold_out)
     if not groups:
         raise SampleError(f"kinds {', '.join(settings.kinds)}: the input has nothing to make such frames of")
+    if isinstance(method, CalculatorMethod) and any(one.charge or one.multiplicity > 1 for one in sum(groups, ())):
+        _LOG.warning(
+            "%s is told no charge and no multiplicity, and some molecules are charged or open-shell", method.name
+        )
     tasks = []
     for number, group in enumerate(groups):
         charge = sum(molecule.charge for molecule in group)

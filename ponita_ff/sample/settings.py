@@ -176,7 +176,16 @@ class ContactSettings(Section):
 
 
 class ClusterMdSettings(MdSettings):
-    """Langevin dynamics from the relaxed cluster."""
+    """Langevin dynamics from the relaxed cluster.
+
+    Attributes:
+        frames: Frames of each cluster, evenly over the temperatures.
+        temperatures: K; one trajectory each.
+        timestep: fs.
+        relaxation_time: Of the thermostat (inverse of the friction), fs.
+        equilibration: Time before the first frame, fs.
+        interval: Time between frames, fs.
+    """
 
     frames: Count = 4
     temperatures: Temperatures = Field(default=[100.0, 300.0])

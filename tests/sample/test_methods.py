@@ -30,6 +30,10 @@ def test_a_potential_by_name_file_and_committee(tiny_potential_path: Path, tmp_p
     atoms.get_potential_energy()
     assert atoms.calc.results["energy_std"] == pytest.approx(0.0, abs=1e-9)
     found.check([("water", molecule("H2O"))])
+    assert method_of(found, 0, 1) is found
+    for charge, multiplicity in ((1, 1), (0, 2)):
+        with pytest.raises(LabelError, match=r"knows no charge \("):
+            method_of(found, charge, multiplicity)
     with pytest.raises(LabelError, match=r"ammonia: it has N, and .* knows H, C, O only"):
         found.check([("ammonia", molecule("NH3"))])
 
@@ -39,8 +43,8 @@ def test_the_methods_of_labels() -> None:
     assert method_for("pbe/def2-svp").name == "pbe/def2-svp"
     ion = method_of(method_for("GFN2-xTB"), 1, 2)
     assert (ion.name, ion.charge, ion.multiplicity) == ("gfn2-xtb", 1, 2)
-    with pytest.raises(LabelError, match="takes no charge 1"):
-        method_of(method_for("ase.calculators.emt:EMT"), 1, 1)
+    calculator = method_for("ase.calculators.emt:EMT")
+    assert method_of(calculator, 1, 2) is calculator
 
 
 def test_methods_that_are_none(tmp_path: Path) -> None:

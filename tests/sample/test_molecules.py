@@ -108,14 +108,14 @@ def test_reasons(rdkit: Any) -> None:
         judged("C", elements=["Xx"])
 
 
-def test_ions_and_radicals_only_by_methods_that_know_charges(rdkit: Any) -> None:
+def test_ions_and_radicals_only_by_methods_that_know_charges(rdkit: Any, tiny_potential_path: Path) -> None:
     pytest.importorskip("tblite")
     asked = {"charged": True, "open_shell": True}
     assert judged("[NH4+]", "[CH3]", "O", method=method_for("gfn2-xtb"), **asked)[0] == ["[NH4+]", "[CH3]", "O"]
-    names, reasons = judged("[NH4+]", "[CH3]", "O", **asked)
+    names, reasons = judged("[OH-]", "[CH3]", "O", method=method_for(str(tiny_potential_path)), **asked)
     assert names == ["O"]
-    assert reasons["[NH4+]"].endswith("takes no charge 1 and multiplicity 1")
-    assert reasons["[CH3]"].endswith("takes no charge 0 and multiplicity 2")
+    assert reasons["[OH-]"].endswith("knows no charge (-1) and multiplicity (1)")
+    assert reasons["[CH3]"].endswith("knows no charge (0) and multiplicity (2)")
     _, reasons = judged("[CH3].[CH3]", method=method_for("gfn2-xtb"), **asked)
     assert list(reasons.values()) == ["more than one open-shell molecule in a cluster, whose multiplicity is not known"]
 
