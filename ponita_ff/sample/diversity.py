@@ -10,38 +10,49 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from ponita_ff.sample.settings import SelectionSettings
-from ponita_ff.structure.graph import build_graph, edge_vectors
+from ponita_ff.structure.graph import edge_vectors, graphs_of
 from ponita_ff.structure.symmetry_functions import radial_symmetry_functions
 
-__all__ = ["descriptor", "farthest_first", "shared_out"]
+__all__ = ["descriptors", "farthest_first", "shared_out"]
 
 
-def descriptor(atoms: Atoms, settings: SelectionSettings) -> NDArray[np.float64]:
+#: Atoms of structures whose symmetry functions are computed together.
+_ATOMS_AT_ONCE = 2000
+
+
+def descriptors(structures: Sequence[Atoms], settings: SelectionSettings) -> NDArray[np.float64]:
     """Radial symmetry functions of all atoms, each function in ascending order over the atoms of an element.
 
-    It does not depend on translation, rotation or the order of the atoms. Norms of differences are root mean squares
+    They do not depend on translation, rotation or the order of the atoms. Norms of differences are root mean squares
     over the atoms.
 
     Args:
-        atoms: A structure.
+        structures: Of one composition.
         settings: Cutoff and number of functions.
 
     Returns:
-        Flat, of the same length for structures of the same composition.
+        Shape (structures, d).
     """
-    elements = sorted(set(atoms.numbers.tolist()))
-    graph = build_graph(atoms.numbers, atoms.positions, settings.cutoff, atoms.cell.array, atoms.pbc)
-    vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
-    species = torch.searchsorted(torch.tensor(elements), graph["atomic_numbers"].long())
-    values = radial_symmetry_functions(
-        torch.linalg.vector_norm(vectors, dim=-1),
-        species[graph["neighbours"]],
-        len(elements),
-        settings.cutoff,
-        settings.functions,
-    )
-    ordered = [values[species == s].sort(0).values.flatten() for s in range(len(elements))]
-    return np.asarray(torch.cat(ordered).double().numpy() / np.sqrt(len(atoms)))
+    if not structures:
+        return np.zeros((0, 0))
+    size = len(structures[0])
+    elements, counts = np.unique(structures[0].numbers, return_counts=True)
+    found = np.empty((len(structures), size * len(elements) * settings.functions))
+    for indices, graph in graphs_of(structures, settings.cutoff, _ATOMS_AT_ONCE):
+        vectors = edge_vectors(graph["positions"], graph["offsets"], graph["neighbours"], graph["reverse"])
+        species = torch.searchsorted(torch.from_numpy(elements), graph["atomic_numbers"])
+        values = radial_symmetry_functions(
+            torch.linalg.vector_norm(vectors, dim=-1),
+            species[graph["neighbours"]],
+            len(elements),
+            settings.cutoff,
+            settings.functions,
+        ).reshape(len(indices), size, -1)
+        by_element = species.reshape(len(indices), size).argsort(dim=1, stable=True)
+        values = values.gather(1, by_element.unsqueeze(-1).expand_as(values))
+        ordered = [part.sort(dim=1).values for part in values.split(counts.tolist(), dim=1)]
+        found[indices] = torch.cat(ordered, dim=1).flatten(1).numpy() / np.sqrt(size)
+    return found
 
 
 def farthest_first(descriptors: NDArray[np.float64], distance: float) -> tuple[list[int], list[float]]:
@@ -56,15 +67,19 @@ def farthest_first(descriptors: NDArray[np.float64], distance: float) -> tuple[l
     """
     order: list[int] = []
     gaps: list[float] = []
-    nearest = np.full(len(descriptors), np.inf)
-    while len(order) < len(descriptors):
+    nearest = np.full(len(descriptors), np.inf)  # squares
+    # About their mean, so that little is lost where squares of distances are differences of squares.
+    points = descriptors - descriptors.mean(axis=0) if len(descriptors) else descriptors
+    squares = np.sum(points**2, axis=1)
+    while len(order) < len(points):
         best = int(nearest.argmax())
-        if nearest[best] < distance:
+        if np.sqrt(nearest[best]) < distance:
             break
         order.append(best)
-        gaps.append(float(nearest[best]))
-        nearest = np.minimum(nearest, np.linalg.norm(descriptors - descriptors[best], axis=1))
-        nearest[order] = -1.0
+        gaps.append(float(np.sqrt(nearest[best])))
+        to_best = squares + squares[best] - 2 * points @ points[best]
+        nearest = np.minimum(nearest, np.maximum(to_best, 0.0))
+        nearest[best] = -np.inf
     return order, gaps
 
 

@@ -176,10 +176,9 @@ def _tasks(
         groups += clusters + _random_clusters([entry[0] for entry in singles], clusters, settings, hold_out)
     if not groups:
         raise SampleError(f"kinds {', '.join(settings.kinds)}: the input has nothing to make such frames of")
-    if isinstance(method, CalculatorMethod) and any(one.charge or one.multiplicity > 1 for one in sum(groups, ())):
-        _LOG.warning(
-            "%s is told no charge and no multiplicity, and some molecules are charged or open-shell", method.name
-        )
+    odd = sum(any(one.charge or one.multiplicity > 1 for one in group) for group in groups)
+    if odd and isinstance(method, CalculatorMethod):
+        _LOG.warning("%d of %d are charged or open-shell, which %s is not told", odd, len(groups), method.name)
     tasks = []
     for number, group in enumerate(groups):
         charge = sum(molecule.charge for molecule in group)
@@ -238,7 +237,7 @@ def _selected(tasks: Sequence[SampleTask], settings: SampleSettings, journal: Jo
     selection = settings.selection
     if selection.distance == 0 and selection.frames is None:
         return None
-    from ponita_ff.sample.diversity import descriptor, farthest_first, shared_out  # loads torch
+    from ponita_ff.sample.diversity import descriptors, farthest_first, shared_out  # loads torch
 
     groups: dict[tuple[int, ...], list[SampleTask]] = {}
     for task in tasks:
@@ -246,13 +245,14 @@ def _selected(tasks: Sequence[SampleTask], settings: SampleSettings, journal: Jo
         groups.setdefault(numbers, []).append(task)
     orders: list[list[tuple[str, int]]] = []
     for group in groups.values():  # one at a time in memory
-        names, rows = [], []
+        names: list[tuple[str, int]] = []
+        structures: list[Atoms] = []
         for task in group:
             made = journal.made(task.key)
-            for index in range(len(made.frames)):
-                names.append((task.key, index))
-                rows.append(descriptor(_atoms(made, index), selection))
-        orders.append([names[index] for index in farthest_first(np.array(rows), selection.distance)[0]])
+            names += [(task.key, index) for index in range(len(made.frames))]
+            structures += [_atoms(made, index) for index in range(len(made.frames))]
+        selected, _ = farthest_first(descriptors(structures, selection), selection.distance)
+        orders.append([names[number] for number in selected])
     kept: dict[str, set[int]] = {task.key: set() for task in tasks}
     for order, share in zip(orders, shared_out([len(order) for order in orders], selection.frames), strict=True):
         for key, index in order[:share]:

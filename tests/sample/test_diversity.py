@@ -7,11 +7,15 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from ponita_ff.sample.diversity import descriptor, farthest_first, shared_out
+from ponita_ff.sample.diversity import descriptors, farthest_first, shared_out
 from ponita_ff.sample.geometry import random_rotation
 from ponita_ff.sample.settings import SelectionSettings
 
 SETTINGS = SelectionSettings()
+
+
+def descriptor(atoms: Atoms) -> np.ndarray:
+    return descriptors([atoms], SETTINGS)[0]
 
 
 def test_the_descriptor_has_the_symmetries_of_the_energy() -> None:
@@ -19,10 +23,24 @@ def test_the_descriptor_has_the_symmetries_of_the_energy() -> None:
     generator = np.random.default_rng(0)
     order = generator.permutation(len(atoms))
     turned = Atoms(atoms.numbers[order], (atoms.positions @ random_rotation(generator).T + 3.0)[order])
-    first, second = descriptor(atoms, SETTINGS), descriptor(turned, SETTINGS)
+    first, second = descriptor(atoms), descriptor(turned)
     np.testing.assert_allclose(first, second, atol=1e-9)
     turned.positions[0] += 0.2
-    assert np.linalg.norm(first - descriptor(turned, SETTINGS)) > 0.02
+    assert np.linalg.norm(first - descriptor(turned)) > 0.02
+
+
+def test_many_structures_at_once_in_any_order_of_atoms() -> None:
+    generator = np.random.default_rng(0)
+    ethanol, frames = molecule("CH3CH2OH"), []
+    for _ in range(300):
+        atoms = ethanol[generator.permutation(len(ethanol))]
+        atoms.rattle(0.1, rng=generator)
+        frames.append(atoms)
+    found = descriptors(frames, SETTINGS)
+    assert found.shape == (300, 9 * 3 * SETTINGS.functions)
+    for index in (0, 150, 299):
+        np.testing.assert_allclose(found[index], descriptor(frames[index]), atol=1e-12)
+    assert descriptors([], SETTINGS).shape[0] == 0
 
 
 def test_its_norm_is_of_an_atom_whatever_their_number() -> None:
@@ -31,12 +49,12 @@ def test_its_norm_is_of_an_atom_whatever_their_number() -> None:
     for crystal in (one, two):
         wider = crystal.copy()
         wider.set_cell(1.03 * crystal.cell, scale_atoms=True)
-        lengths.append(np.linalg.norm(descriptor(wider, SETTINGS) - descriptor(crystal, SETTINGS)))
+        lengths.append(np.linalg.norm(descriptor(wider) - descriptor(crystal)))
     assert lengths[0] == pytest.approx(lengths[1], abs=1e-9) and lengths[0] > 0
 
 
 def test_a_single_atom() -> None:
-    assert not descriptor(Atoms("He"), SETTINGS).any()
+    assert not descriptor(Atoms("He")).any()
 
 
 def test_the_farthest_comes_next_and_the_near_ones_are_left_out() -> None:
