@@ -60,21 +60,24 @@ def read_text(path: Path, limit: int = _MAX_TEXT) -> str:
     return content.decode("utf-8")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], make_folder: bool = True) -> None:
     """Write a temporary file in the folder of ``path``, then rename it; an old file is replaced only by a complete one.
 
     Args:
-        path: The file; missing folders are created.
+        path: The file.
         write: Called with the path of the temporary file, which it writes.
+        make_folder: Whether to create missing folders. Without it, a folder that was deleted during a run is an error.
 
     Raises:
         OSError: Naming the file and the reason (full disk, no permission); nothing at ``path`` has changed.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
+        reason = error.strerror if path.parent.is_dir() or make_folder else f"the folder {path.parent} is gone"
+        raise OSError(error.errno, f"cannot write {path}: {reason}") from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -57,16 +57,21 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} too long to show"
 
 
-def wrong_fields(error: ValidationError) -> str:
+def wrong_fields(error: ValidationError, values: bool = True) -> str:
     """Describe a validation error.
 
+    Args:
+        error: What pydantic raised.
+        values: Whether to show the wrong values.
+
     Returns:
-        A line for each wrong field: its dotted name, what is wrong, and the value that was given.
+        A line for each wrong field: its dotted name, what is wrong, and the value (or its type) that was given.
     """
     lines = []
     for problem in error.errors():
         field = ".".join(_short(str(part)) for part in problem["loc"]) or "(top level)"
-        lines.append(f"  {field}: {problem['msg']} (got {shown(problem['input'])})")
+        given = f"got {shown(problem['input'])}" if values else f"got a {type(problem['input']).__name__}"
+        lines.append(f"  {field}: {problem['msg']} ({given})")
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ponita_ff.files import write_json
 from ponita_ff.potential.header import name_before_version_3
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import weights_hash
+from ponita_ff.settings import wrong_fields
 from ponita_ff.structure.lattice import is_number
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "calibrate",
     "committee_spread",
     "hash_of_weights",
+    "is_calibration",
     "spread_factor",
 ]
 
@@ -60,6 +62,8 @@ class Calibration:
         forces_std_mean: Mean calibrated standard deviation of a force component, eV/Å.
         members: SHA-256 of the weights of each member.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     energy: float
     forces: float
@@ -99,12 +103,14 @@ class Calibration:
             ValueError: Naming the file, if it is missing or not a calibration.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**{**values, **{name: tuple(values[name]) for name in ("forces_within", "members")}})
+            return _CALIBRATION.validate_json(Path(path).read_bytes(), strict=True)
         except FileNotFoundError:
             raise ValueError(f"there is no calibration {path}: make one with 'ponita-ff calibrate'") from None
-        except (OSError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a calibration written by 'ponita-ff calibrate' ({error})") from None
+        except ValidationError as error:
+            wrong = "; ".join(line.strip() for line in wrong_fields(error).splitlines())
+            raise ValueError(f"{path} is not a calibration written by 'ponita-ff calibrate' ({wrong})") from None
+        except OSError as error:
+            raise ValueError(f"cannot read the calibration {path}: {error.strerror}") from None
 
     def check_members(self, potentials: Sequence[Potential]) -> None:
         """Check that a committee is the one that was calibrated, in any order.
@@ -119,6 +125,18 @@ class Calibration:
         raise ValueError(
             "the calibration is of another committee than this one: run 'ponita-ff calibrate' with these potentials"
         )
+
+
+_CALIBRATION = TypeAdapter(Calibration)
+
+
+def is_calibration(path: Path) -> bool:
+    """Whether a file is a calibration."""
+    try:
+        Calibration.load(path)
+    except ValueError:
+        return False
+    return True
 
 
 def hash_of_weights(potential: Potential, rename: Callable[[str], str] = str) -> str:

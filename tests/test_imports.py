@@ -15,8 +15,8 @@ ROOT = Path(ponita_ff.__file__).parent
 #: The way of the data, from the leaves up. A folder stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
     ("files",),
-    ("kernels", "provenance", "python_path", "settings", "structure", "units"),
-    ("data", "network"),
+    ("kernels", "locks", "progress", "provenance", "python_path", "settings", "signals", "structure", "units"),
+    ("data", "network", "outputs"),
     ("energy", "published"),
     ("backends",),
     ("potential",),
@@ -30,7 +30,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 
 #: Where a step alone would allow too much: all that a module may import.
-ONLY = {"data": {"files", "units"}}
+ONLY = {"data": {"files", "progress", "units"}}
 
 
 def module_name(path: Path) -> str:

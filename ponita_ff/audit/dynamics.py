@@ -11,10 +11,10 @@ from ase.constraints import FixCom
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
-from tqdm import tqdm
 
 from ponita_ff.audit.result import CheckResult, CheckSkipped, Measurement
 from ponita_ff.audit.target import AuditTarget
+from ponita_ff.progress import progress_bar
 from ponita_ff.structure.bonds import Bonds
 
 __all__ = [
@@ -209,7 +209,7 @@ def _thermal_nve(target: AuditTarget, timestep: float) -> NveRun:
     total = max(1, round(1000 * picoseconds / timestep))
     every = max(1, min(round(_RECORD_INTERVAL / timestep), total // _MIN_RECORDS))
     name = f"NVE {timestep:g} fs"
-    with tqdm(total=total, desc=name, unit="step", leave=False, disable=not target.progress) as bar:
+    with progress_bar(target.progress, total=total, desc=name, unit="step", leave=False) as bar:
 
         def progress(run: NveRun) -> None:
             bar.update(round(1000 * run.time[-1] / timestep) - bar.n)
@@ -262,7 +262,8 @@ def run_nvt(target: AuditTarget, temperature: float) -> NvtRun:
     run, every = NvtRun(), max(1, round(_RECORD_INTERVAL / settings.timestep))
     records = max(1, round(1000 * settings.picoseconds / settings.timestep / every))
     keep = max(1, records // _SNAPSHOTS)
-    bar = tqdm(range(records), desc=f"NVT {temperature:g} K", unit="5 fs", leave=False, disable=not target.progress)
+    name = f"NVT {temperature:g} K"
+    bar = progress_bar(target.progress, iterable=range(records), desc=name, unit="5 fs", leave=False)
     for record in bar:
         time = (record + 1) * every * settings.timestep / 1000
         try:

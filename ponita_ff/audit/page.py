@@ -14,8 +14,12 @@ from ponita_ff.audit.plots import draw, png
 from ponita_ff.audit.result import AuditReport, CheckResult, Measurement
 from ponita_ff.audit.run import CHECKS
 from ponita_ff.files import write_json, write_text
+from ponita_ff.outputs import claim_folder
 
-__all__ = ["format_number", "render", "write_report"]
+__all__ = ["FILES", "format_number", "render", "write_report"]
+
+#: In the folder of an audit: the page and its numbers.
+FILES = ("audit.html", "audit.json")
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -130,7 +134,8 @@ def write_report(report: AuditReport, folder: Path) -> tuple[Path, Path]:
     Raises:
         OSError: Naming the file that cannot be written.
     """
-    page, numbers = folder / "audit.html", folder / "audit.json"
-    write_text(page, render(report))
-    write_json(numbers, report.as_dict())
+    page, numbers = (folder / name for name in FILES)
+    with claim_folder(folder, FILES):
+        write_text(page, render(report))
+        write_json(numbers, report.as_dict())
     return page, numbers

@@ -10,7 +10,6 @@ from importlib.metadata import version
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import nve_drift, nvt_stability
 from ponita_ff.audit.finite_differences import finite_difference_forces, finite_difference_stress
@@ -24,6 +23,7 @@ from ponita_ff.audit.smoothness import smoothness
 from ponita_ff.audit.target import AuditTarget
 from ponita_ff.audit.training_domain import training_domain
 from ponita_ff.data import Frame
+from ponita_ff.progress import progress_bar
 
 __all__ = ["CHECKS", "Check", "audit"]
 
@@ -180,7 +180,7 @@ def audit(
     for name, target in targets.items():
         _require_energy_and_forces(name, target)
     results: dict[str, dict[str, CheckResult]] = {}
-    with tqdm(total=len(targets) * len(CHECKS), desc="audit", unit="check", disable=not progress) as bar:
+    with progress_bar(progress, total=len(targets) * len(CHECKS), desc="audit", unit="check") as bar:
         for name, target in targets.items():
             results[name] = {}
             for key, check in CHECKS.items():

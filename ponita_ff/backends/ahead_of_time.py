@@ -38,7 +38,14 @@ from ponita_ff.kernels.cache import check_private, make_private_folder
 from ponita_ff.provenance import package_versions, weights_hash
 from ponita_ff.structure.graph import INPUT_FIELDS, Graph
 
-__all__ = ["AheadOfTimeError", "CompiledPrediction", "compile_ahead_of_time", "compiled_path", "load_compiled"]
+__all__ = [
+    "AheadOfTimeError",
+    "CompiledPrediction",
+    "compile_ahead_of_time",
+    "compiled_path",
+    "is_compiled",
+    "load_compiled",
+]
 
 #: Takes the tensors named by ``INPUT_FIELDS``, of one graph as ``build_graph`` makes it; returns energy (1,), atomic
 #: energies (N,), eV, forces (N, 3), eV/Å, and stress (1, 3, 3), eV/Å³, which means nothing without a volume.
@@ -64,6 +71,14 @@ class AheadOfTimeError(ValueError):
 def compiled_path(potential: Path) -> Path:
     """Path of the code compiled for a potential's file: beside it."""
     return potential.with_suffix(".pt2")
+
+
+def is_compiled(path: Path) -> bool:
+    """Whether a file is compiled code that this package wrote, of this version or another."""
+    try:
+        return _read_facts(path.read_bytes(), path)["format"].startswith(_FORMAT.rpartition(" ")[0])
+    except (AheadOfTimeError, OSError, KeyError, AttributeError):
+        return False
 
 
 def compile_ahead_of_time(potential: EnergyModel, path: Path | str) -> None:

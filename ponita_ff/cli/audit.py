@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @options.device()
 @options.dtype()
 @options.threads
+@options.force
 @options.progress
 @options.common
 @click.pass_context
@@ -51,6 +52,7 @@ def command(
     units: Units | None,
     device: str,
     dtype: str | None,
+    force: bool,
     progress: bool,
 ) -> None:
     """Check the physics of potentials and write one page with all of them side by side, and its numbers as JSON.
@@ -68,9 +70,13 @@ def command(
     from ponita_ff.audit import QUICK, AuditSettings, write_report
     from ponita_ff.audit import audit as run_audit
     from ponita_ff.audit.calculators import choose_structure, make_calculators
+    from ponita_ff.audit.page import FILES
     from ponita_ff.data import read_frames
+    from ponita_ff.outputs import check_outputs
     from ponita_ff.settings import with_changes
 
+    inputs = options.input_files(*potentials, data, structure, settings_file)
+    check_outputs([out / name for name in FILES], inputs, force)
     values = options.read_overrides(changes, temperature=temperature, nve__picoseconds=nve_ps, nvt__picoseconds=nvt_ps)
     layers = [
         QUICK if quick else {},

@@ -22,18 +22,27 @@ if TYPE_CHECKING:
 @options.device()
 @options.dtype()
 @options.threads
+@options.force
 @options.common
 def command(
-    members: tuple[str, ...], data: Path, out: Path, units: Units | None, device: str, dtype: str | None
+    members: tuple[str, ...],
+    data: Path,
+    out: Path,
+    units: Units | None,
+    device: str,
+    dtype: str | None,
+    force: bool,
 ) -> None:
     """Compare a committee's spread with its errors, and write factors that make them equal.
 
     The file serves --calibration of md and predict, and PonitaCalculator(calibration=…).
     """
     from ponita_ff.data import read_frames
-    from ponita_ff.uncertainty import NORMAL_SHARES
+    from ponita_ff.outputs import check_outputs
+    from ponita_ff.uncertainty import NORMAL_SHARES, is_calibration
     from ponita_ff.uncertainty import calibrate as run_calibration
 
+    check_outputs([out], options.input_files(*members, data), force, is_calibration)
     potentials = options.load_members(",".join(members), device, dtype)
     found = run_calibration(potentials, read_frames(data, units=units))
     found.save(out)

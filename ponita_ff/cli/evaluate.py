@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.dtype()
 @options.backend()
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -40,21 +41,25 @@ def command(
     device: str,
     dtype: str | None,
     backend: str,
+    force: bool,
     progress: bool,
 ) -> None:
     """Print errors of POTENTIAL on the labelled frames of DATA; --out keeps them as JSON, with a parity plot."""
-    from tqdm import tqdm
-
     from ponita_ff.data import read_frames
     from ponita_ff.files import write_json
+    from ponita_ff.outputs import check_outputs, claim_folder
+    from ponita_ff.progress import progress_bar
     from ponita_ff.training.evaluate import evaluate as run_evaluation
     from ponita_ff.training.plots import plot_parity
 
+    files = ("errors.json", "parity.png")
+    if out is not None:
+        check_outputs([out / name for name in files], options.input_files(potential, data), force)
     members = options.load_members(potential, device, dtype)
     if len(members) > 1:
         raise click.UsageError("evaluate takes one potential: for a committee there is ponita-ff calibrate")
     frames = read_frames(data, units=units)
-    with tqdm(total=len(frames), unit="frame", desc="evaluating", disable=not progress) as bar:
+    with progress_bar(progress, total=len(frames), unit="frame", desc="evaluating") as bar:
 
         def update(done: int) -> None:
             bar.update(done - bar.n)
@@ -66,8 +71,9 @@ def command(
     _print_training_data(members[0], data, frames)
     if out is not None:
         shifted = {} if result.shifted is None else {"after_shift_per_element": result.shifted.as_dict()}
-        write_json(out / "errors.json", {**result.errors.as_dict(), **shifted})
-        plot_parity(result, f"{potential} on {data.name}", out / "parity.png")
+        with claim_folder(out, files):
+            write_json(out / files[0], {**result.errors.as_dict(), **shifted})
+            plot_parity(result, f"{potential} on {data.name}", out / files[1])
 
 
 def _print_other_level(shifted: Errors) -> None:

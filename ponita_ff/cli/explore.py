@@ -23,6 +23,7 @@ from ponita_ff.cli.group import Command
 @options.settings_file
 @options.set_values
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -37,6 +38,7 @@ def command(
     multiplicity: int | None,
     settings_file: Path | None,
     changes: tuple[str, ...],
+    force: bool,
     progress: bool,
 ) -> None:
     """Train POTENTIAL further on STRUCTURES, a file, by active learning.
@@ -50,7 +52,9 @@ def command(
     """
     from ponita_ff.explore import ExploreSettings
     from ponita_ff.explore import explore as run_exploration
+    from ponita_ff.explore.run import exploration_files, is_started
     from ponita_ff.labels.structures import read_structures
+    from ponita_ff.outputs import check_outputs
 
     if base is not None:
         potential, structures = base, potential
@@ -60,6 +64,8 @@ def command(
         changes, method=method, budget=budget, processes=processes, charge=charge, multiplicity=multiplicity
     )
     settings = ExploreSettings.from_mapping({**options.read_settings_file(settings_file), **given})
+    inputs = options.input_files(potential, structures, settings_file)
+    check_outputs([out / name for name in exploration_files(settings)], inputs, force or is_started(out))
     found = run_exploration(read_structures(Path(structures))[1], potential, settings, out, progress=progress)
     click.echo(f"ended: {found.outcome} ({found.labels} labels, {len(found.rounds)} rounds)")
     click.echo(f"report: {out / 'report.json'}, {out / 'report.png'}")

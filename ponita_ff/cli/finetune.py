@@ -25,6 +25,7 @@ from ponita_ff.cli.train import STOPPED
 @options.set_values
 @options.computing_by_settings
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -42,6 +43,7 @@ def command(
     device: str | None,
     dtype: str | None,
     backend: str | None,
+    force: bool,
     progress: bool,
 ) -> None:
     """Train POTENTIAL further on the labelled frames of DATA: a new molecule, element or level of theory.
@@ -54,11 +56,12 @@ def command(
     ponita-ff finetune organic-rmd17 new.xyz --out run
     ponita-ff finetune organic-rmd17 new.xyz --out run --time 30m
     """
+    from ponita_ff.outputs import check_outputs
     from ponita_ff.settings import dotted
     from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
     from ponita_ff.training.finetune import finetune as run_finetuning
     from ponita_ff.training.finetune import finetune_config
-    from ponita_ff.training.run import is_started
+    from ponita_ff.training.run import RUN_FILES, is_started
 
     if no_replay and replay:
         raise click.UsageError("give --replay or --no-replay, not both")
@@ -68,7 +71,9 @@ def command(
         config = TrainConfig.from_yaml(out / "config.yaml", overrides)
     else:
         config = finetune_config(potential, data, test, replay if replay or no_replay else None, frames, overrides)
-    found = run_finetuning(config, out, resume or is_started(out), progress=progress)
+    started = resume or is_started(out)
+    check_outputs([out / name for name in RUN_FILES], [*config.inputs, settings_file], force or started)
+    found = run_finetuning(config, out, started, progress, force)
     click.echo(f"{'frames':<24}{'force MAE (meV/Å)':>26}{'energy MAE (meV)':>26}")
     click.echo(f"{'':<24}{'before -> after':>26}{'before -> after':>26}")
     for c in found:

@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
-__all__ = ["ALIASES", "COMMANDS", "Bug", "Command", "UserErrorExit2", "main"]
+from ponita_ff.signals import exit_code, stop_by_exception
+
+__all__ = ["ALIASES", "COMMANDS", "Bug", "Command", "Stopped", "UserErrorExit2", "main"]
 
 #: Commands, in the order in which a user needs them: module and what the list of commands says. Modules of commands
 #: load torch only when a command runs.
@@ -54,6 +56,14 @@ class Bug(click.ClickException):
     exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
+class Stopped(click.ClickException):
+    """A stop signal: the exit code is 130 after Ctrl-C and 143 after SIGTERM."""
+
+    def __init__(self, message: str, error: KeyboardInterrupt) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code(error)  # type: ignore[misc]
+
+
 class Command(click.Command):
     """A command whose users' mistakes end in one clear sentence; anything else is a bug, which says so.
 
@@ -90,8 +100,8 @@ class Command(click.Command):
             yield
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
-        except KeyboardInterrupt:
-            raise self.mistake(self.stopped.format(**ctx.params)) from None
+        except KeyboardInterrupt as error:
+            raise Stopped(self.stopped.format(**ctx.params), error) from None
         except Exception as error:
             if getattr(error, "errno", None) == errno.EPIPE:  # the reader of a pipe has gone, which click handles
                 raise
@@ -131,6 +141,14 @@ def _without_middle(line: str) -> str:
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and loads the module of one when it is asked for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, which a stop signal ends in order."""
+        with stop_by_exception():
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as error:  # while the command was being loaded
+                raise Stopped("stopped", error) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""

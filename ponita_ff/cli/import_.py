@@ -18,6 +18,7 @@ from ponita_ff.cli.group import Command
 @click.option("--species", help="Chemical symbols that the network was trained on, e.g. H,C,O.  [default: Z = 1 to 8]")
 @click.option("--scale", default=1.0, show_default=True, help="eV per unit of the network's output.")
 @click.option("--energy-per-atom", default=0.0, show_default=True, help="eV added for every atom.")
+@options.force
 @options.common
 def command(
     checkpoint: Path,
@@ -27,6 +28,7 @@ def command(
     species: str | None,
     scale: float,
     energy_per_atom: float,
+    force: bool,
 ) -> None:
     """Convert a CHECKPOINT of the published PONITA code to a POTENTIAL file (.safetensors).
 
@@ -34,13 +36,15 @@ def command(
     """
     from ase.data import atomic_numbers
 
+    from ponita_ff.outputs import check_outputs
     from ponita_ff.potential.file import save_potential
-    from ponita_ff.potential.import_published import import_checkpoint
+    from ponita_ff.potential.import_published import import_checkpoint, is_imported
 
     symbols = [symbol.strip() for symbol in species.split(",")] if species else None
     unknown = [symbol for symbol in symbols or () if symbol not in atomic_numbers]
     if unknown:
         raise click.UsageError(f"--species: {', '.join(unknown)} is no chemical symbol; give e.g. H,C,O")
+    check_outputs([potential], options.input_files(checkpoint, ori_grid), force, is_imported)
     imported = import_checkpoint(
         checkpoint,
         None if radius is None else {"radius": radius},

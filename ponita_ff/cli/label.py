@@ -28,6 +28,7 @@ _SHOWN = 3
     "--threads-per-process", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads of each."
 )
 @click.option("--retry-failed", is_flag=True, help="Try the frames again that failed before.")
+@options.force
 @options.progress
 @options.common
 def command(
@@ -39,6 +40,7 @@ def command(
     processes: int,
     threads_per_process: int,
     retry_failed: bool,
+    force: bool,
     progress: bool,
 ) -> None:
     """Compute energies and forces of FRAMES, any file that ASE reads, by a reference method.
@@ -63,6 +65,7 @@ def command(
         processes=processes,
         threads_per_process=threads_per_process,
         retry_failed=retry_failed,
+        force=force,
         progress=progress,
     )
     if result.failures:

@@ -74,6 +74,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @options.dtype()
 @options.backend()
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -105,6 +106,7 @@ def command(
     device: str,
     dtype: str | None,
     backend: str,
+    force: bool,
     progress: bool,
 ) -> None:
     """Run molecular dynamics of STRUCTURE and keep trajectory, log (CSV) and a picture of the run.
@@ -119,7 +121,8 @@ def command(
     ponita-ff md a.safetensors,b.safetensors molecule.xyz --calibration committee.json
     """
     from ponita_ff.calculator import PonitaCalculator
-    from ponita_ff.simulate.md import MdSettings, run_md, steps_of
+    from ponita_ff.outputs import check_outputs
+    from ponita_ff.simulate.md import MdSettings, is_started, run_files, run_md, steps_of
     from ponita_ff.simulate.structures import committee_members, read_structure
 
     if ps is not None and steps is not None:
@@ -146,6 +149,8 @@ def command(
             "uncertainty_limit": stop_above,
         }
     )
+    inputs = options.input_files(structure, potential, calibration)
+    check_outputs([out / name for name in run_files(settings)], inputs, force or is_started(out))
     atoms = read_structure(structure, potential)
     atoms.calc = PonitaCalculator(
         committee_members(potential),

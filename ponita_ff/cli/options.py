@@ -22,6 +22,8 @@ __all__ = [
     "computing_by_settings",
     "device",
     "dtype",
+    "force",
+    "input_files",
     "load_members",
     "out_folder",
     "progress",
@@ -138,6 +140,14 @@ def out_folder(default: str | None = None, holds: str = "the results") -> Decora
 
 
 strict = click.option("--strict", is_flag=True, help="Refuse structures unlike the training data.")
+
+force = click.option("--force", is_flag=True, help="Overwrite files that the command did not write.")
+
+
+def input_files(*given: str | Path | None) -> list[str | Path]:
+    """What a command reads, for :func:`ponita_ff.outputs.check_outputs`: a committee's files one by one."""
+    return [part for text in given if text is not None for part in (str(text), *str(text).split(","))]
+
 
 time_budget = click.option("--time", "duration", help="Wall-clock time that the schedule fits itself to: 30m, 2h, …")
 set_values = click.option(

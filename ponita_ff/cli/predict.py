@@ -20,6 +20,7 @@ from ponita_ff.cli.group import Command
 @options.dtype()
 @options.backend()
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -31,6 +32,7 @@ def command(
     device: str,
     dtype: str | None,
     backend: str,
+    force: bool,
     progress: bool,
 ) -> None:
     """Write energy, forces and, for periodic cells, stress of all STRUCTURES, any file that ASE reads.
@@ -42,17 +44,24 @@ def command(
     \b
     ponita-ff predict ethanol-rmd17 in.xyz -o out.xyz
     """
-    from tqdm import tqdm
-
-    from ponita_ff.simulate.predict import check_format, predict_frames, read_structures, write_structures
+    from ponita_ff.outputs import check_outputs
+    from ponita_ff.progress import progress_bar
+    from ponita_ff.simulate.predict import (
+        check_format,
+        is_prediction,
+        predict_frames,
+        read_structures,
+        write_structures,
+    )
     from ponita_ff.uncertainty import Calibration
 
     check_format(out)
+    check_outputs([out], options.input_files(structures, potential, calibration), force, is_prediction)
     members = options.load_members(potential, device, dtype)
     if calibration is not None and len(members) < 2:
         raise click.UsageError("--calibration belongs to a committee: give several potentials joined by commas")
     frames = read_structures(structures)
-    with tqdm(total=len(frames), unit="frame", desc="predicting", disable=not progress) as bar:
+    with progress_bar(progress, total=len(frames), unit="frame", desc="predicting") as bar:
 
         def update(done: int) -> None:
             bar.update(done - bar.n)

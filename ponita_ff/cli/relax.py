@@ -29,6 +29,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @options.dtype("float64")
 @options.backend()
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -45,6 +46,7 @@ def command(
     device: str,
     dtype: str,
     backend: str,
+    force: bool,
     progress: bool,
 ) -> None:
     """Relax STRUCTURE and write the relaxed one (relaxed.xyz), with trajectory, log (CSV) and a picture.
@@ -58,11 +60,13 @@ def command(
     ponita-ff relax mine.safetensors crystal.cif --cell --out relaxed
     """
     from ponita_ff.calculator import PonitaCalculator
-    from ponita_ff.simulate.relax import relax_structure
+    from ponita_ff.outputs import check_outputs
+    from ponita_ff.simulate.relax import FILES, relax_structure
     from ponita_ff.simulate.structures import committee_members, read_structure
 
     if pressure and not cell:
         raise click.UsageError("--pressure acts on the cell only: give --cell, too")
+    check_outputs([out / name for name in FILES], options.input_files(structure, potential), force)
     atoms = read_structure(structure, potential)
     members = committee_members(potential)
     atoms.calc = PonitaCalculator(members, device=device, dtype=dtype, backend=backend, strict=strict)

@@ -27,6 +27,7 @@ _SHOWN = 3
 @click.option("--retry-failed", is_flag=True, help="Try the molecules again that failed before.")
 @options.settings_file
 @options.set_values
+@options.force
 @options.progress
 @options.common
 def command(
@@ -41,6 +42,7 @@ def command(
     retry_failed: bool,
     settings_file: Path | None,
     changes: tuple[str, ...],
+    force: bool,
     progress: bool,
 ) -> None:
     """Make diverse frames of MOLECULES: files of SMILES or of structures, or SMILES themselves.
@@ -72,6 +74,7 @@ def command(
         processes=processes,
         threads_per_process=threads_per_process,
         retry_failed=retry_failed,
+        force=force,
         progress=progress,
     )
     if found.failures:

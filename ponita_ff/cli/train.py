@@ -20,6 +20,7 @@ STOPPED = "stopped; the same command goes on from the last checkpoint"
 @options.set_values
 @options.computing_by_settings
 @options.threads
+@options.force
 @options.progress
 @options.common
 def command(
@@ -31,6 +32,7 @@ def command(
     device: str | None,
     dtype: str | None,
     backend: str | None,
+    force: bool,
     progress: bool,
 ) -> None:
     """Train a potential as CONFIG, a YAML file, says.
@@ -43,8 +45,9 @@ def command(
     ponita-ff train md_examples/quickstart.yaml --out run
     ponita-ff train --out run
     """
+    from ponita_ff.outputs import check_outputs
     from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
-    from ponita_ff.training.run import is_started
+    from ponita_ff.training.run import RUN_FILES, is_started
     from ponita_ff.training.run import train as run_training
 
     folder = resume or out
@@ -59,5 +62,7 @@ def command(
         raise click.UsageError(f"give the CONFIG of a new run: {folder} holds none to go on with")
     overrides = options.read_overrides(changes, optimiser__time=duration, device=device, dtype=dtype, backend=backend)
     values = TrainConfig.from_yaml(config, overrides)
-    run_training(values, folder, resume=resume is not None or is_started(folder), progress=progress)
+    started = resume is not None or is_started(folder)
+    check_outputs([folder / name for name in RUN_FILES], [config, *values.inputs], force or started)
+    run_training(values, folder, started, progress, force)
     click.echo(f"potential: {folder / POTENTIAL_FILE}")

@@ -30,11 +30,11 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from ase.formula import Formula
-from tqdm import tqdm
 
 from ponita_ff.data.frames import DataError, file_sha256
 from ponita_ff.data.npz import NpzFrames
 from ponita_ff.data.splits import read_index_file
+from ponita_ff.progress import progress_bar
 from ponita_ff.units import Units
 
 __all__ = ["DownloadError", "RemoteFile", "available", "download", "download_file", "remote_file"]
@@ -436,13 +436,13 @@ class _Transfer:
         received = 0
         with _local_errors(self.part):
             handle: IO[bytes] = self.part.open("ab")
-        bar = tqdm(
+        bar = progress_bar(
+            self.progress,
             total=total,
             initial=begin,
             unit="B",
             unit_scale=True,
             desc=self.file.filename,
-            disable=None if self.progress else True,
         )
         with handle, bar:
             while chunk := response.read(_CHUNK):

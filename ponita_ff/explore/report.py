@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from ponita_ff.files import write_atomically, write_json
 from ponita_ff.training.plots import plain_numbers
 
-__all__ = ["Round", "write_report"]
+__all__ = ["REPORT_FILES", "Round", "write_report"]
+
+#: In the folder of an exploration.
+REPORT_FILES = ("report.json", "report.png")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def write_report(rounds: Sequence[Round], threshold: float, outcome: str, folder
         folder: Folder of the exploration.
     """
     content = {"outcome": outcome, "threshold": threshold, "rounds": [asdict(one) for one in rounds]}
-    write_json(folder / "report.json", content)
+    write_json(folder / REPORT_FILES[0], content)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     labels = [one.labels for one in rounds]
@@ -74,4 +77,4 @@ def write_report(rounds: Sequence[Round], threshold: float, outcome: str, folder
         axes.grid(which="both", alpha=0.3)
         axes.legend()
     FigureCanvasAgg(figure)
-    write_atomically(folder / "report.png", lambda path: figure.savefig(path, dpi=150, format="png"))
+    write_atomically(folder / REPORT_FILES[1], lambda path: figure.savefig(path, dpi=150, format="png"))

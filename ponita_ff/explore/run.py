@@ -16,24 +16,27 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ponita_ff.calculator import PonitaCalculator
 from ponita_ff.data import Frame, read_frames
 from ponita_ff.explore.dynamics import DynamicsResult, displaced_structures, run_dynamics
 from ponita_ff.explore.old_names import rename_files
 from ponita_ff.explore.progress import Plan
-from ponita_ff.explore.report import Round, write_report
+from ponita_ff.explore.report import REPORT_FILES, Round, write_report
 from ponita_ff.explore.select import select_farthest
 from ponita_ff.explore.settings import ExploreError, ExploreSettings
 from ponita_ff.files import write_atomically, write_json
 from ponita_ff.labels import label_frames
+from ponita_ff.outputs import claim_folder
 from ponita_ff.potential.file import load_potential
+from ponita_ff.settings import wrong_fields
+from ponita_ff.training import run as training_run
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
-from ponita_ff.training.run import is_started
 from ponita_ff.uncertainty import committee_spread, spread_factor
 
-__all__ = ["ExplorationResult", "explore"]
+__all__ = ["ExplorationResult", "exploration_files", "explore", "is_started"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +92,31 @@ def explore(
 
     Raises:
         ExploreError, LabelError, ConfigError, ValueError, OSError: The message names the file or setting.
+        LockedError: If another run is using the folder.
     """
     if not structures:
         raise ExploreError("there is no structure to explore")
+    with claim_folder(out, exploration_files(settings)):
+        return _explore(structures, base, settings, out, progress)
+
+
+def is_started(out: Path) -> bool:
+    """Whether a folder holds an exploration."""
+    return (out / _SETTINGS).is_file()
+
+
+def exploration_files(settings: ExploreSettings) -> list[str]:
+    """Names of the files that an exploration writes into its folder; all others are in folders of the rounds."""
+    return [_SETTINGS, *REPORT_FILES, *(_committee_file(index) for index in range(settings.members))]
+
+
+def _committee_file(index: int) -> str:
+    return f"committee-{index}.safetensors"
+
+
+def _explore(
+    structures: Sequence[Atoms], base: str | Path, settings: ExploreSettings, out: Path, progress: bool
+) -> ExplorationResult:
     _record_settings(settings, out)
     rename_files(out)
     _label_initial_structures(structures, settings, out / "round-0", progress)
@@ -165,7 +190,10 @@ def _record_settings(settings: ExploreSettings, out: Path) -> None:
     """
     path = out / _SETTINGS
     if path.exists():
-        before = ExploreSettings.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            before = ExploreSettings.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ExploreError(f"{path} holds no settings of an exploration ({error}); give another folder") from None
         if not before.same_exploration(settings):
             old, new = before.model_dump(), settings.model_dump()
             changed = ", ".join(f"{name}: {old[name]!r}" for name in old if old[name] != new[name])
@@ -230,7 +258,7 @@ def _train_committee(
             config = finetune_config(base, data, overrides=overrides)
             schedule = config.optimiser if plan.share == 1.0 else config.optimiser.for_fraction(plan.share)
             config = config.model_copy(update={"optimiser": schedule})
-            started = is_started(path.parent) and (path.parent / "config.yaml").is_file()
+            started = training_run.is_started(path.parent) and (path.parent / "config.yaml").is_file()
             with plan.member(member):
                 finetune(config, path.parent, resume=started, progress=progress)
         errors.append(load_potential(path).metadata["errors"]["validation"]["forces_mae"])
@@ -261,9 +289,31 @@ def _sample_dynamics(
         content = {"uncertainties": result.uncertainties, "times": result.times, "stopped": result.stopped}
         write_json(result_path, content)
     # Read after the first run, too, so that the rounding of the file makes no difference to a continued exploration.
-    content = json.loads(result_path.read_text(encoding="utf-8"))
-    content["uncertainties"] = [factor * value for value in content["uncertainties"]]
-    return DynamicsResult(list(ase.io.iread(frames_path)), **content)
+    recorded = _read_dynamics(result_path)
+    uncertainties = [factor * value for value in recorded.uncertainties]
+    return DynamicsResult(list(ase.io.iread(frames_path)), uncertainties, recorded.times, recorded.stopped)
+
+
+class _DynamicsRecord(BaseModel):
+    """What is kept of a round's dynamics beside its frames."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    uncertainties: list[float]
+    times: list[float]
+    stopped: int
+
+
+def _read_dynamics(path: Path) -> _DynamicsRecord:
+    """Read the file of an earlier call.
+
+    Raises:
+        ExploreError: If it was altered or damaged.
+    """
+    try:
+        return _DynamicsRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ExploreError(f"{path} is damaged; delete it to run the dynamics again:\n{wrong_fields(error)}") from None
 
 
 def _summarise(
@@ -304,7 +354,7 @@ def _summarise(
 
 def _copy_committee(members: Sequence[Path], out: Path) -> list[Path]:
     """Copy the last committee to the folder of the exploration."""
-    paths = [out / f"committee-{index}.safetensors" for index in range(len(members))]
+    paths = [out / _committee_file(index) for index in range(len(members))]
     for member, path in zip(members, paths, strict=True):
         write_atomically(path, partial(shutil.copyfile, member))
     return paths

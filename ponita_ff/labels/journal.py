@@ -1,11 +1,14 @@
 """The journal of a labelling run: every outcome is written at once, so that a stopped run can be resumed.
 
 The journal is a text file with one JSON object per line. The first describes the method; then there is one for each
-outcome, in order of completion. A later line of a frame replaces an earlier one.
+outcome, in order of completion. A later line of a frame replaces an earlier one. Each line of an outcome ends with the
+SHA-256 of the rest, which journals of earlier versions lack. A line that is damaged counts for nothing: its frame is
+labelled again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,23 +16,52 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 from ase import Atoms
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ponita_ff.labels.methods import LabelError, Method
 from ponita_ff.labels.worker import Failure, Labels, Outcome
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs on one journal are not prevented there
-    fcntl = None  # type: ignore[assignment]
+from ponita_ff.locks import Lock
+from ponita_ff.settings import wrong_fields
 
 __all__ = ["Journal", "frame_key", "journal_path"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
+
+Vector = tuple[float, float, float]
+
+
+class _Record(BaseModel):
+    """A line of the journal: the frame's number, and its `frame_key`."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+    frame: Annotated[int, Field(ge=0)]
+    key: str
+    sha256: str | None = None
+
+
+class _LabelRecord(_Record):
+    """Labels: eV, eV/Å, eV/Å³."""
+
+    energy: float
+    forces: list[Vector]
+    stress: tuple[Vector, Vector, Vector] | None
+    program: str
+
+
+class _FailureRecord(_Record):
+    """A failure and its reason."""
+
+    failed: str
+
+
+class _DamagedLine(ValueError):
+    """A line that is no outcome, and why."""
 
 
 def journal_path(out: Path) -> Path:
@@ -52,17 +84,19 @@ class Journal:
     Args:
         path: The file, created if missing. An incomplete last line is removed, and its frame is labelled again.
         method: The method of the labels.
-        keys: `frame_key` of every frame.
+        structures: The frames.
         frames: Name of the list of frames for error messages, e.g. that of its file.
 
     Raises:
-        LabelError: The journal belongs to another method or to other frames, is damaged, or is in use by another run.
+        LabelError: The journal belongs to another method or to other frames, or its first line is damaged.
+        LockedError: The journal is in use by another run.
         OSError: The file cannot be read or written.
     """
 
-    def __init__(self, path: Path, method: Method, keys: Sequence[str], frames: str) -> None:
+    def __init__(self, path: Path, method: Method, structures: Sequence[Atoms], frames: str) -> None:
         self.path = path
-        self._keys = keys
+        self._keys = [frame_key(atoms, method) for atoms in structures]
+        self._sizes = [len(atoms) for atoms in structures]
         self._frames = frames
         self._offsets: dict[int, int] = {}
         self._failures: dict[int, str] = {}
@@ -73,12 +107,17 @@ class Journal:
             "multiplicity": method.multiplicity,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("a+b")
+        self._lock = Lock(path.with_name(f".{path.name}.lock"), f"the journal {path}")
+        self._lock.__enter__()
         try:
-            self._lock()
-            self._read_all()
+            self._file: BinaryIO = path.open("a+b")
+            try:
+                self._read_all()
+            except BaseException:
+                self._close()
+                raise
         except BaseException:
-            self._file.close()
+            self._lock.__exit__(None, None, None)
             raise
 
     def __enter__(self) -> Self:
@@ -86,10 +125,15 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            self._file.close()
+            self._close()
         except OSError:  # of a full disk, for the second time
             if error is None:
                 raise
+        finally:
+            self._lock.__exit__(kind, error, None)
+
+    def _close(self) -> None:
+        self._file.close()
         if self.path.exists() and self.path.stat().st_size == 0:
             self.path.unlink()  # there was no outcome, e.g. because the method could not be set up
 
@@ -122,53 +166,51 @@ class Journal:
             record |= {"energy": outcome.energy, "forces": outcome.forces.tolist(), "stress": stress}
             record["program"] = outcome.program
         offset = self._write(record)
-        self._index(number, offset, record)
+        self._index(number, offset, outcome.reason if isinstance(outcome, Failure) else None)
 
     def labels(self, number: int) -> Labels:
         """The labels of one frame, with all digits that were added."""
         self._file.seek(self._offsets[number])
-        record = json.loads(self._file.readline())
-        forces = np.array(record["forces"], dtype=np.float64).reshape(-1, 3)
-        stress = None if record["stress"] is None else np.array(record["stress"], dtype=np.float64)
-        return Labels(record["energy"], forces, stress, record["program"])
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LabelError(f"{self.path}: another run is using this journal; wait until it has ended") from None
-        except OSError as error:  # the file system has no locks
-            _LOG.warning("%s: cannot be locked (%s); do not start a second run on it", self.path, error.strerror)
+            record = _parse(self._file.readline())
+        except _DamagedLine as error:
+            raise LabelError(f"{self.path}: the line of frame {number} was damaged meanwhile ({error})") from None
+        assert isinstance(record, _LabelRecord)
+        forces = np.array(record.forces, dtype=np.float64).reshape(-1, 3)
+        stress = None if record.stress is None else np.array(record.stress, dtype=np.float64)
+        return Labels(record.energy, forces, stress, record.program)
 
     def _write(self, record: Mapping[str, Any]) -> int:
         """Append a line, after the header in an empty file; returns the offset of the line."""
         try:
+            if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+                raise OSError(errno.ENOENT, "it was deleted or replaced meanwhile")
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._file.write(_line(self._header))
             offset = self._file.tell()
-            self._file.write(_line(record))
+            self._file.write(_line({**record, "sha256": _checksum(record)}))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
         return offset
 
-    def _index(self, number: int, offset: int, record: Mapping[str, Any]) -> None:
-        if "failed" in record:
-            self._failures[number] = record["failed"]
+    def _index(self, number: int, offset: int, failed: str | None) -> None:
+        if failed is not None:
+            self._failures[number] = failed
         else:
             self._failures.pop(number, None)
             self._offsets[number] = offset
 
     def _read_all(self) -> None:
         for line, (offset, text) in enumerate(self._complete_lines(), start=1):
-            record = self._parse(line, text)
             if line == 1:
-                self._check_header(record)
-            else:
-                self._add_record(line, offset, record)
+                self._check_header(text)
+                continue
+            try:
+                self._add_record(line, offset, _parse(text))
+            except _DamagedLine as error:
+                _LOG.warning("%s, line %d: %s; its frame is labelled again", self.path, line, error)
 
     def _complete_lines(self) -> Iterator[tuple[int, bytes]]:
         """Offset and text of each line; an incomplete line at the end, of a process that was killed, is removed."""
@@ -184,19 +226,12 @@ class Journal:
             yield offset, text
             offset += len(text)
 
-    def _parse(self, line: int, text: bytes) -> dict[str, Any]:
+    def _check_header(self, text: bytes) -> None:
         try:
-            record = json.loads(text)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise LabelError(
-                f"{self.path}, line {line}: damaged, not a JSON object; delete that line to label its frame again"
-            )
-        return record
-
-    def _check_header(self, found: Mapping[str, Any]) -> None:
-        if found.get("ponita_ff labels") != _FORMAT:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or found.get("ponita_ff labels") != _FORMAT:
             raise LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
         if found != self._header:
             old, new = (
@@ -208,14 +243,48 @@ class Journal:
                 "the journal to start again"
             )
 
-    def _add_record(self, line: int, offset: int, record: Mapping[str, Any]) -> None:
-        number: Any = record.get("frame")
-        if number not in range(len(self._keys)) or record.get("key") != self._keys[number]:
+    def _add_record(self, line: int, offset: int, record: _LabelRecord | _FailureRecord) -> None:
+        number = record.frame
+        if number >= len(self._keys) or record.key != self._keys[number]:
             raise LabelError(
                 f"{self.path}, line {line}: its frame {number} is not frame {number} of {self._frames}: the journal "
                 "belongs to other frames; choose another --out, or delete the journal to start again"
             )
-        self._index(number, offset, record)
+        if isinstance(record, _FailureRecord):
+            self._index(number, offset, record.failed)
+            return
+        if len(record.forces) != self._sizes[number]:
+            raise _DamagedLine(f"forces of {len(record.forces)} atoms, but frame {number} has {self._sizes[number]}")
+        self._index(number, offset, None)
+
+
+def _parse(text: bytes) -> _LabelRecord | _FailureRecord:
+    """The outcome in a line.
+
+    Raises:
+        _DamagedLine: For anything else, or a wrong checksum.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise _DamagedLine("damaged, not a JSON object")
+    checksum = content.pop("sha256", None)
+    if checksum is not None and checksum != _checksum(content):
+        raise _DamagedLine("damaged, its SHA-256 does not match")
+    # JSON again, since tuples are lists there; which of the two it is, its fields say.
+    kind: type[_LabelRecord | _FailureRecord] = _FailureRecord if "failed" in content else _LabelRecord
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        wrong = "; ".join(line.strip() for line in wrong_fields(error, values=False).splitlines())
+        raise _DamagedLine(f"not an outcome ({wrong})") from None
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a line's content; numbers are written in the shortest form that reads back equal."""
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

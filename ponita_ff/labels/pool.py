@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from ponita_ff.labels.methods import LabelError, Method
 from ponita_ff.labels.worker import Failure, Work, check_setup, run
+from ponita_ff.signals import stop_between_steps
 
 __all__ = ["ExternalExecutor", "ProcessPool", "WorkerPool", "outcomes"]
 
@@ -109,7 +110,7 @@ class ProcessPool:
 
     def __init__(self, method: Method, processes: int, threads: int) -> None:
         self.max_pending = 2 * processes
-        self._checkedhod = method
+        self._method = method
         self._processes = processes
         self._threads = threads
         self._executor: ProcessPoolExecutor | None = None
@@ -154,7 +155,7 @@ class ProcessPool:
         if self._executor is None:
             self._context = _WorkerContext(self._threads)
             self._executor = ProcessPoolExecutor(self._processes, self._context, _initialise_worker)
-            _check_workers(self._executor, self._checkedhod)
+            _check_workers(self._executor, self._method)
         return self._executor
 
 
@@ -170,7 +171,7 @@ class ExternalExecutor:
 
     def __init__(self, executor: Executor, method: Method) -> None:
         self._executor = executor
-        self._checkedhod = method
+        self._method = method
         self._checked = False
         self._futures: set[Future[Any]] = set()
 
@@ -183,7 +184,7 @@ class ExternalExecutor:
 
     def submit(self, task: Work[Result]) -> Future[Result | Failure]:
         if not self._checked:
-            _check_workers(self._executor, self._checkedhod)
+            _check_workers(self._executor, self._method)
             self._checked = True
         future = _submit(self._executor, run, task)
         self._futures.add(future)
@@ -225,8 +226,12 @@ class _WorkerProcess(SpawnProcess):
     def start(self) -> None:
         # Libraries read their number of threads when they are loaded. A spawned process imports the caller's script
         # before any code of this package, so that the number must be in its environment from the start.
-        with _environment({name: str(self.threads) for name in _THREAD_VARIABLES}), _sigint_blocked():
+        variables = {name: str(self.threads) for name in _THREAD_VARIABLES}
+        # A start that a stop signal breaks off would leave a process that nobody knows of.
+        with stop_between_steps() as request, _environment(variables), _sigint_blocked():
             super().start()
+        if request.number is not None:
+            raise request.error()
 
 
 @contextlib.contextmanager

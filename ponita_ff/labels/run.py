@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -14,18 +15,22 @@ from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 from ase.stress import full_3x3_to_voigt_6_stress
-from tqdm import tqdm
 
 from ponita_ff.files import write_atomically
-from ponita_ff.labels.journal import Journal, frame_key, journal_path
+from ponita_ff.labels.journal import Journal, journal_path
 from ponita_ff.labels.methods import LabelError, Method, find_method
 from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, WorkerPool, outcomes
 from ponita_ff.labels.structures import read_structures
 from ponita_ff.labels.worker import Failure, Task
+from ponita_ff.outputs import check_outputs
+from ponita_ff.progress import progress_bar
 
-__all__ = ["LabelResult", "label_frames"]
+__all__ = ["LabelResult", "check_size", "label_frames"]
 
 _LOG = logging.getLogger(__name__)
+
+#: Largest number of processes, and of threads of each: this many for any machine, and this many for each core.
+_MANY, _MANY_PER_CORE = 64, 4
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def label_frames(
     processes: int = 1,
     threads_per_process: int = 1,
     retry_failed: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> LabelResult:
     """Label frames with energy (eV), forces (eV/Å) and, for crystals if the method has it, stress (eV/Å³).
@@ -85,50 +91,66 @@ def label_frames(
             under ``if __name__ == "__main__":``.
         threads_per_process: Threads of each process, for programs that use OpenMP, OpenBLAS or MKL.
         retry_failed: Whether to try frames again that failed in an earlier call.
+        force: Overwrite ``out`` even if it has no journal and may be somebody else's.
         progress: Whether to show a progress bar.
 
     Returns:
         Paths and counts of the labelled file.
 
     Raises:
+        OutputError: ``out`` is the file of the frames, or exists without a journal of labels.
+        LockedError: Another run is using the journal.
         LabelError: Invalid arguments; frames that the method cannot calculate; a journal of another method or of other
             frames; processes that cannot be started.
         OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C. The journal is complete up to then, and worker processes have ended.
     """
-    path = _check_output_path(out, frames)
+    path = _check_output_path(out, frames, force)
     label_method = find_method(method, charge=charge, multiplicity=multiplicity, name=name)
-    if processes < 1 or threads_per_process < 1:
-        raise LabelError(f"processes={processes}, threads_per_process={threads_per_process}: expected at least 1")
+    if executor is None:
+        check_size(processes, threads_per_process)
     prefix, structures = read_structures(frames)
     label_method.check((f"{prefix}frame {number}", atoms) for number, atoms in enumerate(structures))
-    keys = [frame_key(atoms, label_method) for atoms in structures]
-    with Journal(journal_path(path), label_method, keys, prefix.removesuffix(", ") or "the frames given") as journal:
+    given = prefix.removesuffix(", ") or "the frames given"
+    with Journal(journal_path(path), label_method, structures, given) as journal:
         missing = journal.missing(retry_failed=retry_failed)
         pool = (
-            ProcessPool(label_method, processes, threads_per_process)
+            ProcessPool(label_method, min(processes, max(len(missing), 1)), threads_per_process)
             if executor is None
             else ExternalExecutor(executor, label_method)
         )
-        done = len(keys) - len(missing)
-        bar = tqdm(total=len(keys), initial=done, unit="frame", desc="labelling", disable=not progress)
+        total, done = len(structures), len(structures) - len(missing)
+        bar = progress_bar(progress, total=total, initial=done, unit="frame", desc="labelling")
         with bar, pool:
             _label(journal, (_task(structures, number, prefix, label_method) for number in missing), pool, bar)
         if journal.labelled:
             write_atomically(path, lambda temporary: _write(temporary, structures, journal, label_method))
         written = path if journal.labelled else None
-        return LabelResult(written, journal.path, len(keys), len(journal.labelled), journal.failures)
+        return LabelResult(written, journal.path, total, len(journal.labelled), journal.failures)
 
 
-def _check_output_path(out: str | Path, frames: object) -> Path:
+def _check_output_path(out: str | Path, frames: object, force: bool) -> Path:
     path = Path(out)
     if path.suffix.lower() not in (".xyz", ".extxyz"):
         raise LabelError(f"--out {path}: labels are written as extended XYZ; name the file .xyz or .extxyz")
-    if isinstance(frames, str | Path) and path.exists() and Path(frames).exists() and path.samefile(frames):
-        raise LabelError(f"--out {path} is the file of the frames itself; choose another")
-    if path.exists() and not journal_path(path).exists():
-        raise LabelError(f"--out {path} exists already, without a journal of labels; choose another, or move it away")
+    inputs = [frames] if isinstance(frames, str | Path) else []
+    check_outputs([path, journal_path(path)], inputs, force, lambda _: journal_path(path).is_file())
     return path
+
+
+def check_size(processes: int, threads: int) -> None:
+    """Refuse numbers of processes and threads that would bring a machine down.
+
+    Raises:
+        LabelError: Naming the option.
+    """
+    limit = max(_MANY, _MANY_PER_CORE * (os.cpu_count() or 1))
+    for name, number in (("processes", processes), ("threads-per-process", threads)):
+        if not 1 <= number <= limit:
+            raise LabelError(
+                f"--{name} {number}: expected 1 to {limit} on this machine with {os.cpu_count()} cores; for other "
+                "machines, the function in Python takes an executor"
+            )
 
 
 def _task(structures: Sequence[Atoms], number: int, prefix: str, method: Method) -> Task:
@@ -137,7 +159,7 @@ def _task(structures: Sequence[Atoms], number: int, prefix: str, method: Method)
     return Task(number, f"{prefix}frame {number}", bare, method)
 
 
-def _label(journal: Journal, tasks: Iterator[Task], pool: WorkerPool, bar: tqdm[Any]) -> None:
+def _label(journal: Journal, tasks: Iterator[Task], pool: WorkerPool, bar: Any) -> None:
     failed = 0
     for task, outcome in outcomes(tasks, pool):
         journal.add(task.number, outcome)

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ponita_ff.potential.file import PotentialFileError, read_header
 from ponita_ff.potential.potential import Potential
 from ponita_ff.published.checkpoint import inferred_hyper, read_grid, read_state
 from ponita_ff.published.weights import build_published
 
-__all__ = ["import_checkpoint", "load_published"]
+__all__ = ["import_checkpoint", "is_imported", "load_published"]
 
 
 def load_published(
@@ -47,6 +48,14 @@ def load_published(
     metadata = {"origin": "weights from the published PONITA code", "reference_energies_from": origin}
     potential = Potential(network, numbers, dict.fromkeys(numbers, energy_per_atom), scale, metadata=metadata)
     return potential.eval().requires_grad_(False)
+
+
+def is_imported(path: Path) -> bool:
+    """Whether a file is a potential that was imported before."""
+    try:
+        return "imported_from" in read_header(path)["metadata"]
+    except (PotentialFileError, OSError):
+        return False
 
 
 def import_checkpoint(

@@ -7,6 +7,7 @@ for nothing: its task is done again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,11 +25,6 @@ from ponita_ff.labels.worker import Failure
 from ponita_ff.sample.settings import SampleError
 from ponita_ff.sample.worker import Made, Sampled
 from ponita_ff.settings import dotted
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are not prevented there
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Journal"]
 
@@ -75,11 +71,11 @@ class Journal:
     """What the tasks of one run made.
 
     Args:
-        path: The file, created if missing. An incomplete last line is removed.
+        path: The file, created if missing, which no other run may be writing. An incomplete last line is removed.
         settings: All that the frames depend on, JSON-able; a journal with others is refused.
 
     Raises:
-        SampleError: It is no such journal, or of other settings, or another run is using it.
+        SampleError: It is no such journal, or of other settings.
         OSError: The file cannot be read or written.
     """
 
@@ -91,7 +87,6 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = path.open("a+b")
         try:
-            self._lock()
             self._read_all()
         except BaseException:
             self._file.close()
@@ -155,19 +150,11 @@ class Journal:
             record.numbers, cell, list(record.pbc), record.program, frames, Counter(record.dropped), record.ended
         )
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SampleError(f"{self.path}: another run is using this folder; wait until it has ended") from None
-        except OSError as error:  # the file system has no locks
-            _LOG.warning("%s: cannot be locked (%s); do not start a second run on it", self.path, error.strerror)
-
     def _write(self, record: Mapping[str, Any]) -> int:
         """Append a line, after the header in an empty file; returns the offset of the line."""
         try:
+            if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+                raise OSError(errno.ENOENT, "it was deleted or replaced meanwhile")
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._file.write(_line(self._header))
             offset = self._file.tell()

@@ -50,9 +50,8 @@ class PotentialMethod(Method):
     def calculator(self) -> BaseCalculator:
         from ponita_ff.calculator import PonitaCalculator  # loads torch
 
-        # In float32 noise of the forces would be in second derivatives, and relaxations would not converge.
         files = list(self.files)
-        return PonitaCalculator(files if len(files) > 1 else files[0], dtype="float64", device="cpu")
+        return PonitaCalculator(files if len(files) > 1 else files[0], device="cpu")
 
     def program(self) -> str:
         weights = ", ".join(digest[:12] for digest in self.hashes)

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import write_extxyz
-from tqdm import tqdm
 
-from ponita_ff.files import exists, write_atomically, write_json, write_text
+from ponita_ff.files import write_atomically, write_json, write_text
 from ponita_ff.labels.methods import CalculatorMethod, Method
 from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, outcomes
+from ponita_ff.labels.run import check_size
+from ponita_ff.outputs import check_outputs, claim_folder
+from ponita_ff.progress import progress_bar
 from ponita_ff.sample.journal import Journal
 from ponita_ff.sample.methods import PotentialMethod, method_for, method_of
 from ponita_ff.sample.molecules import HoldOut, Molecule, Skipped, in_order, read_molecules, usable
@@ -70,6 +72,7 @@ def sample(
     processes: int = 1,
     threads_per_process: int = 1,
     retry_failed: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> SampleResult:
     """Make diverse frames of molecules, without labels.
@@ -90,6 +93,7 @@ def sample(
             under ``if __name__ == "__main__":``.
         threads_per_process: Threads of each process, for programs that use OpenMP, OpenBLAS or MKL.
         retry_failed: Whether to try tasks again that failed in an earlier call.
+        force: Overwrite results in ``out`` even if they may be somebody else's.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -98,20 +102,27 @@ def sample(
     Raises:
         SampleError: Wrong settings; molecules that cannot be read; none that may be used; no frame at the end; a folder
             of a run with other settings; RDKit is missing.
+        OutputError: A result would overwrite an input, or a file of somebody else.
+        LockedError: Another run is using the folder.
         LabelError: The method's program is missing or cannot be set up; a structure file that cannot be read.
         OSError: A file cannot be read or written.
         KeyboardInterrupt: Ctrl-C. The journal is complete up to then, and worker processes have ended.
     """
     if not isinstance(settings, SampleSettings):
         settings = SampleSettings.make({}, settings)
-    if processes < 1 or threads_per_process < 1:
-        raise SampleError(f"processes={processes}, threads_per_process={threads_per_process}: expected at least 1")
+    if executor is None:
+        check_size(processes, threads_per_process)
     inputs = [molecules] if isinstance(molecules, str | Path | Atoms) else list(molecules)
     folder = Path(out)
-    _check_folder(folder, inputs)
+    results = (FRAMES_FILE, REPORT_FILE, SKIPPED_FILE)
+    paths = [None if isinstance(given, Atoms) else given for given in inputs]
+    check_outputs([folder / name for name in results], paths, force)
     method = method_for(settings.method)
     tasks, skipped = _tasks(inputs, settings, method)
-    with Journal(folder / JOURNAL_FILE, _identity(settings, method)) as journal:
+    with (
+        claim_folder(folder, results),
+        Journal(folder / JOURNAL_FILE, _identity(settings, method)) as journal,
+    ):
         missing = [task for task in tasks if not journal.is_done(task.key, retry_failed=retry_failed)]
         pool = (
             ProcessPool(method, min(processes, max(len(missing), 1)), threads_per_process)
@@ -119,30 +130,12 @@ def sample(
             else ExternalExecutor(executor, method)
         )
         done = len(tasks) - len(missing)
-        bar = tqdm(total=len(tasks), initial=done, unit="molecule", desc="sampling", disable=not progress)
+        bar = progress_bar(progress, total=len(tasks), initial=done, unit="molecule", desc="sampling")
         with bar, pool:
             for task, outcome in outcomes(iter(missing), pool):
                 journal.add(task.key, outcome)
                 bar.update()
         return _write_results(folder, tasks, skipped, settings, journal)
-
-
-def _check_folder(folder: Path, inputs: Sequence[str | Path | Atoms]) -> None:
-    """Refuse to overwrite what is not of a run.
-
-    Raises:
-        SampleError: It is a file, has frames without a journal, or an input is one of its results.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise SampleError(f"--out {folder} is a file; give a folder")
-    results = [folder / name for name in (FRAMES_FILE, REPORT_FILE, SKIPPED_FILE)]
-    for given in inputs:
-        path = Path() if isinstance(given, Atoms) else Path(given)
-        if exists(path) and any(result.exists() and result.samefile(path) for result in results):
-            raise SampleError(f"{path} would be overwritten, as a result of this run; give another --out")
-    for result in results:
-        if result.exists() and not (folder / JOURNAL_FILE).exists():
-            raise SampleError(f"{result} exists already, without a journal of sampling; give another --out")
 
 
 def _identity(settings: SampleSettings, method: Method) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 from pydantic import Field
-from tqdm import tqdm
 
 from ponita_ff.files import write_atomically
+from ponita_ff.locks import Lock
+from ponita_ff.outputs import claim_folder
+from ponita_ff.progress import progress_bar
 from ponita_ff.provenance import weights_hash
 from ponita_ff.settings import Section
 from ponita_ff.simulate.frames import as_traj_keeps_it, spread_of, with_results
@@ -41,9 +43,11 @@ __all__ = [
     "SimulationError",
     "draw_momenta",
     "hold_centre",
+    "is_started",
     "langevin",
     "make_dynamics",
     "read_log",
+    "run_files",
     "run_md",
     "steps_of",
 ]
@@ -266,9 +270,22 @@ def run_md(atoms: Atoms, settings: MdSettings, out: Path, progress: bool = True)
         SimulationError: For what cannot be run, and for a run that ended before its time: a broken bond, forces that
             are not finite, a committee beyond its limit. The files then show what led there.
         RestartError: Where ``out`` holds a run of something else, or damaged files.
+        LockedError: If another run is using the folder.
         OSError: For files that cannot be written.
     """
-    return _Run(atoms, settings, out).run(progress)
+    run = _Run(atoms, settings, out)
+    with claim_folder(out, run_files(settings)) as lock:
+        return run.run(progress, lock)
+
+
+def is_started(out: Path) -> bool:
+    """Whether a folder holds a run that can go on."""
+    return (out / STATE_FILE).is_file()
+
+
+def run_files(settings: MdSettings) -> tuple[str, ...]:
+    """Names of the files that a run writes into its folder."""
+    return (f"trajectory.{settings.trajectory}", LOG_FILE, PICTURE_FILE, FINAL_FILE, STATE_FILE)
 
 
 class _Run:
@@ -289,8 +306,9 @@ class _Run:
         self.step = 0
         self.open_files: list[Any] = []
 
-    def run(self, progress: bool) -> MdResult:
-        """All that is left to do."""
+    def run(self, progress: bool, lock: Lock) -> MdResult:
+        """All that is left to do; the lock is that of the folder."""
+        self.lock = lock
         out, settings = self.out, self.settings
         state = State.load(out / STATE_FILE) if (out / STATE_FILE).exists() else None
         if state is not None:
@@ -372,13 +390,8 @@ class _Run:
         log_every, frame_every = settings.interval(settings.log_every), settings.interval(settings.frame_every)
         state_every = settings.interval(settings.state_every)
         name = settings.ensemble.upper()
-        with tqdm(
-            total=total,
-            initial=min(self.step, total),
-            desc=name,
-            unit="step",
-            disable=not progress or self.step >= total,
-        ) as bar:
+        show = progress and self.step < total
+        with progress_bar(show, total=total, initial=min(self.step, total), desc=name, unit="step") as bar:
             while self.step < total:
                 ahead = min(
                     total, *(every * (self.step // every + 1) for every in (log_every, frame_every, state_every))
@@ -483,6 +496,7 @@ class _Run:
 
     def _save(self) -> None:
         """Put all files on the disk, then the state that marks how far they go."""
+        self.lock.check()
         self._close()
         State(
             identity=self._identity(),

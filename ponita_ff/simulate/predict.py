@@ -17,13 +17,25 @@ from ponita_ff.data.structures import iter_structures
 from ponita_ff.files import write_atomically
 from ponita_ff.potential.domain_watch import domain_distances, domains_of, familiarity
 from ponita_ff.potential.potential import Potential
+from ponita_ff.provenance import package_versions
 from ponita_ff.simulate.frames import as_traj_keeps_it, with_results
 from ponita_ff.uncertainty import Calibration
 
-__all__ = ["FORMATS", "PredictionError", "check_format", "predict_frames", "read_structures", "write_structures"]
+__all__ = [
+    "FORMATS",
+    "PredictionError",
+    "check_format",
+    "is_prediction",
+    "predict_frames",
+    "read_structures",
+    "write_structures",
+]
 
 #: Formats that hold all predictions, by suffix: ASE's names of them.
 FORMATS = {".xyz": "extxyz", ".extxyz": "extxyz", ".traj": "traj"}
+
+#: Comment of every predicted structure: by which version.
+_MARK = "predicted_by"
 
 #: Structures that are given to the potentials at once; they make their own batches of these.
 _CHUNK = 256
@@ -57,6 +69,15 @@ def check_format(path: Path) -> str:
     if path.suffix not in FORMATS:
         raise PredictionError(f"{path}: give a file that ends in one of {', '.join(FORMATS)}")
     return FORMATS[path.suffix]
+
+
+def is_prediction(path: Path) -> bool:
+    """Whether a file was written by :func:`write_structures` of this package's predictions."""
+    try:
+        first = ase.io.read(path, index=0, format=check_format(path), do_not_split_by_at_sign=True)
+    except Exception:  # ASE's readers raise anything
+        return False
+    return isinstance(first, Atoms) and str(first.info.get(_MARK, "")).startswith("ponita-ff")
 
 
 def write_structures(path: Path, frames: Sequence[Atoms]) -> None:
@@ -170,6 +191,7 @@ def _with_results(
         results["energy_std"] = factors[0] * float(energies.std())
         results["forces_std"] = factors[1] * forces.std(axis=0)
     frame = with_results(atoms, results)
+    frame.info[_MARK] = f"ponita-ff {package_versions().get('ponita-ff', '')}".strip()
     frame.set_constraint()
     return frame
 

@@ -20,21 +20,23 @@ from ase.optimize.optimize import Optimizer
 from ase.outputs import all_outputs
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ponita_ff.files import write_atomically, write_text
+from ponita_ff.outputs import claim_folder
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate.frames import as_traj_keeps_it, spread_of, with_results
 from ponita_ff.simulate.plots import COLOURS, formula_text, picture
 from ponita_ff.structure.bonds import BOND_CHANGE_LIMIT, find_bonds
 from ponita_ff.structure.rigid import FixRigidMotion
 
-__all__ = ["OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
+__all__ = ["FILES", "OPTIMISERS", "Relaxation", "optimise", "plot_relaxation", "relax_structure"]
 
 #: Optimisers by name; the first is the default.
 OPTIMISERS: dict[str, type[Optimizer]] = {"BFGS": BFGS, "LBFGS": LBFGS, "FIRE2": FIRE2}
 
 #: In the folder of a relaxation.
 TRAJECTORY_FILE, STRUCTURE_FILE, LOG_FILE, PICTURE_FILE = "relax.traj", "relaxed.xyz", "log.csv", "relax.png"
+FILES = (TRAJECTORY_FILE, STRUCTURE_FILE, LOG_FILE, PICTURE_FILE)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def optimise(
         TrajectoryWriter(trajectory, "w") as frames,
         _rigid_motion_held(atoms, free),
         optimiser(system, logfile=None) as dynamics,
-        tqdm(total=steps, desc=name, unit="step", disable=not progress) as bar,
+        progress_bar(progress, total=steps, desc=name, unit="step") as bar,
     ):
         dynamics.attach(lambda: frames.write(as_traj_keeps_it(_frame(atoms, free))))
         for done in dynamics.irun(fmax=fmax, steps=steps):
@@ -172,15 +174,18 @@ def relax_structure(
 
     Raises:
         ValueError: As :func:`optimise`.
+        LockedError: If another run is using the folder.
         OSError: For files that cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    done = optimise(atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress)
-    write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, _frame(atoms), format="extxyz"))
-    write_text(out / LOG_FILE, _table(done, cell))
-    plot_relaxation(
-        done, fmax, out / PICTURE_FILE, f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"
-    )
+    title = f"Relaxation of {formula_text(atoms.get_chemical_formula())} with {optimiser}"
+    with claim_folder(out, FILES) as lock:
+        done = optimise(
+            atoms, OPTIMISERS[optimiser], fmax, steps, out / TRAJECTORY_FILE, cell, pressure, progress=progress
+        )
+        lock.check()
+        write_atomically(out / STRUCTURE_FILE, lambda path: ase.io.write(path, _frame(atoms), format="extxyz"))
+        write_text(out / LOG_FILE, _table(done, cell))
+        plot_relaxation(done, fmax, out / PICTURE_FILE, title)
     return done
 
 

@@ -35,7 +35,7 @@ _NEIGHBOUR_FRAMES = 100
 _PERIOD_LENGTHS = (2, 8, 8, 18, 18, 32, 32)
 
 
-def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
+def build_potential(config: TrainConfig, frames: Sequence[Frame], log: bool = True) -> Potential:
     """The potential that a run trains, with random weights or those of the potential that it starts from.
 
     Its scale and reference energies are fitted to the frames. Torch's global random state does not change.
@@ -43,6 +43,7 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
     Args:
         config: All settings.
         frames: Training frames.
+        log: Whether to log where reference energies and embeddings are from.
 
     Raises:
         ConfigError: For reference energies, species or a start that do not fit the data or the settings.
@@ -56,7 +57,9 @@ def build_potential(config: TrainConfig, frames: Sequence[Frame]) -> Potential:
         return _random_potential(config, species, sample)
     if config.data.replay:
         species = sorted({*species, *read_header(config.potential.start)["species"]})
-    return _potential_from_start(config, config.potential.start, species, sample)
+    return _potential_from_start(
+        config, config.potential.start, species, sample, logging.INFO if log else logging.DEBUG
+    )
 
 
 def _random_potential(config: TrainConfig, species: list[int], sample: Sequence[Frame]) -> Potential:
@@ -76,7 +79,9 @@ def _random_potential(config: TrainConfig, species: list[int], sample: Sequence[
     return potential.to(getattr(torch, config.dtype))
 
 
-def _potential_from_start(config: TrainConfig, path: Path, species: list[int], sample: Sequence[Frame]) -> Potential:
+def _potential_from_start(
+    config: TrainConfig, path: Path, species: list[int], sample: Sequence[Frame], level: int
+) -> Potential:
     """The potential in a file, for these species only and with reference energies that fit the frames."""
     base = load_potential(path)
     network = _network_of_start(config, base, path)
@@ -92,12 +97,12 @@ def _potential_from_start(config: TrainConfig, path: Path, species: list[int], s
     new_elements = [z for z in species if z not in base.species]
     for z in new_elements:
         nearest = chemical_symbols[_nearest_element(z, base.species)]
-        logger.info(
-            "%s does not know %s; its embedding starts from that of %s", path.name, chemical_symbols[z], nearest
+        logger.log(
+            level, "%s does not know %s; its embedding starts from that of %s", path.name, chemical_symbols[z], nearest
         )
     origin = _shift_reference_energies(potential, config, sample, new_elements, base, path)
     potential.metadata["reference_energies_from"] = origin
-    logger.info("reference energies: %s", origin)
+    logger.log(level, "reference energies: %s", origin)
     return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)
 
 

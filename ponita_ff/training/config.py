@@ -311,11 +311,21 @@ class TrainConfig(Section):
         values = rename_settings(read_yaml(path, "data: {path: FILE}"), str(path))
         overrides = rename_overrides(overrides or {})
         config = cls.from_mapping(with_changes(values, overrides, str(path)), str(path))
-        config._resolve_paths(path.parent, set(overrides))
-        return config
+        return config._with_paths_from(path.parent, set(overrides))
 
-    def _resolve_paths(self, folder: Path, overridden: set[str]) -> None:
-        """Make all paths absolute: relative to ``folder``, or to the working directory for overridden fields."""
+    @property
+    def inputs(self) -> list[Path]:
+        """All files that a run reads."""
+        data, potential = self.data, self.potential
+        files = [*data.files, *data.test_files, *data.extra_train, *data.replay]
+        return files + [path for path in (potential.start, potential.reference_energies) if isinstance(path, Path)]
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same settings with absolute paths; relative ones start at the working directory."""
+        return self._with_paths_from(Path(), set())
+
+    def _with_paths_from(self, folder: Path, overridden: set[str]) -> TrainConfig:
+        """Absolute paths: relative ones start at ``folder``, those of overridden fields at the working directory."""
 
         def resolve(path: Path, field: str) -> Path:
             return ((Path() if field in overridden else folder) / path).resolve()
@@ -323,7 +333,7 @@ class TrainConfig(Section):
         def resolve_files(files: Path | list[Path], field: str) -> Path | list[Path]:
             return [resolve(path, field) for path in files] if isinstance(files, list) else resolve(files, field)
 
-        data, potential = self.data, self.potential
+        data, potential = self.data.model_copy(), self.potential.model_copy()
         data.path = resolve_files(data.path, "data.path")
         if data.test is not None:
             data.test = resolve_files(data.test, "data.test")
@@ -333,6 +343,7 @@ class TrainConfig(Section):
             potential.start = resolve(potential.start, "potential.start")
         if isinstance(potential.reference_energies, Path):
             potential.reference_energies = resolve(potential.reference_energies, "potential.reference_energies")
+        return self.model_copy(update={"data": data, "potential": potential})
 
     def stages(self, out: Path) -> list[tuple[TrainConfig, Path]]:
         """The stages of the run, each with its folder.

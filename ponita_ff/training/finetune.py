@@ -22,7 +22,7 @@ from ponita_ff.training.config import POTENTIAL_FILE, ConfigError, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate
 from ponita_ff.training.legacy import rename_overrides
 from ponita_ff.training.replay import with_reference_energies_of
-from ponita_ff.training.run import TrainingData, prepare_data, train
+from ponita_ff.training.run import RunFolder, TrainingData, finished_potential, run_folder, train_in
 
 __all__ = ["REPLAY_FILE", "ErrorChange", "finetune", "finetune_config"]
 
@@ -106,7 +106,8 @@ def finetune_config(
     }
     if test:
         settings["data"]["test"] = [str(file) for file in test]
-    return TrainConfig.from_mapping(with_changes(settings, rename_overrides(overrides or {})), "these settings")
+    changed = with_changes(settings, rename_overrides(overrides or {}))
+    return TrainConfig.from_mapping(changed, "these settings").with_absolute_paths()
 
 
 def _schedule(frames: int) -> dict[str, Any]:
@@ -122,7 +123,9 @@ def _schedule(frames: int) -> dict[str, Any]:
     }
 
 
-def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: bool = True) -> list[ErrorChange]:
+def finetune(
+    config: TrainConfig, out: Path, resume: bool = False, progress: bool = True, force: bool = False
+) -> list[ErrorChange]:
     """Train from ``config.potential.start`` and measure errors before and after.
 
     Args:
@@ -130,6 +133,7 @@ def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: boo
         out: Folder of the run. Its ``potential.safetensors`` records the start and the errors before and after.
         resume: Continue from the checkpoint in the folder.
         progress: Whether to show a progress bar.
+        force: As of :func:`ponita_ff.training.run.train`.
 
     Returns:
         Errors before and after on the new frames and on the replay holdout.
@@ -142,33 +146,46 @@ def finetune(config: TrainConfig, out: Path, resume: bool = False, progress: boo
     """
     if config.potential.start is None:
         raise ConfigError("fine-tuning needs potential.start, a potential to start from")
+    config = config.with_absolute_paths()
+    with run_folder(config, out, resume, force) as folder:
+        if resume and (done := finished_potential(config, out)) and "finetuning" in done.metadata:
+            return [ErrorChange(**change) for change in done.metadata["finetuning"]]
+        return _finetune(config, folder, resume, progress)
+
+
+def _finetune(config: TrainConfig, folder: RunFolder, resume: bool, progress: bool) -> list[ErrorChange]:
     if not config.data.replay:
         logger.warning(
             "no frames to replay (data.replay): the potential will forget what %s was trained on, and how much it "
             "forgets is not measured",
-            config.potential.start.name,
+            config.potential.start and config.potential.start.name,
         )
-    data = prepare_data(config.data, out)
-    before = _errors(build_potential(config, data.train), config.potential.start, data)
-    train(config, out, resume, progress)
-    potential = load_potential(out / POTENTIAL_FILE)
-    after = _errors(potential, config.potential.start, data)
+    measured: list[tuple[TrainingData, dict[str, Errors]]] = []
+
+    def measure(data: TrainingData) -> None:
+        measured.append((data, _errors(build_potential(config, data.train, log=False), config, data)))
+
+    train_in(folder, config, resume, progress, measure)
+    potential = load_potential(folder.path / POTENTIAL_FILE)
+    ((data, before),) = measured
+    after = _errors(potential, config, data)
     changes = [
         ErrorChange(name, old.frames, old.energy_mae, after[name].energy_mae, old.forces_mae, after[name].forces_mae)
         for name, old in before.items()
     ]
     potential.metadata["finetuning"] = [asdict(change) for change in changes]
-    save_potential(potential, out / POTENTIAL_FILE)
-    write_json(out / "report.json", potential.metadata)
+    save_potential(potential, folder.path / POTENTIAL_FILE)
+    write_json(folder.path / "report.json", potential.metadata)
     return changes
 
 
-def _errors(potential: Potential, start: Path, data: TrainingData) -> dict[str, Errors]:
+def _errors(potential: Potential, config: TrainConfig, data: TrainingData) -> dict[str, Errors]:
     """Errors by the name of the frames; replayed ones are compared relative to the potential's reference energies."""
     frames_by_name: dict[str, Sequence[Frame]] = {"new: validation": data.validation}
     if len(data.test):
         frames_by_name["new: test"] = data.test
-    if len(data.replay_holdout):
-        holdout = with_reference_energies_of(potential, data.replay_holdout, load_potential(start))
+    if len(data.replay_holdout) and config.potential.start is not None:
+        start = load_potential(config.potential.start)
+        holdout = with_reference_energies_of(potential, data.replay_holdout, start)
         frames_by_name["replay holdout"] = holdout
     return {name: evaluate(potential, frames).errors for name, frames in frames_by_name.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,9 +59,24 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(torch.distributed.get_rank(), world_size)
+        processes = Processes(torch.distributed.get_rank(), world_size)
+        with _logging_of(processes):
+            yield processes
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _logging_of(processes: Processes) -> Iterator[None]:
+    """Let only the main process log: the others would say all of it again."""
+    logger = logging.getLogger("ponita_ff")
+    level = logger.level
+    if not processes.is_main:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def balance(sizes: Sequence[int], num_processes: int) -> list[list[int]]:

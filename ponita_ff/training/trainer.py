@@ -9,9 +9,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from ponita_ff.data import Frame, frame_sizes
 from ponita_ff.files import write_atomically
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.potential import Potential
+from ponita_ff.progress import progress_bar
+from ponita_ff.signals import StopRequest, stop_between_steps
 from ponita_ff.structure.graph import Graph, batch_graphs
+from ponita_ff.training.checkpoint import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
 from ponita_ff.training.config import CHECKPOINT_FILE, LossConfig, TrainConfig
 from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_graph
 from ponita_ff.training.learning_rate_multipliers import learning_rate_multipliers
@@ -33,15 +36,18 @@ from ponita_ff.training.optimisers import FlatWeights, Optimiser
 from ponita_ff.training.parallel import Processes, balance
 from ponita_ff.training.step import LossTerms, TrainingStep
 
-__all__ = ["Trainer", "read_metrics", "validation_score"]
+__all__ = ["Trainer", "TrainerState", "read_metrics", "saved_config", "validation_score"]
 
 logger = logging.getLogger(__name__)
 
 #: Graphs are cached if there are at most this many frames.
 _MAX_CACHED_FRAMES = 20_000
 
-#: Version of the checkpoint file; a change of its contents or of the names of weights needs a new one.
-_CHECKPOINT_VERSION = 4
+#: Longest time between two checkpoints, s, however slow the steps are.
+_CHECKPOINT_INTERVAL = 60.0
+
+#: Stands for the fraction of a run that is to be stopped; fractions by time may be a little above 1.
+_STOPPED = math.inf
 
 _METRICS_FILE = "metrics.csv"
 
@@ -150,7 +156,7 @@ def _rotate_structures(graph: Graph, rotations: Tensor) -> None:
 
 
 @dataclass
-class _TrainerState:
+class TrainerState:
     """Progress of a run.
 
     Attributes:
@@ -179,6 +185,7 @@ class Trainer:
         out: Folder for checkpoint, logs and results; created if missing.
         progress: Whether to show a progress bar.
         processes: Processes that train together, each on its shard of every batch. The main one validates and writes.
+        check_folder: Called before the folder is written; raises if it is no longer this run's.
 
     Attributes:
         ema_potential: Potential with the exponential moving average of the weights; it is validated and written out.
@@ -196,8 +203,10 @@ class Trainer:
         out: Path,
         progress: bool = True,
         processes: Processes | None = None,
+        check_folder: Callable[[], object] = lambda: None,
     ) -> None:
         self.processes = processes or Processes()
+        self._check_folder = check_folder
         self.potential, self.config, self.out = potential, config, out
         self.progress = progress and self.processes.is_main
         self.validation = validation
@@ -213,9 +222,10 @@ class Trainer:
             settings.muon_lr_multiplier,
         )
         self.ema_weights = FlatWeights(self.ema_potential, self.optimiser.matrices)
-        self.state = _TrainerState()
+        self.state = TrainerState()
         self.training_step = TrainingStep(potential, config.loss, config.backend)
-        self._session_start = 0.0
+        self._session_start = self._last_checkpoint = 0.0
+        self._finished = False
         self._best_weights: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ schedule
@@ -257,40 +267,61 @@ class Trainer:
     def run(self) -> Potential:
         """Train to the end.
 
+        A stop signal ends it after the present step with a checkpoint, from which it goes on as if never stopped.
+
         Returns:
             The averaged potential; after early stopping, the best one.
 
         Raises:
             FloatingPointError: If the loss is no longer finite; the last checkpoint is intact.
             OSError: If the folder cannot be written.
+            KeyboardInterrupt: After a stop signal, with a checkpoint of the last step.
         """
         settings = self.config.optimiser
-        self._session_start = time.monotonic()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._session_start = self._last_checkpoint = time.monotonic()
         sampler = _BatchSampler(
             self.dataset.frames, settings.batch_size, self.config.seed, self.state.step, self.processes
         )
         loader = self._loader(sampler)
-        bar = tqdm(total=1000, disable=not self.progress, bar_format="{percentage:5.1f}% |{bar}| {desc}")
-        stopped_early = False
-        with bar, _MetricsLog(self.out, self.state.step) if self.processes.is_main else nullcontext() as log:
-            while (fraction := self._common_fraction(stopped_early)) < 1.0:
+        bar = progress_bar(self.progress, total=1000, bar_format="{percentage:5.1f}% |{bar}| {desc}")
+        metrics = _MetricsLog(self.out, self.state.step) if self.processes.is_main else nullcontext()
+        ended = self._finished and self._patience_exhausted()
+        with bar, metrics as log, stop_between_steps() as stop:
+            while (fraction := self._common_fraction(ended, stop)) < 1.0:
                 learning_rate = self.learning_rate(fraction)
-                terms = self._train_step(next(loader), sampler.shard(self.state.step), learning_rate)
+                terms = self._train_step(self._next_batch(loader, stop), sampler.shard(self.state.step), learning_rate)
                 self.state.step += 1
                 if log is None:
                     continue
                 done = self._fraction_done() >= 1.0
                 if self.state.step % settings.validate_every == 0 or done:
-                    stopped_early = self._validate(log, terms, learning_rate)
-                if self.state.step % settings.checkpoint_every == 0:
+                    ended = self._validate(log, terms, learning_rate)
+                if self._checkpoint_is_due():
                     self.save_checkpoint()
                 if self.state.step % _PROGRESS_INTERVAL == 0 or done:
                     self._update_progress(bar, fraction, terms)
+            self._finished = fraction < _STOPPED
             if self.processes.is_main:
                 self.save_checkpoint()
-        if stopped_early and self._best_weights is not None:
+            if not self._finished:
+                raise stop.error()
+        if ended and self._best_weights is not None:
             self.ema_potential.load_state_dict(self._best_weights)
         return self.ema_potential
+
+    def _checkpoint_is_due(self) -> bool:
+        by_steps = self.state.step % self.config.optimiser.checkpoint_every == 0
+        return by_steps or time.monotonic() - self._last_checkpoint >= _CHECKPOINT_INTERVAL
+
+    def _next_batch(self, loader: Iterator[Graph], stop: StopRequest) -> Graph:
+        try:
+            return next(loader)
+        except RuntimeError:
+            # The signal was sent to the whole group, and a process that prepares batches has ended by it.
+            if stop.number is not None and self.config.workers:
+                raise stop.error() from None
+            raise
 
     def _loader(self, sampler: _BatchSampler) -> Iterator[Graph]:
         loader = DataLoader(
@@ -302,12 +333,14 @@ class Trainer:
         )
         return iter(loader)
 
-    def _common_fraction(self, stopped_early: bool) -> float:
-        """Fraction of the run that is done, 1 after early stopping.
+    def _common_fraction(self, ended: bool, stop: StopRequest) -> float:
+        """Fraction of the run that is done, 1 after early stopping, :data:`_STOPPED` after a stop signal.
 
         It is that of the main process, so that all processes end at the same step.
         """
-        fraction = 1.0 if stopped_early else self._fraction_done()
+        fraction = 1.0 if ended else self._fraction_done()
+        if fraction < 1.0 and stop.number is not None:
+            fraction = _STOPPED
         if self.processes.world_size == 1:
             return fraction
         common = torch.tensor(fraction, dtype=torch.float64, device=self.potential.device)
@@ -343,6 +376,7 @@ class Trainer:
         Returns:
             Whether to stop early.
         """
+        self._check_folder()
         errors = evaluate(self.ema_potential, self.validation).errors
         score = validation_score(errors, self.config.loss)
         if score < self.state.best_score:
@@ -360,15 +394,15 @@ class Trainer:
         }
         self.state.history.append(row)
         log.write(row)
-        return self._patience_exhausted()
+        if not self._patience_exhausted():
+            return False
+        logger.info("no better validation in a while (optimiser.patience): stopping early at step %d", self.state.step)
+        return True
 
     def _patience_exhausted(self) -> bool:
         settings = self.config.optimiser
         without_improvement = (self.state.step - self.state.best_step) // settings.validate_every
-        if settings.patience is None or without_improvement < settings.patience:
-            return False
-        logger.info("no improvement in %d validations: stopping early at step %d", without_improvement, self.state.step)
-        return True
+        return settings.patience is not None and without_improvement >= settings.patience
 
     def _update_progress(self, bar: tqdm[Any], fraction: float, terms: LossTerms) -> None:
         bar.n = round(1000 * min(fraction, 1.0))
@@ -410,45 +444,70 @@ class Trainer:
 
         Raises:
             FloatingPointError: If a weight is not finite; the old checkpoint is intact.
-            OSError: With the reason (full disk, no permission); the old checkpoint is intact.
+            OSError: With the reason (full disk, no permission, deleted folder); the old checkpoint is intact.
         """
         self._check_finite()
-        content = {
-            "version": _CHECKPOINT_VERSION,
+        self._check_folder()
+        state = self.state
+        content: Checkpoint = {
             "config": self.config.model_dump_json(),
             "potential": self.potential.state_dict(),
             "ema_potential": self.ema_potential.state_dict(),
             "best_weights": self._best_weights,
             "optimiser": self.optimiser.state_dict(),
-            "state": asdict(replace(self.state, elapsed=self.elapsed_seconds)),
+            "state": {
+                "step": state.step,
+                "elapsed": self.elapsed_seconds,
+                "best_score": state.best_score,
+                "best_step": state.best_step,
+                "history": state.history,
+            },
+            "finished": self._finished,
         }
-        write_atomically(self.checkpoint_path, lambda path: torch.save(content, path))
+        write_checkpoint(self.checkpoint_path, content)
+        self._last_checkpoint = time.monotonic()
 
     def load_checkpoint(self) -> None:
         """Continue from the checkpoint in the folder.
 
         Raises:
-            ValueError: If the file is missing or damaged, or belongs to another version or to other settings.
+            CheckpointError: If the file is damaged or belongs to another version.
+            ValueError: If it is missing or belongs to other settings.
         """
         path = self.checkpoint_path
         try:
-            content = torch.load(path, map_location=self.potential.device, weights_only=True)
-            state = content["state"]
+            content = read_checkpoint(path, self.potential.device)
         except FileNotFoundError:
             raise ValueError(f"nothing to resume: there is no {path}") from None
-        except Exception as error:  # a damaged archive fails in many ways
-            raise ValueError(f"{path} is not a complete training checkpoint: {error}") from None
-        if content.get("version") != _CHECKPOINT_VERSION:
-            raise ValueError(
-                f"{path} was made by another version of ponita_ff: finish the run with that version, or start a new one"
-            )
-        if not self.config.can_resume(TrainConfig.from_mapping(json.loads(content["config"]), str(path))):
+        before = saved_config(content, path)
+        if not self.config.can_resume(before):
             raise ValueError(f"{path} was made with other settings; resume with the config.yaml beside it")
-        self.potential.load_state_dict(content["potential"])
-        self.ema_potential.load_state_dict(content["ema_potential"])
-        self.optimiser.load_state_dict(content["optimiser"])
+        try:
+            self.potential.load_state_dict(content["potential"])
+            self.ema_potential.load_state_dict(content["ema_potential"])
+            self.optimiser.load_state_dict(content["optimiser"])
+        except Exception as error:  # torch's optimisers raise anything for what they did not write
+            raise CheckpointError(f"{path} does not fit its own settings: {error}") from None
         self._best_weights = content["best_weights"]
-        self.state = _TrainerState(**state)
+        self.state = TrainerState(**content["state"])
+        # A run that has stopped early goes on only if it is asked for more.
+        self._finished = content["finished"] and before.optimiser == self.config.optimiser
+
+
+def saved_config(content: Checkpoint, path: Path) -> TrainConfig:
+    """The settings that a checkpoint was made with.
+
+    Args:
+        content: The checkpoint.
+        path: Its file, for messages.
+
+    Raises:
+        CheckpointError: If they are no settings.
+    """
+    try:
+        return TrainConfig.from_mapping(json.loads(content["config"]), str(path)).with_absolute_paths()
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a training checkpoint: {error}") from None
 
 
 def validation_score(errors: Errors, loss: LossConfig) -> float:
@@ -469,11 +528,25 @@ def _duration(seconds: float) -> str:
 
 
 def read_metrics(out: Path) -> list[dict[str, float]]:
-    """Rows of ``metrics.csv`` in the folder of a run; none if there is no such file."""
-    if not (out / _METRICS_FILE).exists():
+    """Rows of ``metrics.csv`` in the folder of a run; none if there is no such file.
+
+    Raises:
+        ValueError: Naming the file and line, if it is not such a table.
+    """
+    path = out / _METRICS_FILE
+    if not path.exists():
         return []
-    with (out / _METRICS_FILE).open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    rows: list[dict[str, float]] = []
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            for row in csv.DictReader(file):
+                rows.append({name: float(value) for name, value in row.items()})
+                rows[-1]["step"]
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise ValueError(
+                f"{path}, line {len(rows) + 2}: not a row of numbers; delete that line, or move the file away"
+            ) from None
+    return rows
 
 
 class _MetricsLog:
@@ -495,8 +568,9 @@ class _MetricsLog:
         self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(OSError) if kind else nullcontext():  # of a full disk, for the second time
+            self.writer.close()
 
     def write(self, row: dict[str, float]) -> None:
         """Add a row to both logs."""
@@ -508,7 +582,7 @@ class _MetricsLog:
                 writer.writeheader()
                 writer.writerows(self.rows)
 
-        write_atomically(self.path, dump)
+        write_atomically(self.path, dump, make_folder=False)
         for name, value in row.items():
             if name != "step":
                 self.writer.add_scalar(name, value, int(row["step"]))

@@ -367,7 +367,7 @@ def test_potentials_are_listed() -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert re.fullmatch(
-        r"ethanol-rmd17 +H C O +PBE/def2-SVP +950 +3\.28 +0\.66", next(x for x in lines if "ethanol" in x)
+        r"ethanol-rmd17 +H C O +PBE/def2-SVP +950 +3\.28 +0\.68", next(x for x in lines if "ethanol" in x)
     )
     facts = {fact["name"]: fact for fact in json.loads(call("potentials", "--json").output)}
     assert len(facts) == len(lines) - 2

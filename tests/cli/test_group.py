@@ -16,6 +16,7 @@ from ponita_ff.backends.predictor import BACKENDS
 from ponita_ff.cli import main, options
 from ponita_ff.cli.group import ALIASES, COMMANDS, Command, UserErrorExit2
 from ponita_ff.potential.device import DTYPES
+from ponita_ff.signals import Terminated
 
 CONTEXT = click.Context(main)
 
@@ -60,6 +61,7 @@ def test_every_command_says_what_it_does(name: str) -> None:
         ("threads", "predict relax md evaluate audit train finetune explore calibrate compile"),
         ("no_progress", "predict relax md evaluate audit train finetune sample label explore"),
         ("energy_unit", "evaluate audit calibrate"),
+        ("force", "predict relax md evaluate audit train finetune sample label explore calibrate import compile"),
         ("length_unit", "evaluate audit calibrate"),
         ("out", "predict relax md evaluate audit train finetune sample label explore calibrate download"),
     ],
@@ -183,8 +185,10 @@ def test_numbers_of_threads_that_no_machine_has(number: str) -> None:
 
 
 def test_a_stop_says_how_to_go_on() -> None:
-    result = run_failing(KeyboardInterrupt(), "--out", "here", stopped="stopped; {out} goes on")
-    assert (result.exit_code, result.output) == (1, "Error: stopped; here goes on\n")
+    for error, code in ((KeyboardInterrupt(), 130), (Terminated(), 143)):
+        for mistake in (click.ClickException, UserErrorExit2):
+            result = run_failing(error, "--out", "here", stopped="stopped; {out} goes on", mistake=mistake)
+            assert (result.exit_code, result.output) == (code, "Error: stopped; here goes on\n")
 
 
 @pytest.mark.parametrize(

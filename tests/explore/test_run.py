@@ -307,6 +307,22 @@ def test_other_settings_are_refused(base: Path, whole: Whole) -> None:
         explore([], base, ExploreSettings.from_mapping(whole.values), whole.out)
 
 
+@pytest.mark.parametrize(
+    "wrong", ["no JSON", "[]", '{"uncertainties": [0.1], "times": ["1"], "stopped": 0}', '{"uncertainties": [0.1]}']
+)
+def test_dynamics_that_are_damaged_are_named(wrong: str, tmp_path: Path) -> None:
+    path = tmp_path / "dynamics.json"
+    path.write_text(wrong, encoding="utf-8")
+    with pytest.raises(ExploreError, match=r"dynamics\.json is damaged; delete it to run the dynamics again"):
+        explore_run._read_dynamics(path)
+
+
+def test_settings_that_are_damaged_are_named(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("no JSON", encoding="utf-8")
+    with pytest.raises(ExploreError, match=r"settings\.json holds no settings of an exploration"):
+        run(base, values, tmp_path)
+
+
 def test_an_exploration_begun_by_an_earlier_version_is_continued(base: Path, whole: Whole, tmp_path: Path) -> None:
     """Its settings and files have other names."""
     out = tmp_path / "out"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +16,14 @@ from label_calculators import make_frames
 from ponita_ff.labels import LabelError, Method, find_method
 from ponita_ff.labels.journal import Journal, frame_key, journal_path
 from ponita_ff.labels.worker import Failure, Labels
+from ponita_ff.locks import LockedError
 
 METHOD = find_method("gfn2-xtb", charge=1)
 
 
 def open_journal(path: Path, frames: list[Atoms], method: Method = METHOD) -> Journal:
     """For some frames."""
-    return Journal(path, method, [frame_key(atoms, method) for atoms in frames], "frames.xyz")
+    return Journal(path, method, frames, "frames.xyz")
 
 
 def some_labels(stress: bool) -> Labels:
@@ -80,10 +84,9 @@ def test_another_charge_is_another_method(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_share_a_journal(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     with (
         open_journal(tmp_path / "journal", make_frames(2)),
-        pytest.raises(LabelError, match="another run is using this journal"),
+        pytest.raises(LockedError, match=rf"another run is using the journal .*: process {os.getpid()} on "),
     ):
         open_journal(tmp_path / "journal", make_frames(2))
 
@@ -103,15 +106,118 @@ def test_what_is_no_journal_is_left_alone(text: str, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == text
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
+def three_lines(path: Path) -> list[bytes]:
+    """A journal of three labelled crystals: its header, and a line for each."""
     with open_journal(path, make_frames(3)) as journal:
         for number in range(3):
-            journal.add(number, some_labels(False))
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:2], b"\0" * 20 + b"\n", lines[3]]))
-    with pytest.raises(LabelError, match=r"line 3: damaged, not a JSON object; delete that line"):
-        open_journal(path, make_frames(3))
+            journal.add(number, some_labels(True))
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda line: b"\0" * 20 + b"\n", "damaged, not a JSON object"),
+        (lambda line: line.replace(b'"energy": 0', b'"energy": 1'), "damaged, its SHA-256 does not match"),
+        (lambda line: line.replace(b'"frame": 1', b'"frame": 2'), "damaged, its SHA-256 does not match"),
+        (lambda line: line.replace(b'"sha256": "', b'"sha256": "0'), "damaged, its SHA-256 does not match"),
+        (lambda line: line[: len(line) // 2] + b"\n" + line[len(line) // 2 :], "damaged, not a JSON object"),
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_told_and_labelled_again(
+    damage: Callable[[bytes], bytes], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    lines = three_lines(path)
+    damaged = damage(lines[2])
+    assert damaged != lines[2]
+    path.write_bytes(b"".join([*lines[:2], damaged, lines[3]]))
+    with open_journal(path, make_frames(3)) as journal:
+        assert journal.labelled == [0, 2] and journal.missing() == [1]
+        assert f"journal, line 3: {reason}" in caplog.text and "labelled again" in caplog.text
+        journal.add(1, some_labels(True))
+    with open_journal(path, make_frames(3)) as journal:
+        assert journal.labelled == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 400, 37))
+def test_any_flipped_bit_is_noticed(bit: int, tmp_path: Path) -> None:
+    """The frame counts as not labelled, or the journal is refused: nothing wrong is believed."""
+    path = tmp_path / "journal"
+    lines = three_lines(path)
+    line = bytearray(lines[2])
+    line[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(b"".join([*lines[:2], bytes(line), lines[3]]))
+    with open_journal(path, make_frames(3)) as journal:
+        assert 1 not in journal.labelled and 1 in journal.missing()
+
+
+WRONG: list[dict[str, Any]] = [
+    {"energy": "1.0"},
+    {"energy": None},
+    {"energy": float("nan")},
+    {"energy": True},
+    {"energy": [1.0]},
+    {"forces": [[0.0, 0.0, 0.0]]},
+    {"forces": [[0.0, 0.0]] * 2},
+    {"forces": [[0.0, 0.0, "0"]] * 2},
+    {"forces": [[0.0, 0.0, float("inf")]] * 2},
+    {"forces": None},
+    {"stress": 1.0},
+    {"stress": [0.0] * 6},
+    {"program": 7},
+    {"failed": 3},
+    {"frame": 1.0},
+    {"frame": "1"},
+    {"frame": None},
+    {"key": None},
+    {"further": 1},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_line_of_wrong_types_is_labelled_again(
+    wrong: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In journals of earlier versions, too, which have no checksums."""
+    path = tmp_path / "journal"
+    lines = three_lines(path)
+    record = {name: value for name, value in json.loads(lines[2]).items() if name != "sha256"} | wrong
+    path.write_bytes(b"".join([*lines[:2], json.dumps(record).encode() + b"\n", lines[3]]))
+    with open_journal(path, make_frames(3)) as journal:
+        assert journal.labelled == [0, 2] and journal.missing() == [1]
+    assert "journal, line 3: " in caplog.text and "labelled again" in caplog.text
+
+
+def test_a_journal_without_checksums_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "journal"
+    header, *lines = (json.loads(line) for line in three_lines(path))
+    old = [{name: value for name, value in line.items() if name != "sha256"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *old]), encoding="utf-8")
+    with open_journal(path, make_frames(3)) as journal:
+        assert journal.labelled == [0, 1, 2]
+        np.testing.assert_array_equal(journal.labels(1).forces, some_labels(True).forces)
+    assert caplog.text == ""
+
+
+def test_a_journal_that_was_deleted_meanwhile_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with open_journal(path, make_frames(3)) as journal:
+        journal.add(0, some_labels(False))
+        path.unlink()
+        with pytest.raises(OSError, match=r"cannot write .*journal: it was deleted or replaced meanwhile"):
+            journal.add(1, some_labels(False))
+
+
+def test_labels_that_are_damaged_while_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with open_journal(path, make_frames(3)) as journal:
+        journal.add(0, some_labels(False))
+        with path.open("r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(b"0")
+        with pytest.raises(LabelError, match="the line of frame 0 was damaged meanwhile"):
+            journal.labels(0)
 
 
 def test_the_journal_is_beside_the_file() -> None:

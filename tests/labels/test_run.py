@@ -37,6 +37,7 @@ from label_calculators import (
 from ponita_ff.data import read_frames
 from ponita_ff.labels import LabelError, LabelResult, label_frames
 from ponita_ff.labels.pool import ExternalExecutor
+from ponita_ff.outputs import OutputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,7 +179,7 @@ def test_a_stopped_command_goes_on(how: signal.Signals, frames: list[Atoms], tra
     else:
         process.send_signal(how)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and not out.exists()
+    assert process.returncode == (130 if how == signal.SIGINT else -how) and not out.exists()
     if how == signal.SIGINT:
         sentence = f"the labels so far are in {out}.journal.jsonl, and the same command goes on from there"
         assert sentence in errors.replace("\n", " ") and "Traceback" not in errors
@@ -395,10 +396,33 @@ def test_where_the_labels_must_not_go(frames: list[Atoms], traces: Path, tmp_pat
     source = tmp_path / "frames.xyz"
     ase.io.write(source, frames)
     before = source.read_bytes()
-    with pytest.raises(LabelError, match="is the file of the frames itself"):
-        in_threads(source, spring(traces), source)
-    with pytest.raises(LabelError, match="exists already, without a journal"):
+    for force in (False, True):
+        with pytest.raises(OutputError, match="is an input of this command"):
+            in_threads(source, spring(traces), source, force=force)
+    with pytest.raises(OutputError, match="this program did not write it"):
         in_threads(frames, spring(traces), source)
     with pytest.raises(LabelError, match=r"name the file .xyz or .extxyz"):
         in_threads(frames, spring(traces), tmp_path / "labels.h5")
     assert source.read_bytes() == before
+    in_threads(frames[:2], spring(traces), source, force=True)
+    assert energies(source) == springs(range(2))
+
+
+@pytest.mark.parametrize("many", [{"processes": 1_000_000}, {"threads_per_process": 1_000_000}, {"processes": 0}])
+def test_a_number_of_processes_that_no_machine_has(many: dict[str, int], frames: list[Atoms], tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"--(processes|threads-per-process) \d+: expected 1 to \d+ on this machine"):
+        label_frames(frames, EMT, tmp_path / "out.xyz", **many)  # type: ignore[arg-type]
+
+
+def test_no_more_processes_than_frames(frames: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Pool:
+        def __init__(self, method: Any, processes: int, threads: int) -> None:
+            asked.append(processes)
+            raise LabelError("enough")
+
+    monkeypatch.setattr("ponita_ff.labels.run.ProcessPool", Pool)
+    with pytest.raises(LabelError, match="enough"):
+        label_frames(frames[:3], EMT, tmp_path / "out.xyz", processes=60)
+    assert asked == [3]

@@ -106,12 +106,11 @@ def test_other_files_are_refused(path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_one_run_at_a_time(path: Path) -> None:
-    pytest.importorskip("fcntl")
-    with Journal(path, SETTINGS), pytest.raises(SampleError, match="another run is using this folder"):
-        Journal(path, SETTINGS)
-    with Journal(path, SETTINGS):
-        pass
+def test_a_journal_that_was_deleted_meanwhile_takes_no_more(path: Path) -> None:
+    with Journal(path, SETTINGS) as journal:
+        path.unlink()
+        with pytest.raises(OSError, match=r"cannot write .*journal.jsonl: it was deleted or replaced meanwhile"):
+            journal.add("four", make(4))
 
 
 def test_an_empty_journal_leaves_no_file(tmp_path: Path) -> None:

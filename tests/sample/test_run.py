@@ -24,6 +24,8 @@ from click.testing import CliRunner
 from ponita_ff.cli import main
 from ponita_ff.data.structures import iter_structures
 from ponita_ff.labels import label_frames
+from ponita_ff.locks import LockedError
+from ponita_ff.outputs import OutputError, claim_folder
 from ponita_ff.sample import SampleError, SampleResult, sample
 from ponita_ff.sample.molecules import read_molecules
 
@@ -57,7 +59,7 @@ def structures() -> list[Atoms]:
 
 def run(molecules: Any, out: Path, method: str = METHOD, **changes: Any) -> SampleResult:
     """`sample` without a new process."""
-    options = {name: changes.pop(name) for name in ("retry_failed",) if name in changes}
+    options = {name: changes.pop(name) for name in ("retry_failed", "force") if name in changes}
     settings = {"method": method, **QUICK, **{name.replace("__", "."): value for name, value in changes.items()}}
     with ThreadPoolExecutor(1) as executor:
         return sample(molecules, settings, out, executor=executor, **options)
@@ -245,13 +247,19 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
     mine.parent.mkdir()
     ase.io.write(mine, molecule("H2O"))
     before = mine.read_bytes()
-    with pytest.raises(SampleError, match=r"frames.xyz exists already, without a journal"):
+    with pytest.raises(OutputError, match=r"frames.xyz exists, and this program did not write it"):
         run([molecule("H2O")], tmp_path / "out")
-    with pytest.raises(SampleError, match=r"frames.xyz would be overwritten"):
-        run(mine, tmp_path / "out")
-    with pytest.raises(SampleError, match="is a file; give a folder"):
-        run([molecule("H2O")], mine)
+    with pytest.raises(OutputError, match=r"frames.xyz is an input of this command"):
+        run(mine, tmp_path / "out", force=True)
     assert mine.read_bytes() == before
+    with pytest.raises(OSError, match="cannot write into the folder"):
+        run([molecule("H2O")], mine / "below")
+    assert run([molecule("H2O")], tmp_path / "out", force=True, kinds=["bonds"]).frames == 1
+
+
+def test_one_run_in_a_folder_at_a_time(tmp_path: Path) -> None:
+    with claim_folder(tmp_path / "out"), pytest.raises(LockedError, match="another run is using the folder"):
+        run([molecule("H2O")], tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,27 @@ class TrainStopped:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(trainer.Trainer, "_train_step", until)
             finetune(self.config, self.out, progress=False)
+
+
+def test_relative_paths_go_on_from_anywhere(
+    base: Path, water_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.chdir(water_path.parent)
+    relative = [Path(os.path.relpath(path)) for path in (base, water_path)]
+    config = finetune_config(relative[0], [relative[1]], overrides={"optimiser.steps": 3})
+    changes = finetune(config, Path("run"), progress=False)
+    assert caplog.text.count("reference energies: ") == 1  # not once for each potential that is measured
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = tmp_path / "run"
+    longer = TrainConfig.from_yaml(out / "config.yaml", {"optimiser.steps": 4})
+    more = finetune(longer, out, resume=True, progress=False)
+    assert [change.forces_before for change in more] == [change.forces_before for change in changes]
+    written = (out / "potential.safetensors").stat().st_mtime_ns
+    assert finetune(longer, out, resume=True, progress=False) == more
+    assert "already finished" in caplog.text
+    assert (out / "potential.safetensors").stat().st_mtime_ns == written
 
 
 def test_replay_at_another_level_of_theory(base: Path, water_path: Path, tmp_path: Path) -> None:

@@ -114,13 +114,14 @@ def test_what_is_given_does_not_change() -> None:
 
 
 def test_a_run_whose_files_have_old_names_resumes(settings: dict[str, Any], tmp_path: Path) -> None:
-    """From a config.yaml and a checkpoint that hold the settings by their old names."""
+    """From a config.yaml and a checkpoint of version 4 that hold the settings by their old names."""
     settings["final_stage"] = {"num_ori": 12, "share": 0.5}
     train(TrainConfig.from_mapping(settings), tmp_path, progress=False)
     config, checkpoint = tmp_path / "config.yaml", tmp_path / "checkpoint.pt"
     content = torch.load(checkpoint, weights_only=True)
     content["config"] = json.dumps(with_old_names(json.loads(content["config"])))
-    torch.save(content, checkpoint)
+    kept = {name: value for name, value in content.items() if name not in ("sha256", "finished")}
+    torch.save({**kept, "version": 4}, checkpoint)
     config.write_text(yaml.safe_dump(with_old_names(yaml.safe_load(config.read_text()))), encoding="utf-8")
     train(TrainConfig.from_yaml(config), tmp_path, resume=True, progress=False)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 
 from ponita_ff.data import DataError
+from ponita_ff.locks import LockedError
+from ponita_ff.outputs import OutputError, claim_folder
 from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.provenance import weights_hash
 from ponita_ff.training.config import TrainConfig
@@ -178,3 +183,122 @@ def test_shipped_file_equals_the_average(settings: dict[str, Any], tmp_path: Pat
     for name, tensor in average.state_dict().items():
         torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0)
     assert weights_hash(loaded) == read_header(tmp_path / "potential.safetensors")["weights_sha256"]
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+def test_two_runs_do_not_share_a_folder(settings: dict[str, Any], tmp_path: Path) -> None:
+    with claim_folder(tmp_path), pytest.raises(LockedError, match=f"using the folder .*: process {os.getpid()} on"):
+        run(settings, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".ponita_ff"}
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_folder_that_is_deleted_or_begun_anew_meanwhile(
+    anew: bool, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    original = Trainer._train_step
+
+    def delete_at_7(self: Trainer, *args: Any) -> Any:
+        if self.state.step == 7:
+            shutil.rmtree(out)
+            if anew:
+                out.mkdir()
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train_step", delete_at_7)
+    with pytest.raises(FileNotFoundError, match=r"the folder .*out was deleted, moved or begun anew by another run"):
+        run(settings, out)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def stop_before_the_first_checkpoint(settings: dict[str, Any], out: Path) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_train_step", stop)
+        run(settings, out)
+    assert not (out / "checkpoint.pt").exists() and (out / "config.yaml").exists()
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_before_the_first_checkpoint(settings, tmp_path)
+    assert "begins anew" not in caplog.text
+    run(settings, tmp_path, steps=3)  # other settings than before: nothing is lost
+    assert "was stopped before its first checkpoint: it begins anew" in caplog.text
+    assert TrainConfig.from_yaml(tmp_path / "config.yaml").optimiser.steps == 3
+
+
+def test_a_split_of_other_settings_is_not_used_again(settings: dict[str, Any], tmp_path: Path) -> None:
+    stop_before_the_first_checkpoint(settings, tmp_path)
+    settings["data"] |= {"train": 10}
+    run(settings, tmp_path, steps=2)
+    assert read_header(tmp_path / "potential.safetensors")["metadata"]["data"]["train"] == 10
+
+
+def test_a_user_s_own_files_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Settings that are those of the run stay as they are, comments and all; others are not overwritten."""
+    text = yaml.safe_dump(settings) + "# my comment\n"
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(OutputError, match=r"config\.yaml holds other settings, and no run to continue"):
+        run(settings, tmp_path, steps=2)
+    stop_before_the_first_checkpoint(settings, tmp_path)
+    with pytest.raises(OutputError, match=r"config\.yaml holds other settings"):
+        run(settings, tmp_path, steps=2)
+    run(settings, tmp_path)
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == text
+
+
+def test_a_potential_without_a_checkpoint_is_not_overwritten(settings: dict[str, Any], tmp_path: Path) -> None:
+    before = run(settings, tmp_path, steps=2)
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(OutputError, match=r"potential\.safetensors exists without a checkpoint\.pt"):
+        run(settings, tmp_path, steps=3)
+    assert read_header(tmp_path / "potential.safetensors")["weights_sha256"] == before
+    train(TrainConfig.from_mapping(settings), tmp_path, progress=False, force=True)
+    assert read_header(tmp_path / "potential.safetensors")["weights_sha256"] != before
+
+
+def test_a_finished_run_does_nothing_again(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings["optimiser"] |= {"steps": 5}
+    before = run(settings, tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*[a-z].*")}
+    assert "already finished" not in caplog.text
+    assert run(settings, tmp_path, resume=True) == before
+    assert "already finished" in caplog.text and "holds 5 steps" in caplog.text
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*[a-z].*")} == written
+    run(settings, tmp_path, resume=True, steps=6)
+    assert read_header(tmp_path / "potential.safetensors")["metadata"]["training"]["steps"] == 6
+
+
+def test_paths_in_the_settings_of_a_run_are_absolute(
+    settings: dict[str, Any], frames_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it goes on from anywhere; a checkpoint of an earlier version holds relative ones."""
+    monkeypatch.chdir(frames_path.parent)
+    settings["data"] |= {"path": frames_path.name}
+    run(settings, tmp_path / "run", steps=5)
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    old = {name: value for name, value in content.items() if name not in ("sha256", "finished")} | {"version": 4}
+    old["config"] = old["config"].replace(str(frames_path), frames_path.name)
+    torch.save(old, tmp_path / "run" / "checkpoint.pt")
+    run(settings, tmp_path / "run", resume=True, steps=6)
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig.from_yaml(tmp_path / "run" / "config.yaml", {"optimiser.steps": 7})
+    train(config, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_log_that_is_no_table_is_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    run(settings, tmp_path, steps=10)
+    with (tmp_path / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write("20,none\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv, line 3: not a row of numbers"):
+        run(settings, tmp_path, resume=True, steps=20)

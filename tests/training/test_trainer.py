@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import os
 import random
 import resource
 import signal
@@ -22,7 +23,10 @@ import yaml
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.network.orientations import random_rotations
 from ponita_ff.potential.file import read_header
+from ponita_ff.signals import Terminated
+from ponita_ff.training import trainer
 from ponita_ff.training.build import build_potential
+from ponita_ff.training.checkpoint import read_checkpoint
 from ponita_ff.training.config import ConfigError, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
 from ponita_ff.training.optimisers import Optimiser
@@ -59,18 +63,83 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_killed_and_resumed_equals_uninterrupted(settings: dict[str, Any], tmp_path: Path) -> None:
-    """SIGKILL soon after a checkpoint of a new run, then of the resumed one; then resume to the end."""
+    """SIGKILL soon after a checkpoint of a new run, SIGTERM after one of the resumed run; then resume to the end."""
     settings["optimiser"] |= {"steps": 300}
     whole = run(settings, tmp_path / "whole")
     config, folder = tmp_path / "config.yaml", tmp_path / "killed"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    for arguments in ((config, "--out", folder), ("--resume", folder)):
-        assert kill_after_checkpoint([*map(str, arguments)], folder / "checkpoint.pt") == -signal.SIGKILL
+    for arguments, number, code in (
+        ((config, "--out", folder), signal.SIGKILL, -signal.SIGKILL),
+        (("--resume", folder), signal.SIGTERM, 143),
+    ):
+        assert kill_after_checkpoint([*map(str, arguments)], folder / "checkpoint.pt", number) == code
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] < 300
     assert run(settings, folder, resume=True) == whole
 
 
-def kill_after_checkpoint(arguments: list[str], checkpoint: Path) -> int:
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_stop_signal_loses_no_step(
+    number: int, kind: type[BaseException], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes in the middle of a step; the step is finished and saved, though no checkpoint was due."""
+    settings["optimiser"] |= {"checkpoint_every": 1000}
+    whole = run(settings, tmp_path / "whole")
+    original = Optimiser.step
+
+    def interrupted(self: Optimiser, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 17:
+            os.kill(os.getpid(), number)
+        original(self, *arguments)
+
+    steps = 0
+    monkeypatch.setattr(Optimiser, "step", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(settings, tmp_path / "stopped")
+    assert type(caught.value) is kind and signal.getsignal(number) == before
+    assert step_of(tmp_path / "stopped") == 17
+    assert run(settings, tmp_path / "stopped", resume=True) == whole
+    assert steps == 30
+
+
+def step_of(folder: Path) -> int:
+    """Of the checkpoint."""
+    return read_checkpoint(folder / "checkpoint.pt", torch.device("cpu"))["state"]["step"]
+
+
+def test_a_checkpoint_is_written_once_a_minute_however_slow_the_steps(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    save = Trainer.save_checkpoint
+
+    def count(self: Trainer) -> None:
+        saved.append(self.state.step)
+        save(self)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", count)
+    assert trainer._CHECKPOINT_INTERVAL == 60.0
+    run(settings, tmp_path / "fast", steps=6, checkpoint_every=1000)
+    monkeypatch.setattr(trainer, "_CHECKPOINT_INTERVAL", 0.0)
+    run(settings, tmp_path / "slow", steps=6, checkpoint_every=1000)
+    assert saved == [6, 1, 2, 3, 4, 5, 6, 6]
+
+
+def test_early_stopping_is_not_undone_by_resuming(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was killed after its last checkpoint, before its potential was written."""
+    scores = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr("ponita_ff.training.trainer.validation_score", lambda *_: next(scores))
+    best = run(settings, tmp_path, steps=1000, patience=2)
+    (tmp_path / "potential.safetensors").unlink()
+    assert run(settings, tmp_path, steps=1000, patience=2, resume=True) == best
+    assert step_of(tmp_path) == 30
+
+
+def kill_after_checkpoint(arguments: list[str], checkpoint: Path, number: int) -> int:
     """Train in another process and kill it when it has written a checkpoint; returns its exit status."""
     before = written(checkpoint)
     threads = str(torch.get_num_threads())  # as in this process, so that sums are rounded alike
@@ -79,7 +148,7 @@ def kill_after_checkpoint(arguments: list[str], checkpoint: Path) -> int:
     while process.poll() is None and written(checkpoint) == before:
         time.sleep(0.005)
     time.sleep(random.uniform(0.0, 0.1))
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(number)
     return process.wait()
 
 
