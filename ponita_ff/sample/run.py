@@ -279,10 +279,9 @@ def _write_frames(
 
 
 def _provenance(task: SampleTask, made: Made, info: Mapping[str, Any], settings: SampleSettings) -> dict[str, Any]:
-    places = ", ".join(dict.fromkeys(molecule.source for molecule in task.molecules))
     found: dict[str, Any] = {} if task.smiles is None else {"smiles": task.smiles}
     found |= {
-        "source": places,
+        "source": task.places,
         **info,
         "charge": sum(molecule.charge for molecule in task.molecules),
         "multiplicity": max(molecule.multiplicity for molecule in task.molecules),

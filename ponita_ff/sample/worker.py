@@ -87,9 +87,14 @@ class SampleTask:
     @property
     def source(self) -> str:
         """Name for messages."""
-        places = ", ".join(dict.fromkeys(molecule.source for molecule in self.molecules))
-        smiles = self.smiles
-        return f"{places} ({smiles})" if smiles else places
+        return f"{self.places} ({self.smiles})" if self.smiles else self.places
+
+    @property
+    def places(self) -> str:
+        """Where the molecules are from, e.g. ``"2 × frames.xyz, frame 3"``."""
+        counts = Counter((molecule.source, molecule.key) for molecule in self.molecules)
+        named = (f"{number} × {source}" if number > 1 else source for (source, _), number in counts.items())
+        return ", ".join(dict.fromkeys(named))
 
     @property
     def smiles(self) -> str | None:

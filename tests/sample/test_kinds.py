@@ -99,10 +99,10 @@ def at(start: Start, drafts: list[Draft]) -> list[Atoms]:
 
 def test_dynamics_has_its_temperature(generator: np.random.Generator) -> None:
     start = make_start("CH4")
-    settings = MdSettings(frames=150, temperatures=[150.0], interval=6.0, relaxation_time=10.0, timestep=1.0)
+    settings = MdSettings(frames=60, temperatures=[150.0], interval=8.0, relaxation_time=10.0, timestep=1.0)
     energies = [atoms.get_potential_energy() for atoms in at(start, list(kinds.md(start, settings, generator)))]
     # Half kT for each of the nine vibrations.
-    assert np.mean(energies) == pytest.approx(4.5 * units.kB * 150.0, rel=0.25)
+    assert np.mean(energies) == pytest.approx(4.5 * units.kB * 150.0, rel=0.3)
 
 
 def test_normal_modes_have_classical_energies(generator: np.random.Generator) -> None:

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from ponita_ff.cli import main
 from ponita_ff.data.structures import iter_structures
 from ponita_ff.labels import label_frames
+from ponita_ff.labels.pool import ExternalExecutor
 from ponita_ff.locks import LockedError
 from ponita_ff.outputs import OutputError, claim_folder
 from ponita_ff.sample import SampleError, SampleResult, sample
@@ -82,7 +83,7 @@ def test_a_killed_command_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     source, traces, out = tmp_path / "structures.xyz", tmp_path / "traces", tmp_path / "out"
     traces.mkdir()
     ase.io.write(source, structures(), format="extxyz")
-    method = f"{METHOD}{{folder: {traces}, seconds: 0.2}}"
+    method = f"{METHOD}{{folder: {traces}, seconds: 0.1}}"
     few = {"kinds": ["bonds", "contacts"]}
     options = [f"--set={name}={json.dumps(value)}" for name, value in {**QUICK, **few}.items()]
     command = [sys.executable, "-m", "ponita_ff", "sample", str(source), "--method", method, "--out", str(out)]
@@ -162,7 +163,7 @@ def test_a_crystal(tmp_path: Path) -> None:
 
 
 def test_frames_are_in_the_order_of_the_molecules(tmp_path: Path) -> None:
-    result = run(structures(), tmp_path / "out", clusters__per_molecule=0.5)
+    result = run(structures(), tmp_path / "out", kinds=["bonds", "contacts"], clusters__per_molecule=0.5)
     sources = list(dict.fromkeys(atoms.info["source"] for atoms in frames(result)))
     assert sources[:4] == [f"structure {number}" for number in range(4)] and len(sources) == 6
 
@@ -183,11 +184,12 @@ def test_clusters_as_asked(tmp_path: Path) -> None:
 
 
 def test_selection_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
-    result = run(structures(), tmp_path / "out", md__frames=4)
+    some = {"kinds": ["minimum", "md", "bonds", "contacts"], "md__frames": 4}
+    result = run(structures(), tmp_path / "out", **some)
     journal = (tmp_path / "out" / "journal.jsonl").read_bytes()
-    fewer = run(structures(), tmp_path / "out", md__frames=4, selection__frames=16)
+    fewer = run(structures(), tmp_path / "out", **some, selection__frames=16)
     assert fewer.frames == 16 < result.frames
-    distinct = run(structures(), tmp_path / "out", md__frames=4, selection__distance=0.05)
+    distinct = run(structures(), tmp_path / "out", **some, selection__distance=0.05)
     assert 8 <= distinct.frames < result.frames
     assert (tmp_path / "out" / "journal.jsonl").read_bytes() == journal
     compositions = {atoms.get_chemical_formula() for atoms in frames(distinct)}
@@ -260,6 +262,28 @@ def test_nothing_of_others_is_overwritten(tmp_path: Path) -> None:
 def test_one_run_in_a_folder_at_a_time(tmp_path: Path) -> None:
     with claim_folder(tmp_path / "out"), pytest.raises(LockedError, match="another run is using the folder"):
         run([molecule("H2O")], tmp_path / "out")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_thread(method: Any, processes: int, threads: int) -> ExternalExecutor:
+        assert (processes, threads) == (1, 2)
+        return ExternalExecutor(executor, method)
+
+    monkeypatch.setattr("ponita_ff.sample.run.ProcessPool", in_thread)
+    ase.io.write(tmp_path / "some.xyz", [molecule(name) for name in ("H2O", "CH4", "CH3")], format="extxyz")
+    (tmp_path / "settings.yaml").write_text("bonds: {frames: 2}\nclusters: {per_molecule: 0}\n", "utf-8")
+    out = tmp_path / "out"
+    options = ["--method", f"{METHOD}{{fail: CH4}}", "--kinds", "md,bonds", "--frames", "3", "--seed", "4", "--quiet"]
+    options += ["--settings", str(tmp_path / "settings.yaml"), "--set", "md.equilibration=1", "--set", "md.interval=1"]
+    options += ["--out", str(out), "--threads-per-process", "2"]
+    with ThreadPoolExecutor(1) as executor:
+        result = CliRunner().invoke(main, ["sample", str(tmp_path / "some.xyz"), *options])
+    assert result.exit_code == 0, result.output
+    assert f"frames: 3 in {out / 'frames.xyz'} (" in result.output
+    assert "Warning: 1 of 2 molecules and clusters have no frames:\n  some.xyz, frame 1: no frame" in result.output
+    assert f"skipped: 1 molecules, with the reasons in {out / 'skipped.csv'}" in result.output
+    assert {atoms.info["seed"] for atoms in iter_structures(out / "frames.xyz")} == {4}
+    assert {atoms.info["kind"] for atoms in iter_structures(out / "frames.xyz")} <= {"md", "bonds"}
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,15 @@ def test_all_kinds_of_a_cluster() -> None:
     assert sorted(found.numbers) == sorted(number for part in parts for number in part.numbers)
 
 
+def test_names() -> None:
+    pytest.importorskip("rdkit")
+    water, methanol = molecule("H2O"), molecule("CH3OH")
+    assert task(water, water).source == "2 × structure 0"
+    assert task("CO").source == "SMILES given (CO)"
+    assert task("CO", "O").source == "SMILES given (CO.O)"
+    assert task(water, methanol).smiles is None
+
+
 def test_conformers_of_smiles() -> None:
     pytest.importorskip("rdkit")
     found = made(task("CCCO", kinds=["minimum"]))
