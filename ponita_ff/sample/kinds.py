@@ -110,10 +110,8 @@ def md(start: Start, settings: MdSettings, generator: np.random.Generator) -> It
     if len(start.atoms) < 2:
         return
     interval = max(1, round(settings.interval / settings.timestep))
-    for number, temperature in enumerate(settings.temperatures):
-        frames = len(range(number, settings.frames, len(settings.temperatures)))
-        if not frames:
-            return
+    temperatures = _temperatures(settings, generator)
+    for number, temperature in enumerate(temperatures):
         atoms = start.copy()
         thermal_momenta(atoms, temperature, generator)
         dynamics = Langevin(
@@ -125,7 +123,7 @@ def md(start: Start, settings: MdSettings, generator: np.random.Generator) -> It
             fixcm=False,
         )
         dynamics.run(round(settings.equilibration / settings.timestep))
-        for _ in range(frames):
+        for _ in range(number, settings.frames, len(temperatures)):
             dynamics.run(interval)
             time = dynamics.get_number_of_steps() * settings.timestep
             yield Draft(atoms.positions.copy(), {"temperature": temperature, "time_fs": time})
@@ -147,11 +145,19 @@ def modes(start: Start, settings: ModeSettings, generator: np.random.Generator) 
     vibrations = null_space(rigid_motions(atoms, masses).T)
     stiffness, vectors = np.linalg.eigh(vibrations.T @ hessian @ vibrations)
     stiffness = np.maximum(np.abs(stiffness), _stiffness(settings.softest))
+    temperatures = _temperatures(settings, generator)
     for number in range(settings.frames):
-        temperature = settings.temperatures[number % len(settings.temperatures)]
+        temperature = temperatures[number % len(temperatures)]
         amplitudes = generator.normal(size=len(stiffness)) * np.sqrt(units.kB * temperature / stiffness)
         shift = ((vibrations @ vectors @ amplitudes) * weights).reshape(-1, 3)
         yield Draft(start.atoms.positions + shift, {"temperature": temperature})
+
+
+def _temperatures(settings: MdSettings | ModeSettings, generator: np.random.Generator) -> list[float]:
+    """The temperatures, or as many random ones of them as there are frames."""
+    number = min(settings.frames, len(settings.temperatures))
+    chosen = sorted(generator.choice(len(settings.temperatures), number, replace=False).tolist())
+    return [settings.temperatures[index] for index in chosen]
 
 
 def _stiffness(wavenumber: float) -> float:

@@ -87,6 +87,16 @@ def test_dynamics(generator: np.random.Generator) -> None:
     assert list(kinds.md(make_start(Atoms("He")), settings, generator)) == []
 
 
+def test_fewer_frames_than_temperatures_are_of_random_ones(generator: np.random.Generator) -> None:
+    start = make_start("H2")
+    md = MdSettings(frames=1, temperatures=[100.0, 200.0, 300.0], equilibration=1.0, interval=1.0)
+    modes = ModeSettings(frames=2, temperatures=[100.0, 200.0, 300.0])
+    found = [draft.info["temperature"] for _ in range(20) for draft in kinds.md(start, md, generator)]
+    assert len(found) == 20 and set(found) == {100.0, 200.0, 300.0}
+    pairs = {tuple(draft.info["temperature"] for draft in kinds.modes(start, modes, generator)) for _ in range(20)}
+    assert pairs == {(100.0, 200.0), (100.0, 300.0), (200.0, 300.0)}
+
+
 def at(start: Start, drafts: list[Draft]) -> list[Atoms]:
     """The atoms at each draft's positions, with the calculator."""
     found = []
