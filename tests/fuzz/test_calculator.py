@@ -193,7 +193,9 @@ def test_one_calculator(case: Any, maker: Maker, count: Callable[[str], None]) -
             with pytest.raises(REFUSALS):  # again, and not the results of the structure before
                 call(calculator, operation, atoms)
             if good is not None and operation != "unknown property":
-                np.testing.assert_array_equal(calculator.get_property("forces", good[0]), good[1])
+                # A new neighbour list may have another order, and sums are rounded in another way.
+                close = (1e-4 if calculator.potential.dtype == torch.float32 else 1e-9) * (1 + np.abs(good[1]).max())
+                np.testing.assert_allclose(calculator.get_property("forces", good[0]), good[1], rtol=0, atol=close)
             if "broken array" in (operation,):
                 break  # ASE cannot copy these atoms any more
         else:

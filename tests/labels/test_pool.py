@@ -7,6 +7,7 @@ import signal
 import time
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def test_a_pool_is_replaced_after_a_process_has_died(traces: Path) -> None:
     assert calls(traces) == {0: 1, 1: 2, 2: 1}
     assert len(processes(traces) - {os.getpid()}) == 2
     assert signal.getsignal(signal.SIGINT) == interrupts
+
+
+def test_a_stop_signal_while_a_process_starts_leaves_no_process(traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when the process exists and nobody knows of it yet."""
+    method, started = spring(traces), []
+    launch = SpawnProcess._Popen
+
+    def launch_and_stop(process: SpawnProcess) -> Any:
+        started.append(launch(process))
+        os.kill(os.getpid(), signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(launch_and_stop))
+    with pytest.raises(KeyboardInterrupt), ProcessPool(method, 1, 1) as pool:
+        pool.submit(make_tasks(method, 1)[0])
+    assert len(started) == 1
+    assert started[0].wait(timeout=10) == -signal.SIGKILL
 
 
 def test_a_death_between_two_tasks_asks_for_the_second_again(traces: Path) -> None:
