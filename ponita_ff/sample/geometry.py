@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 
 #: Two atoms that were not bonded are, where they are nearer than this many sums of their covalent radii.
 _NEW_BOND = 1.1
+#: Embeddings for each conformer that is wanted.
+_EMBEDDINGS = 4
 #: A bond longer than this many sums of covalent radii is no double or triple bond.
 _SINGLE_BOND = 0.93
 
@@ -144,10 +146,15 @@ def conformers(smiles: str, number: int, seed: int) -> list[Atoms]:
         parameters: Any = rdDistGeom.ETKDGv3()
         parameters.randomSeed, parameters.pruneRmsThresh, parameters.numThreads = seed, 0.1, 1
         parameters.onlyHeavyAtomsForRMS = False
-        if not list(rdDistGeom.EmbedMultipleConfs(mol, number, parameters)):
+        # More than are wanted: those that are alike are removed.
+        found = list(rdDistGeom.EmbedMultipleConfs(mol, _EMBEDDINGS * number, parameters))
+        if not found:
             parameters.useRandomCoords = True
-            if not list(rdDistGeom.EmbedMultipleConfs(mol, number, parameters)):
-                raise ValueError(f"RDKit does not embed {smiles}")
+            found = list(rdDistGeom.EmbedMultipleConfs(mol, _EMBEDDINGS * number, parameters))
+        if not found:
+            raise ValueError(f"RDKit does not embed {smiles}")
+        for one in found[number:]:
+            mol.RemoveConformer(one)
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):
             rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(mol, numThreads=1)
         elif rdForceFieldHelpers.UFFHasAllMoleculeParams(mol):

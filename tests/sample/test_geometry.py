@@ -111,7 +111,7 @@ def test_bonds_outside_rings_have_the_larger_side_first() -> None:
 def test_conformers_are_the_same_for_the_same_seed() -> None:
     pytest.importorskip("rdkit")
     one, other, third = (conformers("CCCCO", 3, seed) for seed in (5, 5, 6))
-    assert len(one) == 3
+    assert len(one) == len(third) == 3
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a.positions, b.positions)
     assert not np.allclose(one[0].positions, third[0].positions)
