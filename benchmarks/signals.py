@@ -1,12 +1,13 @@
-"""Stop train, label, explore and md at random moments, and compare what comes out with uninterrupted runs.
+"""Stop train, label, sample, explore and md at random moments, and compare what comes out with uninterrupted runs.
 
     python benchmarks/signals.py
     python benchmarks/signals.py --moments 2 --only label --only md
 
 Each command runs to its end once. Then it is begun, stopped by SIGINT (to its whole process group, as Ctrl-C does) or
-SIGTERM in turn, and begun again with the same command, until it ends; and so on in a new folder until it has been
-stopped often enough. Prints a row for each command: how many stops, their exit codes, stops after which a file was
-damaged or work of before was lost, and whether all results are those of the uninterrupted run, bit for bit.
+SIGTERM in turn, label and sample by SIGKILL as well, and begun again with the same command, until it ends; and so on in
+a new folder until it has been stopped often enough. Prints a row for each command: how many stops, their exit codes,
+stops after which a file was damaged or work of before was lost, and whether all results are those of the uninterrupted
+run, bit for bit.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ase.io import read, write
 
 import ponita_ff.explore
 import ponita_ff.labels
+import ponita_ff.sample.run
 import ponita_ff.training.run  # noqa: F401 - loaded before processes are forked
 from ponita_ff.cli import main as main_command
 from ponita_ff.potential.file import read_header
@@ -54,9 +56,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(TESTS)])  # in proces
 
 import explore_calculators  # noqa: E402
 import label_calculators  # noqa: E402
+import sample_calculators  # noqa: E402, F401 - loaded before processes are forked
 
 #: Exit codes of a command that was stopped; a negative one is that of a process that had no handler yet.
-EXPECTED = {signal.SIGINT: (130, -signal.SIGINT), signal.SIGTERM: (143, -signal.SIGTERM)}
+EXPECTED = {
+    signal.SIGINT: (130, -signal.SIGINT),
+    signal.SIGTERM: (143, -signal.SIGTERM),
+    signal.SIGKILL: (-signal.SIGKILL,),
+}
 
 POTENTIAL = "potential.safetensors"
 
@@ -72,12 +79,14 @@ class Case:
         progress: Work that is safe in the folder, as a number that must never fall; reads, and so checks, its files.
         wasted: Finished work that was done again: labels that were calculated twice.
         result: What must be the same as in an uninterrupted run.
+        signals: That it is stopped by, in turn.
     """
 
     arguments: Callable[[Path], list[str]]
     progress: Callable[[Path], int]
     wasted: Callable[[Path], int]
     result: Callable[[Path], str]
+    signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -157,7 +166,37 @@ def label_case(shared: Path) -> Case:
         calls = label_calculators.calls(folder / "traces")
         return max(0, sum(calls.values()) - count - 4 * stops_in(folder))
 
-    return Case(arguments, journal_lines, wasted, result)
+    return Case(arguments, journal_lines, wasted, result, (*EXPECTED,))
+
+
+def sample_case(shared: Path) -> Case:
+    names = ("H2O", "NH3", "CH4", "CH3OH", "C2H6", "HCN", "H2CO", "C2H4", "C2H2", "CO2")
+    write(shared / "molecules.xyz", [molecule(name) for name in names], format="extxyz")
+    tasks = 2 * len(names)  # and as many clusters
+
+    def arguments(folder: Path) -> list[str]:
+        traces = folder / "traces"
+        traces.mkdir(exist_ok=True)
+        method = f"sample_calculators:ForceField{{folder: {traces}, seconds: 0.1}}"
+        command = ["sample", str(shared / "molecules.xyz"), "--method", method, "--out", str(folder / "out")]
+        return [*command, "--kinds", "minimum,bonds,contacts", "--set", "selection.distance=0", "--processes", "2"]
+
+    def progress(folder: Path) -> int:
+        path = folder / "out" / "journal.jsonl"
+        *whole, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        return sum("frames" in json.loads(line) for line in whole)
+
+    def result(folder: Path) -> str:
+        frames: Any = read(folder / "out" / "frames.xyz", ":")  # their method names the folder of the traces
+        return digest([(a.positions.tolist(), a.info["source"], a.info["kind"]) for a in frames])
+
+    def wasted(folder: Path) -> int:
+        # A calculator is made for each task, and one to see whether it can be. At a stop two tasks are under way, and
+        # two may be done and not yet in the journal.
+        stops = stops_in(folder)
+        return max(0, len(list((folder / "traces").iterdir())) - tasks - (stops + 1) - 4 * stops)
+
+    return Case(arguments, progress, wasted, result, (*EXPECTED,))
 
 
 def stops_in(folder: Path) -> int:
@@ -219,6 +258,7 @@ def md_case(shared: Path) -> Case:
 CASES: dict[str, Callable[[Path], Case]] = {
     "train": train_case,
     "label": label_case,
+    "sample": sample_case,
     "explore": explore_case,
     "md": md_case,
 }
@@ -304,7 +344,7 @@ def run_stopped(
         if outcome.stops >= moments:
             finish(case.arguments(folder), folder / "output")
             return
-        number = (signal.SIGINT, signal.SIGTERM)[outcome.stops % 2]
+        number = case.signals[outcome.stops % len(case.signals)]
         code = stop_after(case.arguments(folder), folder / "output", generator.uniform(0.05, longest), number)
         if code is None:
             ended = True

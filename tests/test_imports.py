@@ -24,7 +24,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("calculator", "training"),
     ("simulate",),
     ("audit", "labels"),
-    ("explore",),
+    ("explore", "sample"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -104,7 +104,8 @@ def thermal_momenta(atoms: Atoms, temperature: float, generator: np.random.Gener
     if len(atoms) > 1:
         Stationary(atoms)
         if not atoms.pbc.any():
-            ZeroRotation(atoms)
+            with np.errstate(divide="ignore", invalid="ignore"):  # 0/0 about the axis of a linear one, not used
+                ZeroRotation(atoms)
     atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / kinetic_temperature(atoms)))
 
 

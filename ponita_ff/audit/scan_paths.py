@@ -9,18 +9,16 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ponita_ff.audit.settings import ScanSettings
 from ponita_ff.audit.target import Array, AuditTarget
-from ponita_ff.structure.bonds import Bonds
+from ponita_ff.structure.bonds import Bonds, bond_fragment
 
 __all__ = [
     "PathPoint",
     "ScanPath",
     "all_paths",
-    "bond_fragment",
     "bond_paths",
     "cell_expansion_path",
     "detachment_path",
@@ -143,30 +141,6 @@ def cell_expansion_path(atoms: Atoms, factor: float, spacing: float) -> ScanPath
 
     values = np.arange((_SMALLEST_CELL - 1) * length, (factor - 1) * length, spacing)
     return ScanPath("cell expanded", values, structure, slope)
-
-
-def bond_fragment(pairs: NDArray[np.int64], first: int, second: int) -> set[int]:
-    """Return the atoms on ``second``'s side of the bond first–second.
-
-    Args:
-        pairs: All bonds, shape (bonds, 2).
-        first: Index of one atom of the bond.
-        second: Index of the other.
-
-    Returns:
-        The fragment with ``second``; only ``{second}`` if the bond is part of a ring.
-    """
-    neighbours: dict[int, set[int]] = {}
-    for i, j in pairs:
-        neighbours.setdefault(int(i), set()).add(int(j))
-        neighbours.setdefault(int(j), set()).add(int(i))
-    side, queue = {second}, [second]
-    while queue:
-        atom = queue.pop()
-        new = neighbours.get(atom, set()) - side - ({first} if atom == second else set())
-        side |= new
-        queue.extend(new)
-    return {second} if first in side else side
 
 
 def bond_paths(target: AuditTarget, atoms: Atoms, settings: ScanSettings) -> list[ScanPath]:

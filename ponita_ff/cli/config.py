@@ -24,7 +24,7 @@ _CHOSEN_BY_FINETUNE = {
 
 
 @click.command("config", cls=Command)
-@click.argument("which", type=click.Choice(["train", "finetune", "explore", "audit"]))
+@click.argument("which", type=click.Choice(["train", "finetune", "sample", "explore", "audit"]))
 @options.common
 def command(which: str) -> None:
     """Print all settings of a command as a YAML file, each with its default and what it means.
@@ -40,11 +40,13 @@ def command(which: str) -> None:
     from ponita_ff.audit.settings import AuditSettings
     from ponita_ff.cli.template import settings_template
     from ponita_ff.explore.settings import ExploreSettings
+    from ponita_ff.sample.settings import SampleSettings
     from ponita_ff.training.config import TrainConfig
 
     models: dict[str, type[BaseModel]] = {
         "train": TrainConfig,
         "finetune": TrainConfig,
+        "sample": SampleSettings,
         "explore": ExploreSettings,
         "audit": AuditSettings,
     }

@@ -56,8 +56,8 @@ def command(
     ponita-ff finetune organic-rmd17 new.xyz --out run
     ponita-ff finetune organic-rmd17 new.xyz --out run --time 30m
     """
-    from ponita_ff.cli.template import dotted
     from ponita_ff.outputs import check_outputs
+    from ponita_ff.settings import dotted
     from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
     from ponita_ff.training.finetune import finetune as run_finetuning
     from ponita_ff.training.finetune import finetune_config

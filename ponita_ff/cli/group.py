@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("audit", "Check the physics of potentials on one page."),
     "train": ("train", "Train a potential from labelled frames."),
     "finetune": ("finetune", "Train a potential further on new frames."),
+    "sample": ("sample", "Make diverse frames of molecules."),
     "label": ("label", "Compute reference energies and forces."),
     "explore": ("explore", "Learn a new structure by active learning."),
     "calibrate": ("calibrate", "Compare a committee's spread with its errors."),
@@ -177,7 +178,7 @@ def main(context: click.Context, quiet: bool, debug: bool) -> None:
     """Make and use PONITA force fields.
 
     A POTENTIAL is the name of a shipped potential or the path of a potential file; several joined by commas make a
-    committee. After a stop, train, finetune, label, explore and md go on when the same command is given again.
+    committee. After a stop, train, finetune, sample, label, explore and md go on when the same command is given again.
 
     Completion of commands and options: put eval "$(_PONITA_FF_COMPLETE=bash_source ponita-ff)" into ~/.bashrc, or the
     same with zsh_source into ~/.zshrc.

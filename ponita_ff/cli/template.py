@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["attribute_docs", "dotted", "settings_template"]
+__all__ = ["attribute_docs", "settings_template"]
 
 _WIDTH = 100
 _INDENT = "  "
@@ -47,14 +47,6 @@ def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
             for name in names:
                 docs[name] = f"{docs[name]} {line.strip()}".strip()
     return {name: text.replace("``", "") for name, text in docs.items()}
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
 
 
 def _lines(model: type[BaseModel], values: Mapping[str, Any], prefix: str, chosen: Collection[str]) -> Iterator[str]:

@@ -1,10 +1,11 @@
-"""Workers that label frames: processes started by this package, or an executor of the caller.
+"""Workers that run tasks: processes started by this package, or an executor of the caller.
 
 A worker process may die during a task: it can be killed for its memory use, or crash in a program's compiled code. Then
 `ProcessPoolExecutor` fails every pending task and accepts no more, and `ProcessPool` starts a new one.
+`outcomes` runs the tasks that were lost again, one at a time.
 
 Why not loky (3.7): its executor, too, fails every pending task when one process dies, so that the isolated retries of
-`labels.run` would remain. It would replace only the restart and the number of threads (``env=``), about 30 lines. Its
+`outcomes` would remain. It would replace only the restart and the number of threads (``env=``), about 30 lines. Its
 workers outlive a parent that was killed by SIGKILL (tried: they were still there after their task had ended); those
 here end with it.
 """
@@ -17,28 +18,32 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from ponita_ff.labels.methods import LabelError, Method
-from ponita_ff.labels.worker import Failure, Outcome, Task, check_setup, label
+from ponita_ff.labels.worker import Failure, Work, check_setup, run
 from ponita_ff.signals import stop_between_steps
 
-__all__ = ["ExternalExecutor", "ProcessPool", "WorkerPool"]
+__all__ = ["ExternalExecutor", "ProcessPool", "WorkerPool", "outcomes"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+AnyWork = TypeVar("AnyWork", bound=Work[Any])
 
 #: For an executor of the caller, whose number of workers is not known.
 MAX_PENDING = 256
+
+#: Isolated retries of a task after a process died during it.
+RETRIES = 2
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerPool(Protocol):
-    """Workers that label frames.
+    """Workers that run tasks.
 
     Attributes:
         max_pending: Largest number of submitted tasks that are not done, so that a long list does not fill the memory.
@@ -46,7 +51,7 @@ class WorkerPool(Protocol):
 
     max_pending: int
 
-    def submit(self, task: Task) -> Future[Outcome] | None:
+    def submit(self, task: Work[Result]) -> Future[Result | Failure] | None:
         """Submit a task; None if a process has died since the last one, so that it must be submitted again."""
         ...
 
@@ -72,7 +77,7 @@ def _submit(executor: Executor, function: Callable[[Argument], Result], argument
 
 
 def _check_workers(executor: Executor, method: Method) -> None:
-    """Set up the program in one worker, so that an error of the set-up is not reported as one of the first frame.
+    """Set up the program in one worker, so that an error of the set-up is not reported as one of the first task.
 
     Raises:
         LabelError: The set-up failed.
@@ -83,7 +88,7 @@ def _check_workers(executor: Executor, method: Method) -> None:
     except Exception as error:
         if isinstance(error, BrokenExecutor) or _is_killed_worker(error):
             raise LabelError(
-                "a worker process died before its first frame; its own messages are above (in a script, label_frames "
+                "a worker process died before its first task; its own messages are above (in a script, this function "
                 'must be called under if __name__ == "__main__":)'
             ) from error
         raise LabelError(
@@ -120,10 +125,10 @@ class ProcessPool:
         elif self._executor is not None:
             self._executor.shutdown()
 
-    def submit(self, task: Task) -> Future[Outcome] | None:
+    def submit(self, task: Work[Result]) -> Future[Result | Failure] | None:
         executor = self._running_executor()
         try:
-            return executor.submit(label, task)
+            return executor.submit(run, task)
         except BrokenExecutor:
             self._discard_executor()
             return None
@@ -168,7 +173,7 @@ class ExternalExecutor:
         self._executor = executor
         self._method = method
         self._checked = False
-        self._futures: set[Future[Outcome]] = set()
+        self._futures: set[Future[Any]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -177,11 +182,11 @@ class ExternalExecutor:
         if error is not None:
             self.cancel()
 
-    def submit(self, task: Task) -> Future[Outcome]:
+    def submit(self, task: Work[Result]) -> Future[Result | Failure]:
         if not self._checked:
             _check_workers(self._executor, self._method)
             self._checked = True
-        future = _submit(self._executor, label, task)
+        future = _submit(self._executor, run, task)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         return future
@@ -209,7 +214,7 @@ class _WorkerContext(SpawnContext):
         return process
 
     def kill_all(self) -> None:
-        """Kill the processes still running: their frames may take hours, and partial results would be lost anyway."""
+        """Kill the processes still running: their tasks may take hours, and partial results would be lost anyway."""
         for process in self._started:
             if process.is_alive():
                 process.kill()
@@ -271,3 +276,67 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def outcomes(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tuple[AnyWork, Any]]:
+    """Every task with what its `Work.run` returned, in order of completion.
+
+    When a process dies, it is not known which of the pending tasks caused it. They are retried at the end, one at a
+    time: if a process dies again, its task is the cause, and its outcome is a `Failure`.
+
+    Raises:
+        LabelError: The executor returned no result, or accepts no tasks.
+    """
+    interrupted = []
+    for task, outcome in _run_in_parallel(tasks, pool):
+        if outcome is None:
+            interrupted.append(task)
+        else:
+            yield task, outcome
+    for task in interrupted:
+        yield task, _retry_isolated(task, pool)
+
+
+def _run_in_parallel(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tuple[AnyWork, Any]]:
+    """Tasks with their outcomes, with up to ``pool.max_pending`` at a time; None if a process died."""
+    pending: dict[Future[Any], AnyWork] = {}
+    task = next(tasks, None)
+    while task is not None or pending:
+        while task is not None and len(pending) < pool.max_pending:
+            future = pool.submit(task)
+            if future is None:
+                break
+            pending[future] = task
+            task = next(tasks, None)
+        wait(pending, return_when=FIRST_COMPLETED)
+        # All tasks that failed together must be handled before any is submitted to new processes.
+        while done := [future for future in pending if future.done()]:
+            for future in done:
+                finished = pending.pop(future)
+                yield finished, _outcome(finished, future, pool)
+
+
+def _retry_isolated(task: Work[Any], pool: WorkerPool) -> Any:
+    for _ in range(RETRIES):
+        task = task.retry()
+        while (future := pool.submit(task)) is None:
+            pass
+        outcome = _outcome(task, future, pool)
+        if outcome is not None:
+            return outcome
+    reason = f"its worker process died {RETRIES + 1} times (perhaps it needs more memory)"
+    return Failure(f"{task.source}: {reason}")
+
+
+def _outcome(task: Work[Any], future: Future[Any], pool: WorkerPool) -> Any:
+    """The result of a future, when it is done; None if the worker process died."""
+    try:
+        return future.result()
+    except Exception as error:
+        if pool.recover(error):
+            return None
+        # Not an error of the program, which `Work.run` catches: a lost connection or an executor that was shut down.
+        raise LabelError(
+            f"{task.source}: the executor returned no result ({type(error).__name__}: {error}); the results so far are "
+            "kept, and the same call with a new executor continues"
+        ) from error

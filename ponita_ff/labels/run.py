@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,15 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ponita_ff.files import write_atomically
 from ponita_ff.labels.journal import Journal, journal_path
 from ponita_ff.labels.methods import LabelError, Method, find_method
-from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, WorkerPool
+from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, WorkerPool, outcomes
 from ponita_ff.labels.structures import read_structures
-from ponita_ff.labels.worker import Failure, Outcome, Task
+from ponita_ff.labels.worker import Failure, Task
 from ponita_ff.outputs import check_outputs
 from ponita_ff.progress import progress_bar
 
-__all__ = ["LabelResult", "label_frames"]
+__all__ = ["LabelResult", "check_size", "label_frames"]
 
 _LOG = logging.getLogger(__name__)
-
-#: Isolated retries of a frame after a process died during it.
-RETRIES = 2
 
 #: Largest number of processes, and of threads of each: this many for any machine, and this many for each core.
 _MANY, _MANY_PER_CORE = 64, 4
@@ -111,7 +108,7 @@ def label_frames(
     path = _check_output_path(out, frames, force)
     label_method = find_method(method, charge=charge, multiplicity=multiplicity, name=name)
     if executor is None:
-        _check_size(processes, threads_per_process)
+        check_size(processes, threads_per_process)
     prefix, structures = read_structures(frames)
     label_method.check((f"{prefix}frame {number}", atoms) for number, atoms in enumerate(structures))
     given = prefix.removesuffix(", ") or "the frames given"
@@ -141,14 +138,18 @@ def _check_output_path(out: str | Path, frames: object, force: bool) -> Path:
     return path
 
 
-def _check_size(processes: int, threads: int) -> None:
-    """Refuse numbers of processes and threads that would bring a machine down."""
+def check_size(processes: int, threads: int) -> None:
+    """Refuse numbers of processes and threads that would bring a machine down.
+
+    Raises:
+        LabelError: Naming the option.
+    """
     limit = max(_MANY, _MANY_PER_CORE * (os.cpu_count() or 1))
     for name, number in (("processes", processes), ("threads-per-process", threads)):
         if not 1 <= number <= limit:
             raise LabelError(
                 f"--{name} {number}: expected 1 to {limit} on this machine with {os.cpu_count()} cores; for other "
-                "machines there is label_frames(executor=…)"
+                "machines, the function in Python takes an executor"
             )
 
 
@@ -160,72 +161,11 @@ def _task(structures: Sequence[Atoms], number: int, prefix: str, method: Method)
 
 def _label(journal: Journal, tasks: Iterator[Task], pool: WorkerPool, bar: Any) -> None:
     failed = 0
-    for task, outcome in _outcomes(tasks, pool):
+    for task, outcome in outcomes(tasks, pool):
         journal.add(task.number, outcome)
         failed += isinstance(outcome, Failure)
         bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
         bar.update()
-
-
-def _outcomes(tasks: Iterator[Task], pool: WorkerPool) -> Iterator[tuple[Task, Outcome]]:
-    """Every task with its outcome, in order of completion.
-
-    When a process dies, it is not known which of the pending tasks caused it. They are retried at the end, one at a
-    time: if a process dies again, its task is the cause.
-    """
-    interrupted = []
-    for task, outcome in _run_in_parallel(tasks, pool):
-        if outcome is None:
-            interrupted.append(task)
-        else:
-            yield task, outcome
-    for task in interrupted:
-        yield task, _retry_isolated(task, pool)
-
-
-def _run_in_parallel(tasks: Iterator[Task], pool: WorkerPool) -> Iterator[tuple[Task, Outcome | None]]:
-    """Tasks with their outcomes, with up to ``pool.max_pending`` at a time; None if a process died."""
-    pending: dict[Future[Outcome], Task] = {}
-    task = next(tasks, None)
-    while task is not None or pending:
-        while task is not None and len(pending) < pool.max_pending:
-            future = pool.submit(task)
-            if future is None:
-                break
-            pending[future] = task
-            task = next(tasks, None)
-        wait(pending, return_when=FIRST_COMPLETED)
-        # All tasks that failed together must be handled before any is submitted to new processes.
-        while done := [future for future in pending if future.done()]:
-            for future in done:
-                finished = pending.pop(future)
-                yield finished, _outcome(finished, future, pool)
-
-
-def _retry_isolated(task: Task, pool: WorkerPool) -> Outcome:
-    for _ in range(RETRIES):
-        task = task.retry()
-        while (future := pool.submit(task)) is None:
-            pass
-        outcome = _outcome(task, future, pool)
-        if outcome is not None:
-            return outcome
-    reason = f"its worker process died {RETRIES + 1} times (perhaps it needs more memory)"
-    return Failure(f"{task.source}: {reason}")
-
-
-def _outcome(task: Task, future: Future[Outcome], pool: WorkerPool) -> Outcome | None:
-    """The result of a future, when it is done; None if the worker process died."""
-    try:
-        return future.result()
-    except Exception as error:
-        if pool.recover(error):
-            return None
-        # Not an error of the label program, which `label` catches: a lost connection or an executor that was shut down.
-        raise LabelError(
-            f"{task.source}: the executor returned no result ({type(error).__name__}: {error}); the labels so far are "
-            "kept, and the same call with a new executor continues"
-        ) from error
 
 
 def _write(path: Path, structures: Sequence[Atoms], journal: Journal, method: Method) -> None:

@@ -1,4 +1,4 @@
-"""The calculation of one frame's labels; runs in a worker, which may be another process or machine."""
+"""What runs in a worker, which may be another process or machine: the calculation of one frame's labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -17,9 +17,45 @@ from numpy.typing import NDArray
 from ponita_ff.data.frames import DataError, Frame, stress_matrix
 from ponita_ff.labels.methods import Method
 
-__all__ = ["Failure", "Labels", "Outcome", "Task", "check_setup", "label"]
+__all__ = [
+    "Failure",
+    "Labels",
+    "Outcome",
+    "Task",
+    "Work",
+    "check_setup",
+    "label",
+    "one_line",
+    "run",
+    "set_temporary_folder",
+]
+
+Result = TypeVar("Result")
+Done = TypeVar("Done", covariant=True)
 
 _MAX_REASON_LENGTH = 500
+
+
+class Work(Protocol[Done]):
+    """A task for a worker; it can be pickled."""
+
+    @property
+    def source(self) -> str:
+        """Name of the task for error messages, e.g. ``"frames.xyz, frame 7"``."""
+        ...
+
+    def run(self) -> Done | Failure:
+        """Do it, in the worker; every error is returned, never raised."""
+        ...
+
+    def retry(self) -> Self:
+        """The same task for another attempt. It must differ, since Dask would return the first outcome otherwise."""
+        ...
+
+
+def run(task: Work[Result]) -> Result | Failure:
+    """Run a task: what is submitted to executors."""
+    return task.run()
 
 
 @dataclass(frozen=True)
@@ -41,8 +77,12 @@ class Task:
     retries: int = 0
 
     def retry(self) -> Task:
-        """The same task for another attempt. It must differ, since Dask would return the first outcome otherwise."""
+        """The same task for another attempt."""
         return replace(self, retries=self.retries + 1)
+
+    def run(self) -> Outcome:
+        """`label`."""
+        return label(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +104,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason why a frame has no labels, in one line."""
+    """The reason why a task has no result, in one line."""
 
     reason: str
 
@@ -78,14 +118,14 @@ def label(task: Task) -> Outcome:
         _frame(task, 0.0, np.zeros((len(task.atoms), 3)), None)  # raises DataError for an invalid geometry
         with ExitStack() as stack:
             calculator = task.method.calculator()
-            _set_temporary_folder(calculator, stack)
+            set_temporary_folder(calculator, stack)
             atoms = task.atoms.copy()
             atoms.calc = calculator
             return _calculate(task, atoms)
     except DataError as error:  # its message names the frame
-        return Failure(_one_line(str(error)))
+        return Failure(one_line(str(error)))
     except (Exception, SystemExit) as error:  # calculators may raise anything
-        return Failure(_one_line(f"{task.source}: {type(error).__name__}: {error}"))
+        return Failure(one_line(f"{task.source}: {type(error).__name__}: {error}"))
 
 
 def check_setup(method: Method) -> str | Failure:
@@ -94,7 +134,7 @@ def check_setup(method: Method) -> str | Failure:
         method.calculator()
         return method.program()
     except (Exception, SystemExit) as error:
-        return Failure(_one_line(f"{type(error).__name__}: {error}"))
+        return Failure(one_line(f"{type(error).__name__}: {error}"))
 
 
 def _calculate(task: Task, atoms: Atoms) -> Labels:
@@ -115,7 +155,7 @@ def _frame(task: Task, energy: Any, forces: Any, stress: Any) -> Frame:
     return Frame(atoms.numbers, atoms.positions, cell, atoms.pbc, energy, forces, stress, task.source)
 
 
-def _set_temporary_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
+def set_temporary_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
     """Programs that exchange files in the current folder would overwrite the files of each other."""
     if not isinstance(calculator, FileIOCalculator | GenericFileIOCalculator):
         return
@@ -123,6 +163,7 @@ def _set_temporary_folder(calculator: BaseCalculator, stack: ExitStack) -> None:
         calculator.directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="label-"))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text without line breaks, its end left out where it is long."""
     line = " ".join(text.split())
     return line if len(line) <= _MAX_REASON_LENGTH else f"{line[: _MAX_REASON_LENGTH - 1]}…"

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 
-__all__ = ["BOND_CHANGE_LIMIT", "Bonds", "find_bonds"]
+__all__ = ["BOND_CHANGE_LIMIT", "Bonds", "bond_fragment", "find_bonds"]
 
 #: Å by which a bond length of a whole molecule may change: the criterion of Fu et al., "Forces are not enough",
 #: arXiv:2210.07237.
@@ -62,3 +62,27 @@ def find_bonds(atoms: Atoms) -> Bonds:
     # Every pair is listed in both directions; an atom and its own image are told apart by the sign of the shift.
     once = (i < j) | ((i == j) & np.array([tuple(s) > (0, 0, 0) for s in shift], dtype=bool))
     return Bonds(np.stack([i[once], j[once]], axis=1), distance[once], shift[once])
+
+
+def bond_fragment(pairs: NDArray[np.int64], first: int, second: int) -> set[int]:
+    """The atoms on ``second``'s side of the bond first–second.
+
+    Args:
+        pairs: All bonds, shape (bonds, 2).
+        first: Index of one atom of the bond.
+        second: Index of the other.
+
+    Returns:
+        The fragment with ``second``; only ``{second}`` if the bond is part of a ring.
+    """
+    neighbours: dict[int, set[int]] = {}
+    for i, j in pairs:
+        neighbours.setdefault(int(i), set()).add(int(j))
+        neighbours.setdefault(int(j), set()).add(int(i))
+    side, queue = {second}, [second]
+    while queue:
+        atom = queue.pop()
+        new = neighbours.get(atom, set()) - side - ({first} if atom == second else set())
+        side |= new
+        queue.extend(new)
+    return {second} if first in side else side

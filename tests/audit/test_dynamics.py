@@ -67,6 +67,13 @@ def test_momenta_have_the_temperature_and_no_motion_of_the_whole(water: Atoms, c
     assert water.get_temperature() == pytest.approx(400.0 * 3 / 9)  # ASE counts the whole's motion too
 
 
+def test_momenta_of_a_linear_molecule_raise_no_warning() -> None:
+    hydrogen = Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])  # its moment of inertia about z is exactly 0
+    thermal_momenta(hydrogen, 300.0, np.random.default_rng(0))
+    assert kinetic_temperature(hydrogen) == pytest.approx(300.0)
+    np.testing.assert_allclose(hydrogen.get_momenta()[:, :2], 0.0, atol=1e-12)
+
+
 def test_records_are_equally_spaced(water: Atoms) -> None:
     water.calc = Springs(water)
     thermal_momenta(water, 300.0, np.random.default_rng(0))

@@ -5,24 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from audit_calculators import Springs
 
 from ponita_ff.audit import AuditSettings
-from ponita_ff.audit.scan_paths import all_paths, bond_fragment
+from ponita_ff.audit.scan_paths import all_paths
 from ponita_ff.audit.target import AuditTarget
-from ponita_ff.structure.bonds import find_bonds
-
-
-def test_fragments_of_a_bond() -> None:
-    ethanol = molecule("CH3CH2OH")
-    pairs = find_bonds(ethanol).pairs
-    assert bond_fragment(pairs, 1, 2) == {2, 3}  # C–O: the hydroxyl group
-    assert bond_fragment(pairs, 2, 3) == {3}
-    benzene = find_bonds(molecule("C6H6")).pairs
-    assert bond_fragment(benzene, 0, 1) == {1}  # in a ring there is no side
 
 
 def make_target(atoms: Atoms, calculator: Calculator, settings: AuditSettings) -> AuditTarget:

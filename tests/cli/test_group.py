@@ -59,11 +59,11 @@ def test_every_command_says_what_it_does(name: str) -> None:
         ("dtype", "predict relax md evaluate audit train finetune calibrate compile"),
         ("backend", "predict relax md evaluate train finetune"),
         ("threads", "predict relax md evaluate audit train finetune explore calibrate compile"),
-        ("no_progress", "predict relax md evaluate audit train finetune label explore"),
+        ("no_progress", "predict relax md evaluate audit train finetune sample label explore"),
         ("energy_unit", "evaluate audit calibrate"),
-        ("force", "predict relax md evaluate audit train finetune label explore calibrate import compile"),
+        ("force", "predict relax md evaluate audit train finetune sample label explore calibrate import compile"),
         ("length_unit", "evaluate audit calibrate"),
-        ("out", "predict relax md evaluate audit train finetune label explore calibrate download"),
+        ("out", "predict relax md evaluate audit train finetune sample label explore calibrate download"),
     ],
 )
 def test_shared_options_are_wherever_they_make_sense(option: str, commands: str) -> None:
@@ -92,6 +92,7 @@ def test_names_of_before() -> None:
             ["config", "train"],
             ["config", "audit"],
             ["config", "explore"],
+            ["config", "sample"],
         ),
     ],
     ids=" ".join,

@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.cli import main
 from ponita_ff.cli.config import _CHOSEN_BY_FINETUNE
-from ponita_ff.cli.template import attribute_docs, dotted, settings_template
+from ponita_ff.cli.template import attribute_docs, settings_template
 from ponita_ff.explore.settings import ExploreSettings
-from ponita_ff.settings import with_changes
+from ponita_ff.sample.settings import SampleSettings
+from ponita_ff.settings import dotted, with_changes
 from ponita_ff.training.config import TrainConfig
 
 
@@ -27,13 +28,15 @@ def printed(which: str) -> str:
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "train": {"data": {"path": "frames.xyz"}},
+    "sample": {"method": "gfn2-xtb"},
     "explore": {"method": "gfn2-xtb", "budget": 10},
     "audit": {},
 }
 
 
 @pytest.mark.parametrize(
-    ("which", "model"), [("train", TrainConfig), ("explore", ExploreSettings), ("audit", AuditSettings)]
+    ("which", "model"),
+    [("train", TrainConfig), ("sample", SampleSettings), ("explore", ExploreSettings), ("audit", AuditSettings)],
 )
 def test_what_is_printed_loads_back_to_the_defaults(which: str, model: type[BaseModel]) -> None:
     text = printed(which)

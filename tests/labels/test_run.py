@@ -114,7 +114,7 @@ def test_a_frame_that_always_kills_its_process_is_given_up(frames: list[Atoms], 
 
 
 def test_a_program_that_cannot_be_loaded_is_reported_before_any_frame(frames: list[Atoms], tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="died before its first frame"):
+    with pytest.raises(LabelError, match="died before its first task"):
         label_frames(frames, Deadly, tmp_path / "out.xyz")
     with pytest.raises(LabelError, match=r"cannot set up label_calculators:Unmakeable .* the licence has expired"):
         label_frames(frames, Unmakeable, tmp_path / "out.xyz")

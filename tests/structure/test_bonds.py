@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from ponita_ff.structure.bonds import find_bonds
+from ponita_ff.structure.bonds import bond_fragment, find_bonds
 
 
 def test_bonds_of_ethanol() -> None:
@@ -18,6 +18,15 @@ def test_bonds_of_ethanol() -> None:
     first, second = bonds.pairs[0]
     atoms.positions[second] += 0.3 * (atoms.positions[second] - atoms.positions[first]) / bonds.lengths[0]
     assert bonds.changes(atoms)[0] == pytest.approx(0.3)
+
+
+def test_fragments_of_a_bond() -> None:
+    ethanol = molecule("CH3CH2OH")
+    pairs = find_bonds(ethanol).pairs
+    assert bond_fragment(pairs, 1, 2) == {2, 3}  # C–O: the hydroxyl group
+    assert bond_fragment(pairs, 2, 3) == {3}
+    benzene = find_bonds(molecule("C6H6")).pairs
+    assert bond_fragment(benzene, 0, 1) == {1}  # in a ring there is no side
 
 
 def test_bonds_across_a_periodic_boundary() -> None:
