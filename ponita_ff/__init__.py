@@ -1,7 +1,8 @@
 """PONITA force fields for ASE: energies and exact forces from a network on position-orientation space."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ponita_ff.lazy import loader
 
 if TYPE_CHECKING:
     from ponita_ff.calculator import PonitaCalculator
@@ -36,12 +37,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-    # Torch takes seconds and hundreds of MB to load. What needs none of it does without: the command's help, and every
-    # one of the processes that label frames.
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    __getattr__ = loader(__name__, _HOMES)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

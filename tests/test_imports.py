@@ -14,8 +14,9 @@ ROOT = Path(ponita_ff.__file__).parent
 
 #: The way of the data, from the leaves up. A folder stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
-    ("files",),
-    ("kernels", "locks", "progress", "provenance", "python_path", "settings", "signals", "structure", "units"),
+    ("files", "lazy"),
+    ("json_lines", "progress", "provenance", "python_path", "signals", "units"),
+    ("kernels", "locks", "settings", "structure"),
     ("data", "network", "outputs"),
     ("energy", "published"),
     ("backends",),

@@ -1,7 +1,8 @@
 """Active learning: a committee's dynamics samples frames, and those where its members disagree are labelled."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ponita_ff.lazy import loader
 
 if TYPE_CHECKING:
     from ponita_ff.explore.run import ExplorationResult, explore
@@ -17,8 +18,4 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:
-    # Settings alone, as ``ponita-ff config`` prints them, need no torch.
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    __getattr__ = loader(__name__, _HOMES)

@@ -8,20 +8,19 @@ labelled again.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from ase import Atoms
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ponita_ff.json_lines import ForeignFileError, JsonLines
 from ponita_ff.labels.methods import LabelError, Method
 from ponita_ff.labels.worker import Failure, Labels, Outcome
 from ponita_ff.locks import Lock
@@ -106,15 +105,15 @@ class Journal:
             "charge": method.charge,
             "multiplicity": method.multiplicity,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
         self._lock = Lock(path.with_name(f".{path.name}.lock"), f"the journal {path}")
         self._lock.__enter__()
         try:
-            self._file: BinaryIO = path.open("a+b")
+            self._file = JsonLines(path, self._header)
             try:
                 self._read_all()
             except BaseException:
-                self._close()
+                self._file.close()
                 raise
         except BaseException:
             self._lock.__exit__(None, None, None)
@@ -125,17 +124,12 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            self._close()
+            self._file.close()
         except OSError:  # of a full disk, for the second time
             if error is None:
                 raise
         finally:
             self._lock.__exit__(kind, error, None)
-
-    def _close(self) -> None:
-        self._file.close()
-        if self.path.exists() and self.path.stat().st_size == 0:
-            self.path.unlink()  # there was no outcome, e.g. because the method could not be set up
 
     @property
     def labelled(self) -> list[int]:
@@ -165,35 +159,19 @@ class Journal:
             stress = None if outcome.stress is None else outcome.stress.tolist()
             record |= {"energy": outcome.energy, "forces": outcome.forces.tolist(), "stress": stress}
             record["program"] = outcome.program
-        offset = self._write(record)
+        offset = self._file.append(record)
         self._index(number, offset, outcome.reason if isinstance(outcome, Failure) else None)
 
     def labels(self, number: int) -> Labels:
         """The labels of one frame, with all digits that were added."""
-        self._file.seek(self._offsets[number])
         try:
-            record = _parse(self._file.readline())
+            record = _parse(self._file.read(self._offsets[number]))
         except _DamagedLine as error:
             raise LabelError(f"{self.path}: the line of frame {number} was damaged meanwhile ({error})") from None
         assert isinstance(record, _LabelRecord)
         forces = np.array(record.forces, dtype=np.float64).reshape(-1, 3)
         stress = None if record.stress is None else np.array(record.stress, dtype=np.float64)
         return Labels(record.energy, forces, stress, record.program)
-
-    def _write(self, record: Mapping[str, Any]) -> int:
-        """Append a line, after the header in an empty file; returns the offset of the line."""
-        try:
-            if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
-                raise OSError(errno.ENOENT, "it was deleted or replaced meanwhile")
-            if self._file.seek(0, os.SEEK_END) == 0:
-                self._file.write(_line(self._header))
-            offset = self._file.tell()
-            self._file.write(_line({**record, "sha256": _checksum(record)}))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
-        return offset
 
     def _index(self, number: int, offset: int, failed: str | None) -> None:
         if failed is not None:
@@ -203,28 +181,25 @@ class Journal:
             self._offsets[number] = offset
 
     def _read_all(self) -> None:
-        for line, (offset, text) in enumerate(self._complete_lines(), start=1):
-            if line == 1:
-                self._check_header(text)
-                continue
+        try:
+            for line, (offset, text) in enumerate(self._file.lines(), start=1):
+                self._read_line(line, offset, text)
+        except ForeignFileError:
+            raise self._foreign() from None
+
+    def _read_line(self, line: int, offset: int, text: bytes) -> None:
+        if offset < 0:
+            _LOG.warning("%s: the last line is incomplete; its frame is labelled again", self.path)
+        elif line == 1:
+            self._check_header(text)
+        else:
             try:
                 self._add_record(line, offset, _parse(text))
             except _DamagedLine as error:
                 _LOG.warning("%s, line %d: %s; its frame is labelled again", self.path, line, error)
 
-    def _complete_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and text of each line; an incomplete line at the end, of a process that was killed, is removed."""
-        self._file.seek(0)
-        offset = 0
-        for text in self._file:
-            if not text.endswith(b"\n"):
-                if offset == 0 and not _line(self._header).startswith(text):
-                    raise LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
-                _LOG.warning("%s: the last line is incomplete; its frame is labelled again", self.path)
-                self._file.truncate(offset)
-                return
-            yield offset, text
-            offset += len(text)
+    def _foreign(self) -> LabelError:
+        return LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
 
     def _check_header(self, text: bytes) -> None:
         try:
@@ -232,7 +207,7 @@ class Journal:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict) or found.get("ponita_ff labels") != _FORMAT:
-            raise LabelError(f"{self.path} is not a journal of labels; choose another --out, or move it away")
+            raise self._foreign()
         if found != self._header:
             old, new = (
                 f"{header.get('method')}, charge {header.get('charge')}, multiplicity {header.get('multiplicity')}"
@@ -270,8 +245,8 @@ def _parse(text: bytes) -> _LabelRecord | _FailureRecord:
         content = None
     if not isinstance(content, dict):
         raise _DamagedLine("damaged, not a JSON object")
-    checksum = content.pop("sha256", None)
-    if checksum is not None and checksum != _checksum(content):
+    found = content.pop("sha256", None)
+    if found is not None and found != checksum(content):
         raise _DamagedLine("damaged, its SHA-256 does not match")
     # JSON again, since tuples are lists there; which of the two it is, its fields say.
     kind: type[_LabelRecord | _FailureRecord] = _FailureRecord if "failed" in content else _LabelRecord
@@ -280,12 +255,3 @@ def _parse(text: bytes) -> _LabelRecord | _FailureRecord:
     except ValidationError as error:
         wrong = "; ".join(line.strip() for line in wrong_fields(error, values=False).splitlines())
         raise _DamagedLine(f"not an outcome ({wrong})") from None
-
-
-def _checksum(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a line's content; numbers are written in the shortest form that reads back equal."""
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"

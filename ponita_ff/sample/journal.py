@@ -7,20 +7,18 @@ for nothing: its task is done again.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ponita_ff.json_lines import ForeignFileError, JsonLines, checksum
 from ponita_ff.labels.worker import Failure
 from ponita_ff.sample.settings import SampleError
 from ponita_ff.sample.worker import Made, Sampled
@@ -84,8 +82,7 @@ class Journal:
         self._header = {"ponita_ff sample": _FORMAT, "settings": json.loads(json.dumps(settings))}
         self._offsets: dict[str, int] = {}
         self._failures: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("a+b")
+        self._file = JsonLines(path, self._header)
         try:
             self._read_all()
         except BaseException:
@@ -101,8 +98,6 @@ class Journal:
         except OSError:  # of a full disk, for the second time
             if error is None:
                 raise
-        if self.path.exists() and self.path.stat().st_size == 0:
-            self.path.unlink()  # nothing was done, e.g. because the method could not be set up
 
     def is_done(self, task: str, *, retry_failed: bool = False) -> bool:
         """Whether a task has an outcome; with ``retry_failed``, other than a failure."""
@@ -119,7 +114,7 @@ class Journal:
             OSError: Naming the journal; earlier outcomes are not affected.
         """
         if isinstance(outcome, Failure):
-            self._write({"task": task, "failed": outcome.reason})
+            self._file.append({"task": task, "failed": outcome.reason})
             self._failures[task] = outcome.reason
             return
         record = {
@@ -132,7 +127,7 @@ class Journal:
             "dropped": dict(outcome.dropped),
             "ended": outcome.ended,
         }
-        self._offsets[task] = self._write(record)
+        self._offsets[task] = self._file.append(record)
 
     def made(self, task: str) -> Made:
         """What a task made, with all digits that were added.
@@ -140,8 +135,7 @@ class Journal:
         Raises:
             SampleError: Its line was damaged meanwhile.
         """
-        self._file.seek(self._offsets[task])
-        record = _parsed(self._file.readline())
+        record = _parsed(self._file.read(self._offsets[task]))
         if not isinstance(record, _MadeRecord):
             raise SampleError(f"{self.path}: a line was damaged meanwhile; the same command makes its frames again")
         frames = [Sampled(np.array(one.positions).reshape(-1, 3), one.info) for one in record.frames]
@@ -150,46 +144,26 @@ class Journal:
             record.numbers, cell, list(record.pbc), record.program, frames, Counter(record.dropped), record.ended
         )
 
-    def _write(self, record: Mapping[str, Any]) -> int:
-        """Append a line, after the header in an empty file; returns the offset of the line."""
-        try:
-            if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
-                raise OSError(errno.ENOENT, "it was deleted or replaced meanwhile")
-            if self._file.seek(0, os.SEEK_END) == 0:
-                self._file.write(_line(self._header))
-            offset = self._file.tell()
-            self._file.write(_line({**record, "sha256": _checksum(record)}))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
-        return offset
-
     def _read_all(self) -> None:
-        for line, (offset, text) in enumerate(self._complete_lines(), start=1):
-            if line == 1:
-                self._check_header(text)
-                continue
-            record = _parsed(text)
-            if record is None:
-                _LOG.warning("%s, line %d: damaged; its frames are made again", self.path, line)
-            elif isinstance(record, _FailureRecord):
-                self._failures[record.task] = record.failed
-            else:
-                self._offsets[record.task] = offset
+        try:
+            for line, (offset, text) in enumerate(self._file.lines(), start=1):
+                self._read_line(line, offset, text)
+        except ForeignFileError:
+            raise self._foreign() from None
 
-    def _complete_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and text of each line; an incomplete line at the end, of a process that was killed, is removed."""
-        self._file.seek(0)
-        offset = 0
-        for text in self._file:
-            if not text.endswith(b"\n"):
-                if offset == 0 and not _line(self._header).startswith(text):
-                    raise self._foreign()
-                self._file.truncate(offset)
-                return
-            yield offset, text
-            offset += len(text)
+    def _read_line(self, line: int, offset: int, text: bytes) -> None:
+        if offset < 0:  # incomplete, and removed
+            return
+        if line == 1:
+            self._check_header(text)
+            return
+        record = _parsed(text)
+        if record is None:
+            _LOG.warning("%s, line %d: damaged; its frames are made again", self.path, line)
+        elif isinstance(record, _FailureRecord):
+            self._failures[record.task] = record.failed
+        else:
+            self._offsets[record.task] = offset
 
     def _foreign(self) -> SampleError:
         return SampleError(f"{self.path} is not a journal of sampling; choose another --out, or move it away")
@@ -218,18 +192,9 @@ def _parsed(text: bytes) -> _MadeRecord | _FailureRecord | None:
     """The outcome in a line; None for anything else, or a wrong checksum."""
     try:
         content = json.loads(text)
-        if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
+        if not isinstance(content, dict) or content.pop("sha256", None) != checksum(content):
             return None
         kind: type[_MadeRecord | _FailureRecord] = _FailureRecord if "failed" in content else _MadeRecord
         return kind.model_validate(content)
     except (ValueError, RecursionError, ValidationError):
         return None
-
-
-def _checksum(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a line's content; numbers are written in the shortest form that reads back equal."""
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
