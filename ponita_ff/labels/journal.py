@@ -20,7 +20,7 @@ import numpy as np
 from ase import Atoms
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ponita_ff.json_lines import ForeignFileError, JsonLines
+from ponita_ff.json_lines import ForeignFileError, JsonLines, checksum
 from ponita_ff.labels.methods import LabelError, Method
 from ponita_ff.labels.worker import Failure, Labels, Outcome
 from ponita_ff.locks import Lock
