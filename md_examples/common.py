@@ -25,8 +25,8 @@ from ase.io.trajectory import TrajectoryWriter
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate import md, plots
 from ponita_ff.simulate.statistics import Drift
 from ponita_ff.structure.bonds import BOND_CHANGE_LIMIT, Bonds
@@ -164,7 +164,7 @@ def run(dynamics: MolecularDynamics, number: int, path: Path, name: str, start: 
     with TrajectoryWriter(path, "a" if append else "w", atoms) as trajectory:
         dynamics.attach(trajectory, interval=every)
         began = time.perf_counter()
-        with tqdm(total=number, desc=name, unit="step") as bar:
+        with progress_bar(True, total=number, desc=name, unit="step") as bar:
             for _ in dynamics.irun(number):
                 change = start.largest_change(atoms)
                 rows.append((dynamics.get_time(), atoms.get_temperature(), atoms.get_total_energy(), change))

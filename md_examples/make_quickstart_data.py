@@ -26,8 +26,8 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
-from tqdm import tqdm
 
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate.md import draw_momenta, hold_centre, langevin
 
 try:
@@ -91,7 +91,7 @@ def make_frames(total: int) -> list[Atoms]:
     per_trajectory = -(-total // TRAJECTORIES)
     frames = [
         label(atoms, number)
-        for number in tqdm(range(TRAJECTORIES), unit="trajectory", desc=METHOD)
+        for number in progress_bar(True, iterable=range(TRAJECTORIES), unit="trajectory", desc=METHOD)
         for atoms in trajectory(number, per_trajectory)
     ]
     order = np.random.default_rng(SHUFFLE_SEED).permutation(len(frames))

@@ -24,8 +24,8 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.utils.forcecurve import fit_images
 from common import HYDROXYL_H, METHYL_C, METHYLENE_C, OXYGEN
-from tqdm import tqdm
 
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate.plots import COLOURS
 from ponita_ff.simulate.relax import optimise
 
@@ -89,7 +89,7 @@ def relax_path(images: list[Atoms], calculator: Calculator, fmax: float, max_ste
         band.climb = climb
         with (
             FIRE(band, logfile=None) as optimiser,
-            tqdm(total=max_steps, desc="climbing" if climb else "NEB", unit="step") as bar,
+            progress_bar(True, total=max_steps, desc="climbing" if climb else "NEB", unit="step") as bar,
         ):
             for done in optimiser.irun(fmax=limit, steps=max_steps):
                 converged = bool(done)

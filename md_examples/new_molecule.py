@@ -21,8 +21,8 @@ import numpy as np
 from ase import Atoms
 from ase.collections import g2
 from ase.io import read, write
-from tqdm import tqdm
 
+from ponita_ff.progress import progress_bar
 from ponita_ff.simulate.md import draw_momenta, hold_centre, steps_of
 from ponita_ff.structure.bonds import find_bonds
 
@@ -55,7 +55,7 @@ def sample(start: Atoms, calculator: Any, number: int, args: Any) -> list[Atoms]
     dynamics = common.langevin(atoms, args.timestep, args.temperature, rng)
     every = steps_of((0.002 if args.fast else 1e-3 * FS_BETWEEN_TESTS), args.timestep)
     frames = []
-    for _ in tqdm(range(number), desc="frames to test on"):
+    for _ in progress_bar(True, iterable=range(number), desc="frames to test on"):
         dynamics.run(every)
         frames.append(Atoms(atoms.numbers, atoms.positions))
     return frames
