@@ -1,9 +1,12 @@
 """Write frames of small molecules and of their dimers, labelled by the eight networks of ANI-2x.
 
-    python frames.py --molecules FOLDER --weights FOLDER --out FOLDER --chunks 20 [--seed 1]
+    python frames.py --molecules FOLDER --weights FOLDER --out FOLDER --chunks 20 [--plan labels] [--seed 1]
+
+Plan ``labels`` makes frames of at most seven heavy atoms, which PySCF can label; plan ``teacher`` makes many more, of
+at most twelve, whose labels by ANI-2x are trained on.
 
 Each chunk is one shard, ``shard_0007.npz``, written whole. Shards that exist are kept, so a run that was stopped goes
-on when it is started again. What a chunk holds depends only on the seed and on its number.
+on when it is started again. What a chunk holds depends only on the plan, the seed and its number.
 
 Kinds of frames of a molecule:
 
@@ -40,12 +43,76 @@ from torchani.neurochem import NeurochemInfo, modules_from_info
 HARTREE, KB, FS = 27.211386245988, 8.617333e-5, 0.09822694788
 #: Van der Waals radii, Å.
 VDW = {1: 1.10, 6: 1.70, 7: 1.55, 8: 1.52, 9: 1.47, 16: 1.80, 17: 1.75}
-#: Share of the molecules that is kept, by number of heavy atoms: labels of small ones are cheaper.
-SIZES = {0: 1.0, 1: 1.0, 2: 0.7, 3: 0.8, 4: 1.0, 5: 0.8, 6: 0.4, 7: 0.08}
-#: In each chunk.
-MOLECULES, PAIRS = 40, 60
 #: eV/Å. Frames with a larger component of a force are left out.
 LARGEST_FORCE = 25.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which molecules a data set is made of, and how many frames of each.
+
+    Attributes:
+        shares: Share of the molecules that is kept, by number of heavy atoms; larger molecules are not used.
+        pair_heavy: Largest number of heavy atoms of a dimer.
+        random_heavy: Largest number of heavy atoms of each molecule of a random dimer.
+        molecules: Molecules in a chunk.
+        pairs: Dimers in a chunk.
+        conformers: Of each molecule.
+        relax_steps: Of the molecules.
+        md: Steps of dynamics, and steps between frames.
+        mode_frames: Frames along normal modes of each conformer.
+        mode_atoms: Larger molecules have no such frames: they take six forces an atom.
+        batch: Structures that move at once.
+    """
+
+    shares: dict[int, float]
+    pair_heavy: int
+    random_heavy: int
+    molecules: int
+    pairs: int
+    conformers: int
+    relax_steps: int
+    md: tuple[int, int]
+    mode_frames: int
+    mode_atoms: int
+    batch: int
+
+    @property
+    def heavy(self) -> int:
+        """Largest number of heavy atoms of a molecule."""
+        return max(self.shares)
+
+
+PLANS = {
+    # Labels of small molecules are cheaper.
+    "labels": Plan(
+        shares={0: 1.0, 1: 1.0, 2: 0.7, 3: 0.8, 4: 1.0, 5: 0.8, 6: 0.4, 7: 0.08},
+        pair_heavy=6,
+        random_heavy=4,
+        molecules=40,
+        pairs=60,
+        conformers=2,
+        relax_steps=80,
+        md=(160, 32),
+        mode_frames=3,
+        mode_atoms=1000,
+        batch=40,
+    ),
+    # Twelve heavy atoms hold all functional groups with their neighbours; many molecules, few frames of each.
+    "teacher": Plan(
+        shares=dict.fromkeys(range(7), 1.0) | {7: 0.7, 8: 0.4, 9: 0.25, 10: 0.15, 11: 0.1, 12: 0.08},
+        pair_heavy=13,
+        random_heavy=7,
+        molecules=80,
+        pairs=40,
+        conformers=1,
+        relax_steps=50,
+        md=(120, 20),
+        mode_frames=3,
+        mode_atoms=14,
+        batch=80,
+    ),
+}
 
 
 @dataclass
@@ -313,9 +380,9 @@ def element_classes(mol: Chem.Mol) -> set[str]:
     return {atom.GetSymbol() for atom in mol.GetAtoms()} & {"F", "S", "Cl", "N", "O"} | {"any"}
 
 
-def balanced(mols: dict[str, Chem.Mol], rng: np.random.Generator) -> list[str]:
-    """Return the names of molecules, thinned by ``SIZES``, in an order in which F, S, Cl, N and O take turns."""
-    names = [name for name, mol in mols.items() if rng.random() < SIZES[mol.GetNumHeavyAtoms()]]
+def balanced(mols: dict[str, Chem.Mol], shares: dict[int, float], rng: np.random.Generator) -> list[str]:
+    """Return the names of molecules, thinned by size, in an order in which F, S, Cl, N and O take turns."""
+    names = [name for name, mol in mols.items() if rng.random() < shares[mol.GetNumHeavyAtoms()]]
     rng.shuffle(names)
     queues = {key: [n for n in names if key in element_classes(mols[n])] for key in ("F", "S", "Cl", "N", "O", "any")}
     order: dict[str, None] = {}
@@ -329,23 +396,24 @@ def balanced(mols: dict[str, Chem.Mol], rng: np.random.Generator) -> list[str]:
 
 
 def random_pairs(
-    mols: dict[str, Chem.Mol], known: list[tuple[str, str]], number: int, rng: np.random.Generator
+    mols: dict[str, Chem.Mol], known: list[tuple[str, str]], number: int, plan: Plan, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """Choose dimers of at most six heavy atoms: two of five from known pairs, one of five with water, two random.
+    """Choose dimers: two of five from known pairs, one of five with water, two random.
 
-    The random ones are of molecules of at most four heavy atoms that are not in ``ODD``.
+    The random ones are of small molecules that are not in ``ODD``.
 
     Args:
         mols: Molecules that may be used, by SMILES.
         known: Known pairs.
         number: How many; a larger number begins with the same pairs.
+        plan: The sizes.
         rng: Random numbers.
 
     Returns:
         Sorted SMILES of each pair.
     """
     odd = usable(ODD, 7)
-    small = [name for name, mol in mols.items() if mol.GetNumHeavyAtoms() <= 4 and name not in odd]
+    small = [name for name, mol in mols.items() if mol.GetNumHeavyAtoms() <= plan.random_heavy and name not in odd]
     left = [known[i] for i in rng.permutation(len(known))]
     found: dict[tuple[str, str], None] = {}
     for attempt in range(20 * number):
@@ -357,23 +425,26 @@ def random_pairs(
         else:
             pair = (small[rng.integers(len(small))], "O" if turn == 2 else small[rng.integers(len(small))])
         both = [mols.get(name) for name in pair]
-        if None in both or sum(mol.GetNumHeavyAtoms() for mol in both) > 6 or forbidden_pair(*both):
+        if None in both or sum(mol.GetNumHeavyAtoms() for mol in both) > plan.pair_heavy or forbidden_pair(*both):
             continue
         found[tuple(sorted(pair))] = None
     return list(found)
 
 
-def monomer_frames(teacher: Teacher, mols: dict[str, Chem.Mol], rng: np.random.Generator) -> list[Frame]:
-    """Return frames of all kinds: eleven of each of two conformers of each molecule."""
-    starts = [one for name, mol in mols.items() for one in conformers(name, mol, 2, int(rng.integers(1 << 30)))]
+def monomer_frames(teacher: Teacher, mols: dict[str, Chem.Mol], plan: Plan, rng: np.random.Generator) -> list[Frame]:
+    """Return frames of all kinds of the conformers of each molecule."""
+    number = plan.conformers
+    starts = [one for name, mol in mols.items() for one in conformers(name, mol, number, int(rng.integers(1 << 30)))]
     starts.sort(key=lambda frame: len(frame.numbers))
     found = []
-    for batch in (starts[i : i + 40] for i in range(0, len(starts), 40)):
-        minima = relaxed(teacher, batch, "min", 80)
+    for batch in (starts[i : i + plan.batch] for i in range(0, len(starts), plan.batch)):
+        minima = relaxed(teacher, batch, "min", plan.relax_steps)
         kelvin = rng.choice([300.0, 500.0, 800.0, 1200.0], len(minima))
-        found += dynamics(teacher, minima, "md", kelvin, 160, 32, int(rng.integers(1 << 30)))
+        found += dynamics(teacher, minima, "md", kelvin, *plan.md, int(rng.integers(1 << 30)))
         for frame in minima:
-            found += [frame, *mode_frames(teacher, frame, 3, rng)]
+            found.append(frame)
+            if len(frame.numbers) <= plan.mode_atoms:
+                found += mode_frames(teacher, frame, plan.mode_frames, rng)
             found += bond_frames(Chem.AddHs(mols[frame.smiles]), frame, 2, rng)
     return found
 
@@ -451,17 +522,18 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     part.replace(path)
 
 
-def candidates(folder: Path) -> tuple[dict[str, Chem.Mol], list[tuple[str, str]]]:
-    """Read the molecules of at most seven heavy atoms, by SMILES, and known pairs of at most six.
+def candidates(folder: Path, plan: Plan) -> tuple[dict[str, Chem.Mol], list[tuple[str, str]]]:
+    """Read the molecules of a plan by SMILES, and known pairs.
 
     Args:
         folder: Holds ``des_monomers.smi``, ``nagl2_fragments.smi``, ``vehicle_heteroaromatics.smi`` (a SMILES string a
             line) and ``des370k_pairs.smi`` (``A.B`` a line).
+        plan: The sizes.
     """
     lines = [*SMALL, *ODD]
     for name in ("des_monomers.smi", "nagl2_fragments.smi", "vehicle_heteroaromatics.smi"):
         lines += read(folder / name)
-    return usable(lines, 7), pairs(read(folder / "des370k_pairs.smi"), 6)
+    return usable(lines, plan.heavy), pairs(read(folder / "des370k_pairs.smi"), plan.pair_heavy)
 
 
 def main() -> None:
@@ -471,13 +543,15 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder of ANI-2x (NeuroChem)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--chunks", type=int, default=20, help="number of shards (default: %(default)s)")
+    parser.add_argument("--plan", choices=list(PLANS), default="labels", help="which molecules (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    mols, known = candidates(args.molecules)
+    plan = PLANS[args.plan]
+    mols, known = candidates(args.molecules, plan)
     rng = np.random.default_rng(args.seed)
-    order, chosen = balanced(mols, rng), random_pairs(mols, known, PAIRS * args.chunks, rng)
+    order, chosen = balanced(mols, plan.shares, rng), random_pairs(mols, known, plan.pairs * args.chunks, plan, rng)
     print(len(mols), "molecules,", len(order), "after thinning,", len(known), "known pairs", flush=True)
     teacher = Teacher(args.weights)
     for chunk in range(args.chunks):
@@ -485,9 +559,9 @@ def main() -> None:
         if path.exists():
             continue
         start, rng = time.time(), np.random.default_rng([args.seed, chunk])
-        names = order[chunk * MOLECULES : (chunk + 1) * MOLECULES]
-        frames = monomer_frames(teacher, {name: mols[name] for name in names}, rng) if names else []
-        frames += dimer_frames(teacher, mols, chosen[chunk * PAIRS : (chunk + 1) * PAIRS], rng)
+        names = order[chunk * plan.molecules : (chunk + 1) * plan.molecules]
+        frames = monomer_frames(teacher, {name: mols[name] for name in names}, plan, rng) if names else []
+        frames += dimer_frames(teacher, mols, chosen[chunk * plan.pairs : (chunk + 1) * plan.pairs], rng)
         arrays = labelled(teacher, frames)
         write(path, arrays)
         print(path.name, len(frames), "frames,", len(arrays["size"]), f"kept, {time.time() - start:.0f} s", flush=True)
