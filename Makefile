@@ -26,6 +26,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 md: $(VENV)/.ready
 	$(BIN)/python md_examples/md.py --out $(OUT)
 
+# Two processes of one thread each: two of two would wait for each other's threads.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import ase.db
 import numpy as np
 
 from ponita_ff.data.frames import DataError, Frame, FrameSequence, require_units, stress_matrix
@@ -91,6 +90,8 @@ class AseDbFrames(FrameSequence):
     def _frame(self, index: int) -> Frame:
         if self._db is None:
             # ASE opens a new SQLite connection for every query, so that this is safe after a fork.
+            import ase.db  # takes a second
+
             self._db = ase.db.connect(self.path, type="db", use_lock_file=False)
         where = f"{self.path.name}, frame {index} (id {self._ids[index]})"
         try:

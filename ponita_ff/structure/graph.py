@@ -1,4 +1,4 @@
-"""The graph of a structure: a ``torch_geometric`` Data whose edges are a table with M slots for each atom.
+"""The graph of a structure, whose edges are a table with M slots for each atom.
 
 Every directed edge j→i sits in a slot (i, m) of its receiver, so that the sum over neighbours is a plain sum over m,
 and, because the list is symmetric, so is the sum's adjoint: no scatter anywhere, the same bits in every run. An atom
@@ -25,18 +25,20 @@ batch          (N,)         int64   structure of each atom
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ponita_ff.structure.neighbours import NeighbourList, neighbour_list
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = [
     "COINCIDENT",
@@ -56,6 +58,9 @@ __all__ = [
 #: Fields that a prediction reads, in the order in which traced functions take them.
 INPUT_FIELDS = ("positions", "offsets", "neighbours", "reverse", "used", "atomic_numbers", "batch", "cell")
 
+#: Fields of the table of edges.
+_TABLE = ("neighbours", "reverse", "offsets", "used")
+
 #: Length in Å of the vector in an unused slot: beyond any cutoff.
 UNUSED_DISTANCE = 1000.0
 
@@ -66,12 +71,75 @@ COINCIDENT = 0.05
 _SMALL_MOLECULE = 32
 
 
-class Graph(Data):
-    """One structure, or several through :func:`batch_graphs`; the module's table documents its fields."""
+class Graph:
+    """One structure, or several through :func:`batch_graphs`; the module's table documents its fields.
+
+    A field is an attribute and an item. :meth:`to_data` gives ``torch_geometric``'s Data, whose import takes longer
+    than that of all of this package, and whose attributes cost time in each step of dynamics.
+
+    Args:
+        fields: By name.
+    """
+
+    atomic_numbers: Tensor
+    positions: Tensor
+    neighbours: Tensor
+    reverse: Tensor
+    offsets: Tensor
+    used: Tensor
+    cell: Tensor
+    batch: Tensor
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+
+    def __init__(self, **fields: Tensor) -> None:
+        self.__dict__.update(fields)
+
+    def __getitem__(self, name: str) -> Tensor:
+        field: Tensor = self.__dict__[name]
+        return field
+
+    def __setitem__(self, name: str, field: Tensor) -> None:
+        self.__dict__[name] = field
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+    def __repr__(self) -> str:
+        return f"Graph({', '.join(f'{name}={list(field.shape)}' for name, field in self.__dict__.items())})"
 
     @property
     def num_nodes(self) -> int:
-        return int(self["atomic_numbers"].shape[0])
+        """Number of atoms."""
+        return int(self.atomic_numbers.shape[0])
+
+    def keys(self) -> list[str]:
+        """Names of the fields that it has."""
+        return list(self.__dict__)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The graph on a device; fields that are there already are shared."""
+        return self._with(lambda field: field.to(device))
+
+    def clone(self) -> Self:
+        """A copy of all fields."""
+        return self._with(torch.clone)
+
+    def to_data(self) -> Data:
+        """The graph for other code on ``torch_geometric``: its fields, and the used edges as ``edge_index`` (2, E),
+        row 0 the senders, with ``edge_vectors`` (E, 3), x_j − x_i in Å."""
+        from torch_geometric.data import Data
+
+        receivers, slots = self.used.nonzero(as_tuple=True)
+        vectors = edge_vectors(self.positions, self.offsets, self.neighbours, self.reverse)[receivers, slots]
+        senders = self.neighbours[receivers, slots]
+        fields = {name: field for name, field in self.__dict__.items() if name not in _TABLE}
+        edges = {"edge_index": torch.stack([senders, receivers]), "edge_vectors": vectors}
+        return Data(num_nodes=self.num_nodes, **edges, **fields)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(**{name: change(field) for name, field in self.__dict__.items()})
 
 
 def _edge_table(edges: NeighbourList) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
@@ -133,8 +201,7 @@ def build_graph(
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     """Several structures as one graph; predictions are those of each alone.
 
-    As ``torch_geometric.data.Batch`` would, written out, because training makes a batch a step. Atoms of a graph with
-    fewer slots get unused ones.
+    Atoms of a graph with fewer slots get unused ones.
     """
     max_neighbours = max(graph.neighbours.shape[1] for graph in graphs)
     number = sum(graph.num_nodes for graph in graphs)

@@ -108,6 +108,16 @@ print({"torch", "torch_geometric", "scipy", "h5py", "matplotlib"} & set(sys.modu
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+def test_a_calculator_needs_no_slow_imports() -> None:
+    program = """
+import sys
+import ponita_ff.simulate.md, ponita_ff.training.run
+print({"torch_geometric", "torch._dynamo", "pandas", "ase.db"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
 def run_failing(error: BaseException, *arguments: str, **settings: Any) -> Any:
     """A command that raises."""
 

@@ -50,6 +50,31 @@ def test_shapes_and_dtypes_are_those_of_the_table(irregular: Graph) -> None:
         assert irregular[name].dtype == expected, name
 
 
+def test_fields_are_attributes_and_items(irregular: Graph) -> None:
+    irregular["energy"] = torch.ones(1)
+    irregular.positions = irregular.positions + 1
+    assert "energy" in irregular and "forces" not in irregular
+    assert irregular["positions"] is irregular.positions and irregular.energy is irregular["energy"]
+    assert irregular.keys() == [*Graph.__annotations__][:9]
+    copy = irregular.clone()
+    copy.positions += 1
+    assert not torch.equal(copy.positions, irregular.positions)
+    assert repr(copy).startswith("Graph(atomic_numbers=[6], positions=[6, 3]")
+    with pytest.raises(AttributeError, match="stress"):
+        copy.stress  # noqa: B018
+
+
+def test_data_of_torch_geometric_has_the_used_edges(system: Atoms) -> None:
+    graph = graph_of(system)
+    data = graph.to_data()
+    edges = neighbour_list(system.positions, 4.0, np.asarray(system.cell), system.pbc)
+    assert data.validate() and data.num_nodes == len(system)
+    assert np.array_equal(data.edge_index.numpy(), [edges.senders, edges.receivers])
+    vectors = edges.vectors(system.positions, np.asarray(system.cell))
+    assert np.abs(data.edge_vectors.numpy() - vectors).max(initial=0) < 1e-12
+    assert torch.equal(data.positions, graph.positions) and "neighbours" not in data
+
+
 def test_used_slots_hold_exactly_the_neighbour_list(system: Atoms) -> None:
     graph = graph_of(system)
     edges = neighbour_list(system.positions, 4.0, np.asarray(system.cell), system.pbc)

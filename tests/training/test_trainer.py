@@ -64,7 +64,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 def test_killed_and_resumed_equals_uninterrupted(settings: dict[str, Any], tmp_path: Path) -> None:
     """SIGKILL soon after a checkpoint of a new run, SIGTERM after one of the resumed run; then resume to the end."""
-    settings["optimiser"] |= {"steps": 300}
+    settings["optimiser"] |= {"steps": 120}
     whole = run(settings, tmp_path / "whole")
     config, folder = tmp_path / "config.yaml", tmp_path / "killed"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -73,7 +73,7 @@ def test_killed_and_resumed_equals_uninterrupted(settings: dict[str, Any], tmp_p
         (("--resume", folder), signal.SIGTERM, 143),
     ):
         assert kill_after_checkpoint([*map(str, arguments)], folder / "checkpoint.pt", number) == code
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] < 300
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] < 120
     assert run(settings, folder, resume=True) == whole
 
 
