@@ -25,7 +25,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("calculator", "training"),
     ("simulate",),
     ("audit", "labels"),
-    ("explore", "sample"),
+    ("sample",),
+    ("teaching",),
+    ("explore",),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -3,7 +3,8 @@
     python frames.py --molecules FOLDER --weights FOLDER --out FOLDER --chunks 20 [--plan labels] [--seed 1]
 
 Plan ``labels`` makes frames of at most seven heavy atoms, which PySCF can label; plan ``teacher`` makes many more, of
-at most twelve, whose labels by ANI-2x are trained on.
+at most twelve, whose labels by ANI-2x are trained on; plan ``tests`` makes frames of molecules whose scaffolds are held
+out, to measure errors on.
 
 Each chunk is one shard, ``shard_0007.npz``, written whole. Shards that exist are kept, so a run that was stopped goes
 on when it is started again. What a chunk holds depends only on the plan, the seed and its number.
@@ -63,6 +64,7 @@ class Plan:
         mode_frames: Frames along normal modes of each conformer.
         mode_atoms: Larger molecules have no such frames: they take six forces an atom.
         batch: Structures that move at once.
+        tests: Whether the molecules are those of held-out scaffolds, without dimers.
     """
 
     shares: dict[int, float]
@@ -76,6 +78,7 @@ class Plan:
     mode_frames: int
     mode_atoms: int
     batch: int
+    tests: bool = False
 
     @property
     def heavy(self) -> int:
@@ -111,6 +114,20 @@ PLANS = {
         mode_frames=3,
         mode_atoms=14,
         batch=80,
+    ),
+    "tests": Plan(
+        shares=dict.fromkeys(range(13), 1.0),
+        pair_heavy=0,
+        random_heavy=0,
+        molecules=60,
+        pairs=0,
+        conformers=1,
+        relax_steps=80,
+        md=(200, 50),
+        mode_frames=2,
+        mode_atoms=14,
+        batch=60,
+        tests=True,
     ),
 }
 
@@ -533,7 +550,7 @@ def candidates(folder: Path, plan: Plan) -> tuple[dict[str, Chem.Mol], list[tupl
     lines = [*SMALL, *ODD]
     for name in ("des_monomers.smi", "nagl2_fragments.smi", "vehicle_heteroaromatics.smi"):
         lines += read(folder / name)
-    return usable(lines, plan.heavy), pairs(read(folder / "des370k_pairs.smi"), plan.pair_heavy)
+    return usable(lines, plan.heavy, plan.tests), pairs(read(folder / "des370k_pairs.smi"), plan.pair_heavy)
 
 
 def main() -> None:
@@ -561,7 +578,8 @@ def main() -> None:
         start, rng = time.time(), np.random.default_rng([args.seed, chunk])
         names = order[chunk * plan.molecules : (chunk + 1) * plan.molecules]
         frames = monomer_frames(teacher, {name: mols[name] for name in names}, plan, rng) if names else []
-        frames += dimer_frames(teacher, mols, chosen[chunk * plan.pairs : (chunk + 1) * plan.pairs], rng)
+        if plan.pairs:
+            frames += dimer_frames(teacher, mols, chosen[chunk * plan.pairs : (chunk + 1) * plan.pairs], rng)
         arrays = labelled(teacher, frames)
         write(path, arrays)
         print(path.name, len(frames), "frames,", len(arrays["size"]), f"kept, {time.time() - start:.0f} s", flush=True)

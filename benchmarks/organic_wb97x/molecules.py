@@ -102,8 +102,16 @@ def held_out(mol: Chem.Mol, percent: int = 5) -> bool:
     Returns:
         True for the molecules of ``TESTS``, and for those whose scaffold's ``bucket`` is below ``percent``.
     """
-    if skeleton(mol) in skeletons(tuple(TESTS)):
-        return True
+    return is_test(mol) or of_held_out_scaffold(mol, percent)
+
+
+def is_test(mol: Chem.Mol) -> bool:
+    """Tell whether a molecule is one of ``TESTS``."""
+    return skeleton(mol) in skeletons(tuple(TESTS))
+
+
+def of_held_out_scaffold(mol: Chem.Mol, percent: int = 5) -> bool:
+    """Tell whether the scaffold of a molecule is held out; see ``held_out``."""
     keys = {MurckoScaffold.MurckoScaffoldSmiles(mol=mol)}
     if keys == {""}:
         keys = {Chem.MolToSmiles(mol, isomericSmiles=isomeric) for isomeric in (True, False)}
@@ -115,12 +123,13 @@ def forbidden_pair(first: Chem.Mol, second: Chem.Mol) -> bool:
     return all(skeleton(mol) in skeletons(tuple(S66)) for mol in (first, second))
 
 
-def usable(lines: Iterable[str], heavy: int) -> dict[str, Chem.Mol]:
-    """Return the molecules that may be in the data.
+def usable(lines: Iterable[str], heavy: int, tests: bool = False) -> dict[str, Chem.Mol]:
+    """Return the molecules that may be in the data, or with ``tests`` those of held-out scaffolds instead.
 
     Args:
         lines: A SMILES string each; what follows after a blank is ignored.
         heavy: Largest number of heavy atoms.
+        tests: Whether to return the others, without ``TESTS`` themselves.
 
     Returns:
         Molecules by canonical SMILES, in the order given, without duplicates.
@@ -128,7 +137,9 @@ def usable(lines: Iterable[str], heavy: int) -> dict[str, Chem.Mol]:
     found: dict[str, Chem.Mol] = {}
     for line in lines:
         mol = parsed(line.split()[0], heavy) if line.strip() else None
-        if mol is not None and not held_out(mol):
+        if mol is None or is_test(mol):
+            continue
+        if of_held_out_scaffold(mol) == tests:
             found.setdefault(Chem.MolToSmiles(mol), mol)
     return found
 

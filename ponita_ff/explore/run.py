@@ -31,6 +31,7 @@ from ponita_ff.labels import label_frames
 from ponita_ff.outputs import claim_folder
 from ponita_ff.potential.file import load_potential
 from ponita_ff.settings import wrong_fields
+from ponita_ff.teaching import TEACHER_FOLDER, TeacherSettings, taught
 from ponita_ff.training import run as training_run
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
@@ -119,6 +120,8 @@ def _explore(
 ) -> ExplorationResult:
     _record_settings(settings, out)
     rename_files(out)
+    if settings.teacher is not None:
+        base = _taught(structures, base, settings, out / TEACHER_FOLDER, progress)
     _label_initial_structures(structures, settings, out / "round-0", progress)
     plan = Plan(settings)
     rounds: list[Round] = []
@@ -199,6 +202,21 @@ def _record_settings(settings: ExploreSettings, out: Path) -> None:
             changed = ", ".join(f"{name}: {old[name]!r}" for name in old if old[name] != new[name])
             raise ExploreError(f"{out} was begun with other settings; continue with {changed}, or give another folder")
     write_json(path, settings.model_dump(mode="json"))
+
+
+def _taught(
+    structures: Sequence[Atoms], base: str | Path, settings: ExploreSettings, folder: Path, progress: bool
+) -> Path:
+    """The base after a teacher's labels of the structures."""
+    teacher = TeacherSettings.make(
+        method=settings.teacher,
+        frames=settings.teacher_frames,
+        charge=settings.charge,
+        multiplicity=settings.multiplicity,
+        processes=settings.processes,
+        seed=abs(settings.seed),
+    )
+    return taught(base, structures, teacher, folder, progress=progress)
 
 
 def _label_initial_structures(

@@ -49,6 +49,8 @@ class ExploreSettings(Section):
         processes: Number of processes that label in parallel.
         seed: Seed of all random numbers.
         training: Settings of the fine-tuning by dotted name, e.g. ``{"optimiser.steps": 2000}``.
+        teacher: Cheap method whose labels the base learns first, as for ``ponita-ff finetune``; null for none.
+        teacher_frames: Number of frames that the teacher labels.
     """
 
     method: str
@@ -70,6 +72,8 @@ class ExploreSettings(Section):
     processes: Count = 1
     seed: int = 0
     training: dict[str, Any] = Field(default={})
+    teacher: str | None = None
+    teacher_frames: Annotated[int, Field(ge=20)] = 2000
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ExploreSettings:

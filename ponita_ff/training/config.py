@@ -320,6 +320,10 @@ class TrainConfig(Section):
         files = [*data.files, *data.test_files, *data.extra_train, *data.replay]
         return files + [path for path in (potential.start, potential.reference_energies) if isinstance(path, Path)]
 
+    def with_start(self, path: Path) -> TrainConfig:
+        """The same settings from the weights of another potential with the same network."""
+        return self.model_copy(update={"potential": self.potential.model_copy(update={"start": path})})
+
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings with absolute paths; relative ones start at the working directory."""
         return self._with_paths_from(Path(), set())

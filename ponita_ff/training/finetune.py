@@ -46,6 +46,8 @@ class ErrorChange:
         energy_after: The same after.
         forces_before: Mean absolute error of force components before, eV/Å.
         forces_after: The same after.
+        energy_taught: The same after a teacher's labels, before the others; None without a teacher.
+        forces_taught: The same of the force components.
     """
 
     name: str
@@ -54,6 +56,8 @@ class ErrorChange:
     energy_after: float
     forces_before: float
     forces_after: float
+    energy_taught: float | None = None
+    forces_taught: float | None = None
 
 
 def finetune_config(
@@ -124,7 +128,12 @@ def _schedule(frames: int) -> dict[str, Any]:
 
 
 def finetune(
-    config: TrainConfig, out: Path, resume: bool = False, progress: bool = True, force: bool = False
+    config: TrainConfig,
+    out: Path,
+    resume: bool = False,
+    progress: bool = True,
+    force: bool = False,
+    base: Path | None = None,
 ) -> list[ErrorChange]:
     """Train from ``config.potential.start`` and measure errors before and after.
 
@@ -134,6 +143,8 @@ def finetune(
         resume: Continue from the checkpoint in the folder.
         progress: Whether to show a progress bar.
         force: As of :func:`ponita_ff.training.run.train`.
+        base: The potential before a teacher's labels, if it learned from them first (:mod:`ponita_ff.teaching`); its
+            errors are those before.
 
     Returns:
         Errors before and after on the new frames and on the replay holdout.
@@ -150,27 +161,43 @@ def finetune(
     with run_folder(config, out, resume, force) as folder:
         if resume and (done := finished_potential(config, out)) and "finetuning" in done.metadata:
             return [ErrorChange(**change) for change in done.metadata["finetuning"]]
-        return _finetune(config, folder, resume, progress)
+        return _finetune(config, folder, resume, progress, base)
 
 
-def _finetune(config: TrainConfig, folder: RunFolder, resume: bool, progress: bool) -> list[ErrorChange]:
+def _finetune(
+    config: TrainConfig, folder: RunFolder, resume: bool, progress: bool, base: Path | None
+) -> list[ErrorChange]:
     if not config.data.replay:
         logger.warning(
             "no frames to replay (data.replay): the potential will forget what %s was trained on, and how much it "
             "forgets is not measured",
             config.potential.start and config.potential.start.name,
         )
-    measured: list[tuple[TrainingData, dict[str, Errors]]] = []
+    measured: list[tuple[TrainingData, dict[str, Errors], dict[str, Errors] | None]] = []
 
     def measure(data: TrainingData) -> None:
-        measured.append((data, _errors(build_potential(config, data.train, log=False), config, data)))
+        start = _errors(build_potential(config, data.train, log=False), config, data)
+        if base is None:
+            measured.append((data, start, None))
+            return
+        untaught = config.with_start(base)
+        measured.append((data, _errors(build_potential(untaught, data.train, log=False), untaught, data), start))
 
     train_in(folder, config, resume, progress, measure)
     potential = load_potential(folder.path / POTENTIAL_FILE)
-    ((data, before),) = measured
+    ((data, before, taught),) = measured
     after = _errors(potential, config, data)
     changes = [
-        ErrorChange(name, old.frames, old.energy_mae, after[name].energy_mae, old.forces_mae, after[name].forces_mae)
+        ErrorChange(
+            name,
+            old.frames,
+            old.energy_mae,
+            after[name].energy_mae,
+            old.forces_mae,
+            after[name].forces_mae,
+            taught[name].energy_mae if taught else None,
+            taught[name].forces_mae if taught else None,
+        )
         for name, old in before.items()
     ]
     potential.metadata["finetuning"] = [asdict(change) for change in changes]

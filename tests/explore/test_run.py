@@ -107,6 +107,24 @@ def labelled(out: Path) -> list[Atoms]:
     return [atoms for path in sorted(out.glob("round-*/labelled.xyz")) for atoms in read(path, index=":")]
 
 
+def test_members_start_from_what_a_teacher_taught(
+    base: Path, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a teacher teaches is tested with it; here the base is given back under another name."""
+    found: list[Any] = []
+
+    def taught(given: Path, structures: list[Atoms], settings: Any, folder: Path, **options: Any) -> Path:
+        found.append((given, len(structures), settings.method, settings.frames, folder))
+        return Path(shutil.copyfile(base, tmp_path / "taught.safetensors"))
+
+    monkeypatch.setattr(explore_run, "taught", taught)
+    values |= {"budget": 3, "initial_labels": 3, "teacher": "gfn2-xtb", "teacher_frames": 50}
+    result = run(base, values, tmp_path / "out")
+    assert found == [(base, 1, "gfn2-xtb", 50, tmp_path / "out" / "teacher")]
+    config = yaml.safe_load((result.members[0].parent / "round-1" / "member-0" / "config.yaml").read_text("utf-8"))
+    assert config["potential"]["start"] == str(tmp_path / "taught.safetensors")
+
+
 def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
     values |= {"budget": 11, "labels_per_round": 3, "training": {**values["training"], "optimiser.steps": 120}}
     found = run(base, values, tmp_path / "out")
