@@ -1,0 +1,183 @@
+"""Potentials on molecules that they were never trained on, beside cheap methods.
+
+    python benchmarks/general.py zero-shot --data FOLDER --work WORK --contender organic-wb97x --contender gfn2-xtb \\
+        --contender 'ani-2x{weights: FOLDER}'
+
+FOLDER holds ``3bpa/train_300K.xyz`` and ``s66x8/s66x8_wb97x_631gd.xyz`` (ωB97X/6-31G(d)) and
+``qm22/n_methylacetamide.xyz`` (B3LYP; another level of theory, so that only the shape of the surface counts), all in eV
+and Å. ``--holdout NAME=FILE.npz`` adds frames of scaffolds that were held out, in the format of
+``benchmarks/organic_wb97x``. A contender is a potential of this package, by name or file (several joined by commas are
+a committee), or a method of ``ponita-ff label``. WORK keeps what the methods calculated. Results gather in
+``results/general.json``; ``results/general.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import click
+import numpy as np
+from ase import Atoms
+from ase.io import read
+from pages import add_result, measured_on, table
+
+from ponita_ff.files import is_file
+from ponita_ff.labels import label_frames
+from ponita_ff.potential.file import load_potential
+from ponita_ff.potential.header import shipped_potentials
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "organic_wb97x"))
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+#: Places along a curve of S66x8: at the equilibrium distance and at twice this distance.
+NEAR, FAR = 2, 7
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Labelled frames to test on.
+
+    Attributes:
+        name: Of the set.
+        atoms: Elements and positions.
+        energies: eV, shape (frames,).
+        forces: eV/Å, shape (n, 3) each.
+        keys: What a frame is; frames of one key are compared with each other where energies are.
+    """
+
+    name: str
+    atoms: Sequence[Atoms]
+    energies: np.ndarray
+    forces: Sequence[np.ndarray]
+    keys: Sequence[str]
+
+
+def from_ase(name: str, path: Path, every: int = 1) -> Frames:
+    """Read labelled frames of extended XYZ; periodicity and cell are left out, which stand for nothing there."""
+    found = read(path, f"::{every}")
+    bare = [Atoms(atoms.numbers, atoms.positions) for atoms in found]
+    energies = np.array([atoms.get_potential_energy() for atoms in found])
+    keys = [str(atoms.info.get("complex", "")) for atoms in found]
+    return Frames(name, bare, energies, [atoms.get_forces() for atoms in found], keys)
+
+
+def from_npz(name: str, path: Path) -> Frames:
+    """Read frames in the format of ``benchmarks/organic_wb97x``."""
+    from dataset import frames_of
+
+    frames = list(frames_of(path, lambda smiles: True, np.inf))
+    bare = [Atoms(frame.numbers, frame.positions) for frame in frames]
+    with np.load(path) as file:
+        keys = [str(smiles) for smiles in file["smiles"]]
+    return Frames(name, bare, np.array([frame.energy for frame in frames]), [frame.forces for frame in frames], keys)
+
+
+def predicted(contender: str, frames: Frames, work: Path) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Energies (eV) and forces (eV/Å) of a contender; those of a method are kept in a journal."""
+    members = [contender] if is_file(Path(contender)) else contender.split(",")
+    if all(is_file(Path(member)) or member in shipped_potentials() for member in members):
+        predictions = [load_potential(member).evaluate(list(frames.atoms)) for member in members]
+        energies = np.mean([prediction.energies for prediction in predictions], axis=0)
+        each = zip(*(prediction.forces for prediction in predictions), strict=True)
+        return energies, [np.mean(forces, axis=0) for forces in each]
+    folder = work / "".join(letter if letter.isalnum() else "-" for letter in contender.partition("{")[0])
+    result = label_frames(list(frames.atoms), contender, folder / f"{frames.name}.xyz", progress=True)
+    if result.failures or result.path is None:
+        raise click.ClickException(f"{contender} failed on {len(result.failures)} frames of {frames.name}")
+    labelled = read(result.path, ":")
+    return np.array([a.get_potential_energy() for a in labelled]), [a.get_forces() for a in labelled]
+
+
+def force_error(forces: Sequence[np.ndarray], frames: Frames) -> float:
+    """Mean absolute error of force components, meV/Å."""
+    errors = [np.abs(one - other).ravel() for one, other in zip(forces, frames.forces, strict=True)]
+    return float(1e3 * np.concatenate(errors).mean())
+
+
+def relative_error(energies: np.ndarray, frames: Frames) -> float:
+    """Mean absolute error of energies after the best shift for each key, meV."""
+    error = energies - frames.energies
+    keys = np.array(frames.keys)
+    for key in set(frames.keys):
+        error[keys == key] -= np.median(error[keys == key])
+    return float(1e3 * np.abs(error).mean())
+
+
+def interaction_error(energies: np.ndarray, frames: Frames, distances: Sequence[int]) -> float:
+    """Mean absolute error of E(1.0) − E(2.0) over the dimers, meV."""
+    place = {(key, distance): row for row, (key, distance) in enumerate(zip(frames.keys, distances, strict=True))}
+    near = [place[key, NEAR] for key in dict.fromkeys(frames.keys)]
+    far = [place[key, FAR] for key in dict.fromkeys(frames.keys)]
+    error = (energies - frames.energies)[near] - (energies - frames.energies)[far]
+    return float(1e3 * np.abs(error).mean())
+
+
+@click.group()
+def main() -> None:
+    """Measure potentials on molecules that they were never trained on."""
+
+
+@main.command("zero-shot")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--contender", "contenders", multiple=True, required=True)
+@click.option("--holdout", "holdouts", multiple=True, metavar="NAME=FILE.npz")
+def zero_shot(data: Path, work: Path, contenders: tuple[str, ...], holdouts: tuple[str, ...]) -> None:
+    """Measure errors without any training on the molecules."""
+    s66 = data / "s66x8" / "s66x8_wb97x_631gd.xyz"
+    distances = [int(atoms.info["distance"]) for atoms in read(s66, ":")]
+    sets = [
+        from_ase("3bpa", data / "3bpa" / "train_300K.xyz"),
+        from_ase("s66x8", s66),
+        from_ase("n-methylacetamide", data / "qm22" / "n_methylacetamide.xyz", every=5),
+    ]
+    sets += [from_npz(name, Path(file)) for name, _, file in (text.partition("=") for text in holdouts)]
+    for contender in contenders:
+        values: dict[str, Any] = {}
+        for frames in sets:
+            energies, forces = predicted(contender, frames, work)
+            values[frames.name] = {
+                "frames": len(frames.atoms),
+                "forces": force_error(forces, frames),
+                "energies": relative_error(energies, frames),
+            }
+            if frames.name == "s66x8":
+                values[frames.name]["interaction"] = interaction_error(energies, frames, distances)
+        add_result(RESULTS / "general", report, "zero-shot", contender.partition("{")[0], values)
+
+
+def report(results: dict[str, Any]) -> str:
+    """Write the page."""
+    rows = results["zero-shot"]
+    sets = list(dict.fromkeys(name for row in rows.values() for name in row if name != "hardware"))
+    head = ["", *(f"{name}: forces" for name in sets), *(f"{name}: energies" for name in sets), "S66x8: E(1) − E(2)"]
+    body = []
+    for contender, row in rows.items():
+        cells = [f"{row[name][kind]:.1f}" if name in row else "" for kind in ("forces", "energies") for name in sets]
+        body.append([contender, *cells, f"{row['s66x8']['interaction']:.1f}"])
+    lines = [
+        "# General potentials, without training on the molecules",
+        "",
+        "Mean absolute errors: force components in meV/Å; energies in meV, relative to each other for each molecule or",
+        "dimer; interaction energies of S66x8, from the equilibrium distance to twice this, in meV. 3BPA and S66x8 are",
+        "at ωB97X/6-31G(d), N-methylacetamide at B3LYP. `python benchmarks/general.py zero-shot`.",
+        "",
+        *table(head, body),
+        "",
+        measured_on(rows.values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
