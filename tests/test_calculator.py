@@ -514,6 +514,21 @@ def test_skin_changes_no_trajectory(name: str, steps: int, make_potential: Make,
     assert np.abs(without - without[0]).max() > 0.5  # atoms did move by more than the skin
 
 
+def test_dispersion_on_top(tiny_potential: Potential) -> None:
+    """The line of README: ASE adds what DFT-D4 gives."""
+    dftd4 = pytest.importorskip("dftd4.ase")
+    from ase.calculators.mixing import SumCalculator
+
+    atoms = molecule("CH3OH")
+    parts = [PonitaCalculator(tiny_potential), dftd4.DFTD4(method="wb97x_2008")]
+    energies = [part.get_potential_energy(atoms) for part in parts]
+    forces = [part.get_forces(atoms) for part in parts]
+    atoms.calc = SumCalculator(parts)
+    assert -0.1 < energies[1] < 0
+    assert atoms.get_potential_energy() == pytest.approx(sum(energies), abs=1e-9)
+    np.testing.assert_allclose(atoms.get_forces(), forces[0] + forces[1], atol=1e-9)
+
+
 # ------------------------------------------------------------------------------------------- committees
 
 
