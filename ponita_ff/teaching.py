@@ -27,14 +27,16 @@ from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
 from ponita_ff.training.run import is_started
 
-__all__ = ["TEACHER_FOLDER", "TeacherError", "TeacherSettings", "starting_frames", "taught"]
+__all__ = ["LABELS_FILE", "TEACHER_FOLDER", "TeacherError", "TeacherSettings", "starting_frames", "taught"]
 
 logger = logging.getLogger(__name__)
 
 #: In the folder of a fine-tuning run.
 TEACHER_FOLDER = "teacher"
 
-_FRAMES, _LABELS, _TRAINING, _SETTINGS = "frames", "labels.xyz", "training", "settings.json"
+#: In that folder: the teacher's labels, and what leads to them and follows.
+LABELS_FILE = "labels.xyz"
+_FRAMES, _TRAINING, _SETTINGS = "frames", "training", "settings.json"
 
 #: Frames of the user that sampling starts from, at most.
 _STARTS = 20
@@ -174,7 +176,7 @@ def _labelled(frames: Iterable[Atoms], settings: TeacherSettings, out: Path, pro
     result = label_frames(
         sampled.path,
         settings.method,
-        out / _LABELS,
+        out / LABELS_FILE,
         charge=settings.charge,
         multiplicity=settings.multiplicity,
         processes=settings.processes,

@@ -31,7 +31,7 @@ from ponita_ff.labels import label_frames
 from ponita_ff.outputs import claim_folder
 from ponita_ff.potential.file import load_potential
 from ponita_ff.settings import wrong_fields
-from ponita_ff.teaching import TEACHER_FOLDER, TeacherSettings, taught
+from ponita_ff.teaching import LABELS_FILE, TEACHER_FOLDER, TeacherSettings, taught
 from ponita_ff.training import run as training_run
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.finetune import finetune, finetune_config
@@ -167,10 +167,8 @@ def _run_round(
     certain = len(uncertain) <= (1 - _CERTAIN_SHARE) * len(dynamics.uncertainties)
     candidates = folder / _CANDIDATES
     if not certain and remaining > 0 and not candidates.is_file():
-        # Far from each other and from the labelled frames, among those where the committee is uncertain.
-        pool, labelled = [dynamics.frames[k] for k in uncertain], [frame.to_atoms() for frame in frames]
-        selected = select_farthest(pool, labelled, min(settings.labels_per_round, remaining))
-        _write_frames([pool[k] for k in selected], candidates)
+        generator = np.random.default_rng((settings.seed, number, 1))
+        _write_frames(_selected(dynamics.frames, uncertain, frames, remaining, settings, generator), candidates)
     outcome = ""
     if not candidates.is_file():
         outcome = f"the budget of {settings.budget} labels is spent"
@@ -183,6 +181,27 @@ def _run_round(
     new = [] if outcome else _label_candidates(settings, folder, progress)
     summary = _summarise(number, len(frames), validation_error, dynamics, new, members, calibrated=factor is not None)
     return summary, members, outcome
+
+
+def _selected(
+    sampled: Sequence[Atoms],
+    uncertain: Sequence[int],
+    labelled: Sequence[Frame],
+    remaining: int,
+    settings: ExploreSettings,
+    generator: np.random.Generator,
+) -> list[Atoms]:
+    """The frames of a round to label: some as the dynamics has them, the others where the committee is uncertain.
+
+    Those others are far from each other, from the first ones and from labelled frames. Alone they would be the rarest
+    geometries of the dynamics, and errors on its common ones fall more slowly.
+    """
+    number = min(settings.labels_per_round, remaining)
+    common = generator.choice(len(sampled), min(round(settings.random_share * number), len(sampled)), replace=False)
+    found = [sampled[index] for index in sorted(common.tolist())]
+    pool = [sampled[index] for index in uncertain if index not in common]
+    known = [*(frame.to_atoms() for frame in labelled), *found]
+    return found + [pool[index] for index in select_farthest(pool, known, number - len(found))]
 
 
 def _record_settings(settings: ExploreSettings, out: Path) -> None:
@@ -224,9 +243,19 @@ def _label_initial_structures(
 ) -> None:
     if not (folder / _CANDIDATES).is_file():
         generator = np.random.default_rng((settings.seed, 0))
-        frames = displaced_structures(structures, settings.initial_labels, settings.displacement, generator)
-        _write_frames(frames, folder / _CANDIDATES)
+        if settings.teacher is not None:
+            known = [frame.to_atoms() for frame in read_frames(folder.parent / TEACHER_FOLDER / LABELS_FILE)]
+            chosen = generator.choice(len(known), min(settings.initial_labels, len(known)), replace=False)
+            frames = [known[index] for index in chosen]
+        else:
+            frames = displaced_structures(structures, settings.initial_labels, settings.displacement, generator)
+        _write_frames([_bare(atoms) for atoms in frames], folder / _CANDIDATES)
     _label_candidates(settings, folder, progress)
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    """Without labels."""
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _labelled_files(out: Path, number: int) -> list[Path]:

@@ -30,8 +30,11 @@ class ExploreSettings(Section):
         charge: Total charge of every frame in elementary charges, for methods that take it; None is 0.
         multiplicity: Spin multiplicity 2S + 1 of every frame, for methods that take it; None is 1.
         budget: Largest number of labels in total.
-        initial_labels: Number of displaced structures that are labelled before the first training.
+        initial_labels: Number of frames that are labelled before the first training: displaced structures, or with a
+            teacher some of its frames.
         labels_per_round: Largest number of labels in each round.
+        random_share: Share of a round's labels that go to random frames of its dynamics; the others go to frames where
+            the committee is uncertain.
         selection_share: Share of the fine-tuning's steps or time for committees that only choose the next frames; the
             last committee gets all.
         members: Number of potentials in the committee. They differ in their validation frames and random seeds.
@@ -59,6 +62,7 @@ class ExploreSettings(Section):
     budget: Count
     initial_labels: Count = 10
     labels_per_round: Count = 10
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     selection_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     members: Annotated[int, Field(ge=2)] = 3
     temperature: Positive = 500.0

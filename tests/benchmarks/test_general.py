@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
+from ase.io import read, write
 from click.testing import CliRunner
 
 
@@ -84,3 +84,32 @@ def test_a_committee_is_the_mean_of_its_members(
     two = general.predicted(f"{tiny_potential_path},{tiny_potential_path}", frames, tmp_path)
     np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
     assert general.force_error(one[1], frames) == pytest.approx(general.force_error(two[1], frames), rel=1e-5)
+
+
+def test_few_frames_of_a_file(
+    general: ModuleType, data: Path, tmp_path: Path, tiny_potential_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(general, "RESULTS", tmp_path)
+    file = str(data / "qm22" / "n_methylacetamide.xyz")
+    arguments = [
+        "few-frames",
+        "--name",
+        "ethanol",
+        "--base",
+        str(tiny_potential_path),
+        "--train",
+        file,
+        "--frames",
+        "5",
+    ]
+    arguments += ["--test", file, "--work", str(tmp_path / "work"), "--set", "optimiser.steps=4"]
+    result = CliRunner().invoke(general.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    ((key, row),) = json.loads((tmp_path / "general.json").read_text(encoding="utf-8"))["few-frames"].items()
+    assert key.startswith("ethanol, 5 frames,") and key.endswith(", optimiser.steps=4")
+    assert set(row["tests"]) == {"base", "after"}
+    before, after = (row["tests"][stage]["n_methylacetamide"] for stage in ("base", "after"))
+    assert before["forces"] > 0 and before != after
+    few = read(next((tmp_path / "work").glob("*/few.xyz")), ":")
+    assert len(few) == 5 and len({atoms.get_potential_energy() for atoms in few}) == 5
+    assert f"| {after['forces']:.1f} |" in (tmp_path / "general.md").read_text(encoding="utf-8")

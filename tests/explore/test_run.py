@@ -115,6 +115,8 @@ def test_members_start_from_what_a_teacher_taught(
 
     def taught(given: Path, structures: list[Atoms], settings: Any, folder: Path, **options: Any) -> Path:
         found.append((given, len(structures), settings.method, settings.frames, folder))
+        folder.mkdir(parents=True)
+        write(folder / "labels.xyz", [frame.to_atoms() for frame in make_frames(5)], format="extxyz")
         return Path(shutil.copyfile(base, tmp_path / "taught.safetensors"))
 
     monkeypatch.setattr(explore_run, "taught", taught)
@@ -123,6 +125,27 @@ def test_members_start_from_what_a_teacher_taught(
     assert found == [(base, 1, "gfn2-xtb", 50, tmp_path / "out" / "teacher")]
     config = yaml.safe_load((result.members[0].parent / "round-1" / "member-0" / "config.yaml").read_text("utf-8"))
     assert config["potential"]["start"] == str(tmp_path / "taught.safetensors")
+    # The first frames are some of the teacher's, without its labels.
+    first, known = read(tmp_path / "out" / "round-0" / "candidates.xyz", ":"), [f.to_atoms() for f in make_frames(5)]
+    assert len(first) == 3 and all(atoms.calc is None for atoms in first)
+    for atoms in first:
+        assert min(np.abs(atoms.positions - other.positions).max() for other in known) < 1e-6
+
+
+def test_a_share_of_the_labels_goes_to_random_frames() -> None:
+    sampled = [Atoms("H2", positions=[[0, 0, 0], [0, 0, distance]]) for distance in np.linspace(0.5, 1.5, 41)]
+    uncertain = list(range(30, 41))  # the longest bonds
+
+    def bonds(share: float, seed: int) -> list[float]:
+        values = {"method": "any", "budget": 8, "initial_labels": 1, "labels_per_round": 4, "random_share": share}
+        settings, generator = ExploreSettings.from_mapping(values), np.random.default_rng(seed)
+        chosen = explore_run._selected(sampled, uncertain, [], 8, settings, generator)
+        return [atoms.get_distance(0, 1) for atoms in chosen]
+
+    assert min(bonds(0.0, 1)) >= 1.25 and bonds(0.0, 1) == bonds(0.0, 2)
+    half = bonds(0.5, 1)
+    assert len(set(half)) == 4 and sum(bond >= 1.25 for bond in half) >= 2 and half != bonds(0.5, 2)
+    assert np.mean([np.mean(bonds(1.0, seed)) for seed in range(50)]) == pytest.approx(1.0, abs=0.06)
 
 
 def test_rounds_until_the_budget_is_spent(base: Path, values: dict[str, Any], tmp_path: Path) -> None:
