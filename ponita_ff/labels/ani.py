@@ -7,6 +7,7 @@ of −15,000 eV has an error of 1 meV in single precision.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.data import atomic_numbers
 from ase.units import Hartree
 from numpy.typing import NDArray
 
@@ -136,25 +138,26 @@ def load(folder: str | None, sha256: str) -> AniNetworks:
         OSError: A file is missing, or cannot be downloaded.
         ValueError: The files have another hash.
     """
-    if folder is None:
-        return _downloaded()
-    found = files_sha256(folder)
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # networks begin with random numbers
+        return _downloaded() if folder is None else _read(Path(folder), sha256)
+
+
+def _read(folder: Path, sha256: str) -> AniNetworks:
+    found = files_sha256(str(folder))
     if found != sha256:
         raise ValueError(f"the weights in {folder} have the SHA-256 {found}, expected {sha256}")
-    from torchani.arch import ANI
-    from torchani.neurochem import NeurochemInfo, modules_from_info
-
-    where = Path(folder)
-    info = NeurochemInfo(where / _SELF_ENERGIES, where / _PARAMETERS, where / "train", _MEMBERS)
-    aev, networks, shifts, symbols = modules_from_info(info)
-    model = ANI(symbols, aev, networks, shifts, periodic_table_index=True)
-    return AniNetworks(model, _self_energies(where / _SELF_ENERGIES), sha256)
+    torchani = _torchani()
+    reader = torchani.neurochem
+    info = reader.NeurochemInfo(folder / _SELF_ENERGIES, folder / _PARAMETERS, folder / "train", _MEMBERS)
+    aev, networks, shifts, symbols = reader.modules_from_info(info)
+    model = torchani.arch.ANI(symbols, aev, networks, shifts, periodic_table_index=True)
+    return AniNetworks(model, _self_energies(folder / _SELF_ENERGIES), sha256)
 
 
 def _downloaded() -> AniNetworks:
-    import torchani
-
-    model = torchani.models.ANI2x()
+    model = _torchani().models.ANI2x()
     energies = model.energy_shifter.self_energies.double().tolist()
     self_energies = dict(zip(model.atomic_numbers.tolist(), energies, strict=True))
     digest = hashlib.sha256()
@@ -163,10 +166,17 @@ def _downloaded() -> AniNetworks:
     return AniNetworks(model, self_energies, digest.hexdigest())
 
 
+def _torchani() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of extensions for GPUs that are not there
+        import torchani.arch
+        import torchani.models
+        import torchani.neurochem
+    return torchani
+
+
 def _self_energies(path: Path) -> dict[int, float]:
     """Hartree, by atomic number, of lines such as ``H,0=-0.5978583943827134``; torchani keeps single precision."""
-    from ase.data import atomic_numbers
-
     lines = (line.partition("=") for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return {atomic_numbers[name.split(",")[0].strip()]: float(value) for name, _, value in lines}
 
