@@ -137,23 +137,53 @@ class TightBinding(Method):
 
 @dataclass(frozen=True)
 class KohnShamMethod(Method):
-    """A density functional in a Gaussian basis, ``functional/basis``, by PySCF; molecules only."""
+    """A density functional in a Gaussian basis, ``functional/basis``, by PySCF; molecules only.
+
+    The name may end with ``/cartesian`` (six d functions) and ``/density-fitting``; see `KohnSham`.
+    """
+
+    #: In the order in which they are recorded.
+    WORDS: ClassVar[tuple[str, ...]] = ("cartesian", "density-fitting")
+
+    @classmethod
+    def parse(cls, name: str, charge: int, multiplicity: int) -> KohnShamMethod | None:
+        """The method of a name in lower case; None if it has not the form of one.
+
+        Raises:
+            LabelError: Words behind the basis that are not among `WORDS`.
+        """
+        functional, *others = name.split("/")
+        if not functional or not others or not others[0]:
+            return None
+        for word in others[1:]:
+            if word not in cls.WORDS:
+                raise LabelError(f"{name}: {word!r} behind FUNCTIONAL/BASIS; expected {' or '.join(cls.WORDS)}")
+        words = [word for word in cls.WORDS if word in others[1:]]
+        return cls("/".join([functional, others[0], *words]), charge, multiplicity)
 
     @property
     def functional(self) -> str:
         """Name of the functional in PySCF."""
-        return self.name.partition("/")[0]
+        return self.name.split("/")[0]
 
     @property
     def basis(self) -> str:
         """Name of the basis set in PySCF."""
-        return self.name.partition("/")[2]
+        return self.name.split("/")[1]
 
     def calculator(self) -> BaseCalculator:
         from ponita_ff.labels.kohn_sham import KohnSham
 
         assert self.charge is not None and self.multiplicity is not None
-        return KohnSham(self.functional, self.basis, self.charge, self.multiplicity)
+        cartesian, fitting = (word in self.name.split("/")[2:] for word in self.WORDS)
+        return KohnSham(
+            self.functional,
+            self.basis,
+            self.charge,
+            self.multiplicity,
+            cartesian=cartesian,
+            density_fitting=fitting,
+        )
 
     def program(self) -> str:
         return f"PySCF {_version('pyscf')}"
@@ -346,15 +376,15 @@ def find_method(
     if folded in _NETWORKS:
         make, names = _NETWORKS[folded]
         return make(folded, *spin, **_arguments(method, options, names))
-    functional, sign, basis = folded.partition("/")
-    if folded not in _TIGHT_BINDING and not (sign and functional and basis):
+    known = TightBinding(folded, *spin) if folded in _TIGHT_BINDING else KohnShamMethod.parse(folded, *spin)
+    if known is None:
         raise LabelError(
             f"unknown method {method!r}; expected {', '.join(_TIGHT_BINDING)} (tblite), FUNCTIONAL/BASIS such as "
             f"pbe/def2-svp (PySCF), {', '.join(_NETWORKS)}, or the Python path of an ASE calculator such as "
             "ase.calculators.emt:EMT"
         )
     _arguments(method, options, ())
-    return TightBinding(folded, *spin) if folded in _TIGHT_BINDING else KohnShamMethod(folded, *spin)
+    return known
 
 
 #: Networks by name: what makes them, and the names of their arguments.
