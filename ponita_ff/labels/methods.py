@@ -23,7 +23,7 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.data import atomic_numbers, chemical_symbols
 
-from ponita_ff.labels.ani import ELEMENTS, Ani, AniNetworks, files_sha256, load
+from ponita_ff.labels import ani, so3lr
 from ponita_ff.labels.results import Labels, by_calculator, of_ensemble
 from ponita_ff.python_path import PythonPath, PythonPathError, keyword_arguments, split_arguments
 
@@ -34,6 +34,7 @@ __all__ = [
     "KohnShamMethod",
     "LabelError",
     "Method",
+    "So3lrMethod",
     "TightBinding",
     "find_method",
     "with_weights",
@@ -248,7 +249,7 @@ class AniMethod(_Network):
         sha256: Of the files in the folder.
     """
 
-    elements = ELEMENTS
+    elements = ani.ELEMENTS
     package = "torchani"
     batch_atoms = 2000  # a GB of memory
     ensemble = True
@@ -267,17 +268,17 @@ class AniMethod(_Network):
             return cls(name, charge, multiplicity)
         folder = str(Path(weights).expanduser().absolute())
         try:
-            return cls(name, charge, multiplicity, folder, files_sha256(folder))
+            return cls(name, charge, multiplicity, folder, ani.files_sha256(folder))
         except OSError as error:
             raise LabelError(
                 f"--weights {weights}: not a folder of ANI-2x's weights in NeuroChem's format ({error})"
             ) from None
 
-    def _networks(self) -> AniNetworks:
-        return load(self.weights, self.sha256)
+    def _networks(self) -> ani.AniNetworks:
+        return ani.load(self.weights, self.sha256)
 
     def calculator(self) -> BaseCalculator:
-        return Ani(self._networks())
+        return ani.Ani(self._networks())
 
     def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
         program = self.program()
@@ -299,6 +300,20 @@ class AniMethod(_Network):
                     f"torchani cannot download the weights of {self.name} ({type(error).__name__}: {error}); give a "
                     "folder of them, --weights FOLDER"
                 ) from error
+
+
+@dataclass(frozen=True)
+class So3lrMethod(_Network):
+    """SO3LR by so3krates-torch; its energies are relative to those of free atoms of its own."""
+
+    elements = so3lr.ELEMENTS
+    package = "so3krates_torch"
+
+    def calculator(self) -> BaseCalculator:
+        return so3lr.calculator()
+
+    def program(self) -> str:
+        return f"so3krates-torch {_version('so3krates_torch')}"
 
 
 @dataclass(frozen=True)
@@ -343,9 +358,10 @@ def find_method(
     """The method of a given name or calculator factory.
 
     Args:
-        method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb``; ``functional/basis``, e.g. ``pbe/def2-svp``; ``ani-2x`` or
-            ``ani-2x{weights: FOLDER}``; the Python path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; a
-            factory, which makes a calculator; or a method of your own.
+        method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb``; ``functional/basis``, e.g. ``pbe/def2-svp``, or
+            ``functional/basis/cartesian/density-fitting``; ``ani-2x`` or ``ani-2x{weights: FOLDER}``; ``so3lr``; the
+            Python path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; a factory, which makes a calculator; or
+            a method of your own.
         charge: Charge of every frame in elementary charges; None is 0.
         multiplicity: 2S + 1 of every frame; None is 1.
         name: Name of the method to record with the labels, for a factory; None: the name of the factory.
@@ -388,7 +404,10 @@ def find_method(
 
 
 #: Networks by name: what makes them, and the names of their arguments.
-_NETWORKS: dict[str, tuple[Callable[..., Method], tuple[str, ...]]] = {"ani-2x": (AniMethod.of, ("weights",))}
+_NETWORKS: dict[str, tuple[Callable[..., Method], tuple[str, ...]]] = {
+    "ani-2x": (AniMethod.of, ("weights",)),
+    "so3lr": (So3lrMethod, ()),
+}
 
 
 def _arguments(method: str, options: str | None, names: Sequence[str]) -> dict[str, str]:
