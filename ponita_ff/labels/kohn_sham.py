@@ -83,15 +83,14 @@ class KohnSham(Calculator):
         mean_field = self._mean_field(self.atoms)
         try:
             self._converge(mean_field)
-            self.results = {
-                "energy": float(mean_field.e_tot) * Hartree,
-                "free_energy": float(mean_field.e_tot) * Hartree,
-            }
+            energy = float(mean_field.e_tot) * Hartree
+            self.results = {"energy": energy, "free_energy": energy}
             if "forces" in properties:
                 self.results["forces"] = self._forces(mean_field)
         finally:
             if self.parameters["density_fitting"]:
-                mean_field.with_df.reset()  # cycles of references would keep the integrals, often the most of the memory
+                # Cycles of references would keep the integrals, which are most of the memory, for some time.
+                mean_field.with_df.reset()
 
     def _converge(self, mean_field: Any) -> None:
         mean_field.kernel(self._coarse_density(mean_field) if self.parameters["density_fitting"] else None)
@@ -101,9 +100,9 @@ class KohnSham(Calculator):
     @staticmethod
     def _forces(mean_field: Any) -> Any:
         gradient = mean_field.nuc_grad_method()
-        # The integration grid moves with the atoms. By default PySCF neglects that, and forces are not the exact gradient
-        # of the energy: for ethanol in def2-SVP, errors are up to 2 meV/Å with PBE and 8 meV/Å with r²SCAN. The
-        # additional time is negligible.
+        # The integration grid moves with the atoms. By default PySCF neglects that, and forces are not the exact
+        # gradient of the energy: for ethanol in def2-SVP, errors are up to 2 meV/Å with PBE and 8 meV/Å with r²SCAN.
+        # The additional time is negligible.
         gradient.grid_response = True
         return -gradient.kernel() * (Hartree / Bohr)
 

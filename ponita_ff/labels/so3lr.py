@@ -1,4 +1,4 @@
-"""SO3LR through so3krates-torch, which holds its weights (Kabylda et al. 2025, doi:10.1021/jacs.5c09558)."""
+"""SO3LR through so3krates-torch, which holds its weights (Kabylda et al. 2025)."""
 
 from __future__ import annotations
 
