@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_method("so3lr").check([])
 
 
+@pytest.fixture
+def random_numbers_kept(torch_state_unchanged: None) -> Iterator[None]:
+    """Its loader of data draws one for every calculation."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.mark.usefixtures("random_numbers_kept")
 @pytest.mark.filterwarnings("ignore")  # of so3krates-torch's own making
 def test_numbers_are_those_of_its_calculator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("so3krates_torch", reason="needs so3krates-torch")
