@@ -19,7 +19,7 @@ _SHOWN = 3
     stopped="stopped; the labels so far are in {out}.journal.jsonl, and the same command goes on from there",
 )
 @click.argument("frames", type=options.PATH)
-@click.option("--method", required=True, help="gfn2-xtb, FUNCTIONAL/BASIS, ani-2x, or package.module:Calculator.")
+@click.option("--method", required=True, help="gfn2-xtb, FUNCTIONAL/BASIS, ani-2x, so3lr, package.module:Calculator.")
 @click.option(
     "--weights",
     type=options.PATH,
@@ -60,10 +60,10 @@ def command(
     """Compute energies and forces of FRAMES, any file that ASE reads, by a reference method.
 
     Writes extended XYZ. Methods: gfn2-xtb, gfn1-xtb, ipea1-xtb (tblite; crystals at the Γ point), FUNCTIONAL/BASIS
-    (PySCF, molecules), ani-2x (torchani; neutral closed-shell molecules of H C N O F S Cl), or the Python path of any
-    ASE calculator. ani-2x is an ensemble of eight networks: the file has the spread over them, energy_spread (eV) and
-    forces_spread (eV/Å, for each atom). If it was stopped, the same command goes on. Exit code: 0 if at least one frame
-    has labels.
+    (PySCF, molecules; append /cartesian or /density-fitting), ani-2x (torchani) and so3lr (so3krates-torch) for neutral
+    closed-shell organic molecules, or the Python path of any ASE calculator. ani-2x is an ensemble of eight networks:
+    the file has the spread over them, energy_spread (eV) and forces_spread (eV/Å, for each atom). If it was stopped,
+    the same command goes on. Exit code: 0 if at least one frame has labels.
 
     \b
     ponita-ff label frames.xyz --method gfn2-xtb --out labelled.xyz --processes 4
@@ -93,8 +93,8 @@ def command(
         _print_failures(list(result.failures.values()), result.frames, result.journal)
     if result.path is None and not result.disagreed:
         raise ValueError("no frame could be labelled")
-    where = f"in {result.path}" if result.path else "are left"
-    click.echo(f"labelled: {result.labelled} of {result.frames} frames {where}")
+    where = f" in {result.path}" if result.path else ""
+    click.echo(f"labelled: {result.labelled} of {result.frames} frames{where}")
     if result.disagreed:
         click.echo(
             f"disagreed: {result.disagreed} of {result.frames} frames have a force with a spread above {max_spread:g} "

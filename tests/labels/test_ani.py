@@ -22,6 +22,8 @@ from ponita_ff.labels import LabelError, find_method, label_frames, methods, wit
 from ponita_ff.labels.ani import Ani, AniNetworks, files_sha256, load
 from ponita_ff.labels.methods import AniMethod
 from ponita_ff.sample.methods import method_for, method_of
+from ponita_ff.sample.run import _identity
+from ponita_ff.sample.settings import SampleSettings
 
 WEIGHTS = Path(os.environ.get("PONITA_FF_TEACHERS", Path(__file__).parents[3] / "shared" / "teachers")) / "ani-2x"
 METHOD = f"ani-2x{{weights: {WEIGHTS}}}"
@@ -112,6 +114,18 @@ def test_other_weights_have_another_hash(folder: Path) -> None:
 def test_mistakes_of_methods(method: str, expected: str) -> None:
     with pytest.raises(LabelError, match=expected):
         find_method(method)
+
+
+def test_frames_sampled_with_it_depend_on_the_weights_and_not_on_their_folder(folder: Path, tmp_path: Path) -> None:
+    def identity(where: Path) -> dict[str, Any]:
+        settings = SampleSettings.make({}, {"method": with_weights("ani-2x", where)})
+        return _identity(settings, method_for(settings.method))
+
+    before = identity(folder)
+    moved = folder.rename(tmp_path / "moved")
+    assert identity(moved) == before
+    (moved / "sae_linfit.dat").write_text("others", encoding="utf-8")
+    assert identity(moved) != before
 
 
 def test_two_folders_of_weights_are_one_too_many() -> None:
