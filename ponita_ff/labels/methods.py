@@ -304,7 +304,7 @@ class AniMethod(_Network):
 
 @dataclass(frozen=True)
 class So3lrMethod(_Network):
-    """SO3LR by so3krates-torch; its energies are relative to those of free atoms of its own."""
+    """SO3LR by so3krates-torch; its energies are relative, no totals."""
 
     elements = so3lr.ELEMENTS
     package = "so3krates_torch"
