@@ -107,8 +107,7 @@ class Morse(Method):
         fail: Frames for which it raises; it does so before any of the batch is calculated.
         nan: Frames whose forces are not numbers.
         nan_spread: Frames whose spread is not a number.
-        die: Frames that kill the process, every time.
-        die_once: Frames that kill it the first time.
+        die: Frames that kill the process.
         weights: Name of the parameters, of which the hash is made.
     """
 
@@ -123,7 +122,6 @@ class Morse(Method):
     nan: tuple[int, ...] = ()
     nan_spread: tuple[int, ...] = ()
     die: tuple[int, ...] = ()
-    die_once: tuple[int, ...] = ()
     weights: str = "public"
 
     def calculator(self) -> Calculator:
@@ -139,12 +137,11 @@ class Morse(Method):
         """All frames can be calculated."""
 
     def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
-        batch, folder = uuid4().hex, Path(self.folder)
+        batch = uuid4().hex
         numbers = [round((atoms.positions[1, 2] - SHORTEST) / STEP) for atoms in frames]
-        first = {number for number in numbers if not any(folder.glob(f"{number}-*"))}
         for number in numbers:
-            (folder / f"{number}-{uuid4().hex}").write_text(f"{os.getpid()} {batch}", encoding="utf-8")
-        if set(numbers) & (set(self.die) | (set(self.die_once) & first)):
+            (Path(self.folder) / f"{number}-{uuid4().hex}").write_text(f"{os.getpid()} {batch}", encoding="utf-8")
+        if set(numbers) & set(self.die):
             os.kill(os.getpid(), signal.SIGKILL)
         if set(numbers) & set(self.fail):
             raise RuntimeError(f"frames {numbers} are not to my liking")

@@ -41,6 +41,7 @@ from label_calculators import (
 from ponita_ff.data import DataError, read_frames
 from ponita_ff.labels import LabelError, LabelResult, Method, label_frames
 from ponita_ff.labels.pool import ExternalExecutor
+from ponita_ff.labels.run import _batches
 from ponita_ff.outputs import OutputError
 
 ROOT = Path(__file__).parents[1]
@@ -272,9 +273,12 @@ def test_batches_hold_frames_of_similar_size(traces: Path, tmp_path: Path) -> No
     assert sorted(record["frame"] for record in records(result.journal)) == list(range(8))
 
 
-def test_there_is_a_batch_for_every_process(traces: Path, tmp_path: Path) -> None:
-    label_frames(make_chains([2] * 4), Morse(folder=str(traces)), tmp_path / "out.xyz", processes=2)
-    assert sorted(map(len, batches(traces))) == [2, 2]
+def test_there_is_a_batch_for_every_process() -> None:
+    frames = make_chains([2] * 4)
+    assert list(map(len, _batches(range(4), frames, 20, 1))) == [4]
+    assert list(map(len, _batches(range(4), frames, 20, 2))) == [2, 2]
+    assert list(map(len, _batches(range(4), frames, 20, 9))) == [1, 1, 1, 1]
+    assert _batches([3, 1], frames, 0, 2) == [[3], [1]]
 
 
 def test_a_run_goes_on_within_a_batch(traces: Path, tmp_path: Path) -> None:
@@ -296,9 +300,9 @@ def read_text(content: bytes) -> list[Atoms]:
 
 
 def test_a_frame_that_kills_its_process_costs_the_others_of_its_batch_nothing(traces: Path, tmp_path: Path) -> None:
-    method = Morse(folder=str(traces), die=(2,), die_once=(4,))
+    method = Morse(folder=str(traces), die=(5,))
     result = label_frames(make_chains([3] * 6), method, tmp_path / "out.xyz")
-    assert list(result.failures) == [2] and "frame 2: its worker process died 3 times" in result.failures[2]
+    assert list(result.failures) == [5] and "frame 5: its worker process died 3 times" in result.failures[5]
     assert result.labelled == 5
     # The whole batch, the whole batch alone, then frame by frame.
     assert batches(traces) == [[0], *[[0, 1, 2, 3, 4, 5]] * 2, [1], [2], [3], [4], [5]]
