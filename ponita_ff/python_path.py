@@ -6,15 +6,19 @@ import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from ase.calculators.calculator import BaseCalculator, Calculator
 
-__all__ = ["PythonPath", "PythonPathError"]
+__all__ = ["PythonPath", "PythonPathError", "keyword_arguments", "split_arguments"]
 
 #: ``package.module:Name``, followed by an optional YAML mapping of keyword arguments.
 _PATTERN = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?P<options>\{.*\})?")
+
+
+#: A name, followed by the same.
+_WITH_ARGUMENTS = re.compile(r"(?P<name>[^{}]*?)\s*(?P<options>\{.*\})")
 
 
 class PythonPathError(ValueError):
@@ -58,12 +62,7 @@ class PythonPath:
             raise PythonPathError(
                 f"cannot find {self.text}: {error}; expected package.module:Name, e.g. ase.calculators.emt:EMT"
             ) from None
-        try:
-            keywords = yaml.safe_load(self.options) if self.options else {}
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise PythonPathError(
-                f"{self.text}: {self.options} is not a mapping of keyword arguments, e.g. {{sigma: 3.4}}"
-            ) from None
+        keywords = keyword_arguments(self.options, self.text)
         try:
             calculator = factory(**keywords)
         except Exception as error:  # a calculator may raise anything
@@ -73,3 +72,28 @@ class PythonPath:
                 f"{self.text} returns an object of type {type(calculator).__name__}, expected an ASE calculator"
             )
         return cast(Calculator, calculator)
+
+
+def split_arguments(text: str) -> tuple[str, str | None]:
+    """A name and its keyword arguments, or None: ``ani-2x`` and ``{weights: here}`` of ``ani-2x{weights: here}``."""
+    match = _WITH_ARGUMENTS.fullmatch(text.strip())
+    return (text.strip(), None) if match is None else (match["name"], match["options"])
+
+
+def keyword_arguments(options: str | None, text: str) -> dict[str, Any]:
+    """Read keyword arguments.
+
+    Args:
+        options: A YAML mapping, or None for no arguments.
+        text: What they belong to, for the message.
+
+    Raises:
+        PythonPathError: They are no mapping of names.
+    """
+    try:
+        found = yaml.safe_load(options) if options else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise PythonPathError(f"{text}: {options} is not a mapping of keyword arguments, e.g. {{sigma: 3.4}}")
+    return found

@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,9 @@ from uuid import uuid4
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, FileIOCalculator, all_changes
+
+from ponita_ff.labels.methods import Method
+from ponita_ff.labels.results import Labels, of_ensemble
 
 #: Å: bond lengths of frames 0, 1, 2, …
 SHORTEST, STEP = 0.7, 0.01
@@ -24,6 +28,16 @@ STIFFNESS = 30.0  # eV/Å²
 def make_frames(count: int) -> list[Atoms]:
     """H2 molecules that `Spring` can tell apart."""
     return [Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, SHORTEST + STEP * number]]) for number in range(count)]
+
+
+def make_chains(sizes: Sequence[int]) -> list[Atoms]:
+    """Chains of hydrogen atoms; the first bond has the length of the frame's number, all others that of 0."""
+    chains = []
+    for number, size in enumerate(sizes):
+        heights = SHORTEST * np.arange(size)
+        heights[1:] += STEP * number
+        chains.append(Atoms("H" * size, [[0.0, 0.0, height] for height in heights]))
+    return chains
 
 
 def expected_energy(number: int) -> float:
@@ -82,6 +96,94 @@ class Spring(Calculator):
         if number in self.nan:
             pull = pull * np.nan
         self.results = {"energy": 0.5 * STIFFNESS * (length - SHORTEST) ** 2, "forces": np.array([pull, -pull])}
+
+
+@dataclass(frozen=True)
+class Morse(Method):
+    """An ensemble of Morse potentials between all pairs of atoms; it fills smaller frames up, as networks do.
+
+    Attributes:
+        folder: Where a file for every calculation of a frame goes; it holds the process and the name of the batch.
+        fail: Frames for which it raises; it does so before any of the batch is calculated.
+        nan: Frames whose forces are not numbers.
+        nan_spread: Frames whose spread is not a number.
+        die: Frames that kill the process.
+        weights: Name of the parameters, of which the hash is made.
+    """
+
+    batch_atoms = 20
+    ensemble = True
+
+    name: str = "morse"
+    charge: int | None = 0
+    multiplicity: int | None = 1
+    folder: str = ""
+    fail: tuple[int, ...] = ()
+    nan: tuple[int, ...] = ()
+    nan_spread: tuple[int, ...] = ()
+    die: tuple[int, ...] = ()
+    weights: str = "public"
+
+    def calculator(self) -> Calculator:
+        return Spring(self.folder)  # only made, to check the set-up
+
+    def program(self) -> str:
+        return "morse 1.0"
+
+    def weights_sha256(self) -> tuple[str, ...]:
+        return (self.weights * 9,)
+
+    def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
+        """All frames can be calculated."""
+
+    def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
+        batch = uuid4().hex
+        numbers = [round((atoms.positions[1, 2] - SHORTEST) / STEP) for atoms in frames]
+        for number in numbers:
+            (Path(self.folder) / f"{number}-{uuid4().hex}").write_text(f"{os.getpid()} {batch}", encoding="utf-8")
+        if set(numbers) & set(self.die):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if set(numbers) & set(self.fail):
+            raise RuntimeError(f"frames {numbers} are not to my liking")
+        energies, forces = self._members(frames)
+        found = []
+        for index, (number, atoms) in enumerate(zip(numbers, frames, strict=True)):
+            own = forces[:, index, : len(atoms)]
+            own = own * np.nan if number in self.nan else own
+            labels = of_ensemble(energies[:, index], own, self.program())
+            if number in self.nan_spread and labels.forces_spread is not None:
+                labels.forces_spread[0] = np.nan
+            found.append(labels)
+        return found
+
+    @staticmethod
+    def _members(frames: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        """Energies, shape (members, b), and forces, shape (members, b, n, 3), with padding."""
+        size = max(map(len, frames))
+        positions = np.zeros((len(frames), size, 3))
+        real = np.zeros((len(frames), size), dtype=bool)
+        for index, atoms in enumerate(frames):
+            positions[index, : len(atoms)], real[index, : len(atoms)] = atoms.positions, True
+        pairs = real[:, :, None] & real[:, None, :] & ~np.eye(size, dtype=bool)
+        vectors = positions[:, None, :] - positions[:, :, None]
+        lengths = np.where(pairs, np.linalg.norm(vectors, axis=-1), 1.0)
+        depth, steepness, length = (np.array(one)[:, None, None, None] for one in MORSE)
+        decay = np.exp(-steepness * (lengths - length))
+        energies = 0.5 * (depth * ((1 - decay) ** 2 - 1) * pairs).sum((2, 3))
+        pull = 2 * depth * steepness * (1 - decay) * decay * pairs / lengths
+        return energies, (pull[..., None] * vectors).sum(3)
+
+
+#: Of the members of `Morse`: depth in eV, steepness in 1/Å, length in Å.
+MORSE = ((4.0, 4.2, 4.5), (1.9, 2.0, 2.2), (0.74, 0.75, 0.73))
+
+
+def batches(folder: Path) -> list[list[int]]:
+    """The frames of each batch of `Morse`, those of one batch in order."""
+    found: dict[str, list[int]] = {}
+    for path in folder.iterdir():
+        found.setdefault(path.read_text(encoding="utf-8").split()[1], []).append(int(path.name.partition("-")[0]))
+    return sorted(map(sorted, found.values()))
 
 
 def threads_at_start() -> str:

@@ -14,7 +14,7 @@ from ponita_ff.cli.group import Command
 @click.argument("potential")
 @click.argument("structures", required=False)
 @click.option("--base", hidden=True)  # before: explore STRUCTURES --base POTENTIAL
-@click.option("--method", help="Label by gfn2-xtb, pbe/def2-svp, package.module:Calculator, …")
+@click.option("--method", help="Label by gfn2-xtb, pbe/def2-svp, ani-2x, package.module:Calculator, …")
 @click.option("--budget", type=click.IntRange(min=1), help="Labels in all.")
 @options.out_folder(holds="the exploration, new or stopped")
 @click.option("--processes", type=click.IntRange(min=1), help="Frames labelled at a time.  [default: 1]")

@@ -15,7 +15,7 @@ _SHOWN = 3
 
 @click.command("sample", cls=Command, stopped="stopped; what is finished is kept, and the same command goes on")
 @click.argument("molecules", nargs=-1, required=True)
-@click.option("--method", help="gfn2-xtb, a potential, FUNCTIONAL/BASIS, or package.module:Calculator.")
+@click.option("--method", help="gfn2-xtb, ani-2x, a potential, FUNCTIONAL/BASIS, package.module:Calculator.")
 @options.out_folder(holds="the frames, new or stopped")
 @click.option("--frames", type=click.IntRange(min=1), help="Largest number of frames.  [default: all]")
 @click.option("--kinds", help="Kinds of frames, joined by commas: md,modes,…  [default: all]")

@@ -159,7 +159,9 @@ def _label(atoms: Atoms, key: str, *, per_atom: bool) -> Any | None:
 def _missing(atoms: Atoms, key: str, what: str, where: str) -> DataError:
     found = sorted(set(atoms.info) | set(_results(atoms)))
     arrays = sorted(set(atoms.arrays) - {"numbers", "positions"})
-    similar = [name for name in (*found, *arrays) if what in name.lower() and name != key]
+    # ``energy_spread`` and ``forces_spread`` are no labels, but how much an ensemble disagrees about them.
+    names = (name for name in (*found, *arrays) if not name.lower().endswith("_spread"))
+    similar = [name for name in names if what in name.lower() and name != key]
     hint = f"; is it {what}_key={similar[0]!r}?" if similar else ""
     return DataError(
         f"{where}: no {what} (looked for {key!r}). The frame has {found} per frame and {arrays} per atom{hint}"

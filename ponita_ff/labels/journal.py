@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ponita_ff.json_lines import ForeignFileError, JsonLines, checksum
 from ponita_ff.labels.methods import LabelError, Method
-from ponita_ff.labels.worker import Failure, Labels, Outcome
+from ponita_ff.labels.results import Labels
+from ponita_ff.labels.worker import Failure, Outcome
 from ponita_ff.locks import Lock
 from ponita_ff.settings import wrong_fields
 
@@ -45,12 +46,14 @@ class _Record(BaseModel):
 
 
 class _LabelRecord(_Record):
-    """Labels: eV, eV/Å, eV/Å³."""
+    """Labels: eV, eV/Å, eV/Å³; the spreads only of an ensemble."""
 
     energy: float
     forces: list[Vector]
     stress: tuple[Vector, Vector, Vector] | None
     program: str
+    energy_spread: float | None = None
+    forces_spread: list[float] | None = None
 
 
 class _FailureRecord(_Record):
@@ -70,7 +73,8 @@ def journal_path(out: Path) -> Path:
 
 def frame_key(atoms: Atoms, method: Method) -> str:
     """SHA-256 of everything that the labels of a frame depend on."""
-    digest = hashlib.sha256(json.dumps([method.name, method.charge, method.multiplicity]).encode())
+    identity = [method.name, method.charge, method.multiplicity, *method.weights_sha256()]
+    digest = hashlib.sha256(json.dumps(identity).encode())
     digest.update(atoms.numbers.astype("<i8").tobytes() + atoms.pbc.astype("<i8").tobytes())
     for values in (atoms.positions, atoms.cell.array):
         digest.update((values + 0.0).astype("<f8").tobytes())  # −0 is 0
@@ -99,12 +103,14 @@ class Journal:
         self._frames = frames
         self._offsets: dict[int, int] = {}
         self._failures: dict[int, str] = {}
-        self._header = {
+        self._header: dict[str, Any] = {
             "ponita_ff labels": _FORMAT,
             "method": method.name,
             "charge": method.charge,
             "multiplicity": method.multiplicity,
         }
+        if hashes := method.weights_sha256():
+            self._header["weights_sha256"] = list(hashes)
         path.parent.mkdir(parents=True, exist_ok=True)  # for the lock
         self._lock = Lock(path.with_name(f".{path.name}.lock"), f"the journal {path}")
         self._lock.__enter__()
@@ -159,6 +165,8 @@ class Journal:
             stress = None if outcome.stress is None else outcome.stress.tolist()
             record |= {"energy": outcome.energy, "forces": outcome.forces.tolist(), "stress": stress}
             record["program"] = outcome.program
+            if outcome.energy_spread is not None and outcome.forces_spread is not None:
+                record |= {"energy_spread": outcome.energy_spread, "forces_spread": outcome.forces_spread.tolist()}
         offset = self._file.append(record)
         self._index(number, offset, outcome.reason if isinstance(outcome, Failure) else None)
 
@@ -171,7 +179,8 @@ class Journal:
         assert isinstance(record, _LabelRecord)
         forces = np.array(record.forces, dtype=np.float64).reshape(-1, 3)
         stress = None if record.stress is None else np.array(record.stress, dtype=np.float64)
-        return Labels(record.energy, forces, stress, record.program)
+        spread = None if record.forces_spread is None else np.array(record.forces_spread, dtype=np.float64)
+        return Labels(record.energy, forces, stress, record.program, record.energy_spread, spread)
 
     def _index(self, number: int, offset: int, failed: str | None) -> None:
         if failed is not None:
@@ -209,13 +218,9 @@ class Journal:
         if not isinstance(found, dict) or found.get("ponita_ff labels") != _FORMAT:
             raise self._foreign()
         if found != self._header:
-            old, new = (
-                f"{header.get('method')}, charge {header.get('charge')}, multiplicity {header.get('multiplicity')}"
-                for header in (found, self._header)
-            )
             raise LabelError(
-                f"{self.path} holds labels by another method: {old}, not {new}; choose another --out, or delete "
-                "the journal to start again"
+                f"{self.path} holds labels by another method: {_described(found)}, not {_described(self._header)}; "
+                "choose another --out, or delete the journal to start again"
             )
 
     def _add_record(self, line: int, offset: int, record: _LabelRecord | _FailureRecord) -> None:
@@ -230,7 +235,18 @@ class Journal:
             return
         if len(record.forces) != self._sizes[number]:
             raise _DamagedLine(f"forces of {len(record.forces)} atoms, but frame {number} has {self._sizes[number]}")
+        if record.forces_spread is not None and len(record.forces_spread) != self._sizes[number]:
+            raise _DamagedLine(
+                f"spreads of {len(record.forces_spread)} atoms; frame {number} has {self._sizes[number]}"
+            )
         self._index(number, offset, None)
+
+
+def _described(header: Mapping[str, Any]) -> str:
+    """The method of a journal, for messages."""
+    text = f"{header.get('method')}, charge {header.get('charge')}, multiplicity {header.get('multiplicity')}"
+    hashes = header.get("weights_sha256")
+    return text if not hashes else f"{text}, weights {', '.join(str(digest)[:12] for digest in hashes)}"
 
 
 def _parse(text: bytes) -> _LabelRecord | _FailureRecord:

@@ -6,13 +6,16 @@ Label programs are imported only when they are used.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import yaml
@@ -20,9 +23,22 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.data import atomic_numbers, chemical_symbols
 
-from ponita_ff.python_path import PythonPath
+from ponita_ff.labels import ani, so3lr
+from ponita_ff.labels.results import Labels, by_calculator, of_ensemble
+from ponita_ff.python_path import PythonPath, PythonPathError, keyword_arguments, split_arguments
 
-__all__ = ["CalculatorMethod", "Factory", "KohnShamMethod", "LabelError", "Method", "TightBinding", "find_method"]
+__all__ = [
+    "AniMethod",
+    "CalculatorMethod",
+    "Factory",
+    "KohnShamMethod",
+    "LabelError",
+    "Method",
+    "So3lrMethod",
+    "TightBinding",
+    "find_method",
+    "with_weights",
+]
 
 Factory = Callable[[], BaseCalculator]
 
@@ -47,7 +63,13 @@ class Method(ABC):
         name: Name in the labelled file and the journal.
         charge: Charge of every frame in elementary charges; None if it is set in the calculator itself.
         multiplicity: 2S + 1 of every frame; None if it is set in the calculator itself.
+        batch_atoms: Largest number of atoms, with those that fill up smaller frames, of several frames that `compute`
+            gets at once; 0 if it gets one frame at a time.
+        ensemble: Whether labels have the spread over an ensemble.
     """
+
+    batch_atoms: ClassVar[int] = 0
+    ensemble: ClassVar[bool] = False
 
     name: str
     charge: int | None = None
@@ -56,6 +78,18 @@ class Method(ABC):
     @abstractmethod
     def calculator(self) -> BaseCalculator:
         """A new calculator; one is made per frame, so that labels do not depend on earlier frames."""
+
+    def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
+        """The labels of a batch, in its order; they are validated afterwards. Any exception may be raised."""
+        return [by_calculator(self.calculator(), atoms, self.program()) for atoms in frames]
+
+    def weights_sha256(self) -> tuple[str, ...]:
+        """SHA-256 of the weights, where the method has some: with other ones it is another method."""
+        return ()
+
+    def with_spin(self, charge: int, multiplicity: int) -> Self:
+        """The same method for frames of another charge (elementary charges) and multiplicity (2S + 1)."""
+        return replace(self, charge=charge, multiplicity=multiplicity)
 
     @abstractmethod
     def program(self) -> str:
@@ -104,23 +138,53 @@ class TightBinding(Method):
 
 @dataclass(frozen=True)
 class KohnShamMethod(Method):
-    """A density functional in a Gaussian basis, ``functional/basis``, by PySCF; molecules only."""
+    """A density functional in a Gaussian basis, ``functional/basis``, by PySCF; molecules only.
+
+    The name may end with ``/cartesian`` (six d functions) and ``/density-fitting``; see `KohnSham`.
+    """
+
+    #: In the order in which they are recorded.
+    WORDS: ClassVar[tuple[str, ...]] = ("cartesian", "density-fitting")
+
+    @classmethod
+    def parse(cls, name: str, charge: int, multiplicity: int) -> KohnShamMethod | None:
+        """The method of a name in lower case; None if it has not the form of one.
+
+        Raises:
+            LabelError: Words behind the basis that are not among `WORDS`.
+        """
+        functional, *others = name.split("/")
+        if not functional or not others or not others[0]:
+            return None
+        for word in others[1:]:
+            if word not in cls.WORDS:
+                raise LabelError(f"{name}: {word!r} behind FUNCTIONAL/BASIS; expected {' or '.join(cls.WORDS)}")
+        words = [word for word in cls.WORDS if word in others[1:]]
+        return cls("/".join([functional, others[0], *words]), charge, multiplicity)
 
     @property
     def functional(self) -> str:
         """Name of the functional in PySCF."""
-        return self.name.partition("/")[0]
+        return self.name.split("/")[0]
 
     @property
     def basis(self) -> str:
         """Name of the basis set in PySCF."""
-        return self.name.partition("/")[2]
+        return self.name.split("/")[1]
 
     def calculator(self) -> BaseCalculator:
         from ponita_ff.labels.kohn_sham import KohnSham
 
         assert self.charge is not None and self.multiplicity is not None
-        return KohnSham(self.functional, self.basis, self.charge, self.multiplicity)
+        cartesian, fitting = (word in self.name.split("/")[2:] for word in self.WORDS)
+        return KohnSham(
+            self.functional,
+            self.basis,
+            self.charge,
+            self.multiplicity,
+            cartesian=cartesian,
+            density_fitting=fitting,
+        )
 
     def program(self) -> str:
         return f"PySCF {_version('pyscf')}"
@@ -145,6 +209,111 @@ class KohnShamMethod(Method):
                     raise LabelError(f"{source}: atom {index} is {chemical_symbols[number]}: {problem}")
                 checked.add(number)
             _check_electrons(self, source, atoms, int(atoms.numbers.sum()))
+
+
+@dataclass(frozen=True)
+class _Network(Method):
+    """A network for neutral closed-shell molecules of some elements."""
+
+    elements: ClassVar[tuple[str, ...]]
+    package: ClassVar[str]
+
+    def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
+        _require_package(self.package, self.name)
+        if self.charge or self.multiplicity != 1:
+            raise LabelError(
+                f"{self.name} is for neutral closed-shell molecules, not for charge {self.charge} and multiplicity "
+                f"{self.multiplicity}; use gfn2-xtb or FUNCTIONAL/BASIS for these"
+            )
+        for source, atoms in frames:
+            if atoms.pbc.any():
+                raise LabelError(
+                    f"{source}: periodic, but {self.name} labels molecules only; remove the frame's periodicity if it "
+                    "is a molecule"
+                )
+            unknown = np.flatnonzero(~np.isin(atoms.numbers, [atomic_numbers[symbol] for symbol in self.elements]))
+            if unknown.size:
+                raise LabelError(
+                    f"{source}: atom {unknown[0]} is {atoms.symbols[unknown[0]]}; {self.name} knows "
+                    f"{', '.join(self.elements)} only"
+                )
+            _check_electrons(self, source, atoms, int(atoms.numbers.sum()))
+
+
+@dataclass(frozen=True)
+class AniMethod(_Network):
+    """ANI-2x by torchani, an ensemble of eight networks.
+
+    Attributes:
+        weights: Absolute path of a folder of weights in NeuroChem's format; None: what torchani downloads.
+        sha256: Of the files in the folder.
+    """
+
+    elements = ani.ELEMENTS
+    package = "torchani"
+    batch_atoms = 2000  # a GB of memory
+    ensemble = True
+
+    weights: str | None = None
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, name: str, charge: int, multiplicity: int, weights: str | None = None) -> AniMethod:
+        """The method with the weights of a folder.
+
+        Raises:
+            LabelError: A file is missing there.
+        """
+        if weights is None:
+            return cls(name, charge, multiplicity)
+        folder = str(Path(weights).expanduser().absolute())
+        try:
+            return cls(name, charge, multiplicity, folder, ani.files_sha256(folder))
+        except OSError as error:
+            raise LabelError(
+                f"--weights {weights}: not a folder of ANI-2x's weights in NeuroChem's format ({error})"
+            ) from None
+
+    def _networks(self) -> ani.AniNetworks:
+        return ani.load(self.weights, self.sha256)
+
+    def calculator(self) -> BaseCalculator:
+        return ani.Ani(self._networks())
+
+    def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
+        program = self.program()
+        return [of_ensemble(energies, forces, program) for energies, forces in self._networks().members(frames)]
+
+    def program(self) -> str:
+        return f"torchani {_version('torchani')} (weights {self.weights_sha256()[0]})"
+
+    def weights_sha256(self) -> tuple[str, ...]:
+        return (self.sha256 or self._networks().sha256,)
+
+    def check(self, frames: Iterable[tuple[str, Atoms]]) -> None:
+        super().check(frames)
+        if self.weights is None:
+            try:
+                self._networks()
+            except Exception as error:  # whatever its way of downloading raises
+                raise LabelError(
+                    f"torchani cannot download the weights of {self.name} ({type(error).__name__}: {error}); give a "
+                    "folder of them, --weights FOLDER"
+                ) from error
+
+
+@dataclass(frozen=True)
+class So3lrMethod(_Network):
+    """SO3LR by so3krates-torch; its energies are relative, no totals."""
+
+    elements = so3lr.ELEMENTS
+    package = "so3krates_torch"
+
+    def calculator(self) -> BaseCalculator:
+        return so3lr.calculator()
+
+    def program(self) -> str:
+        return f"so3krates-torch {_version('so3krates_torch')}"
 
 
 @dataclass(frozen=True)
@@ -180,7 +349,7 @@ def _version(package: str) -> str:
 
 
 def find_method(
-    method: str | Factory,
+    method: str | Factory | Method,
     *,
     charge: int | None = None,
     multiplicity: int | None = None,
@@ -189,20 +358,26 @@ def find_method(
     """The method of a given name or calculator factory.
 
     Args:
-        method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb``; ``functional/basis``, e.g. ``pbe/def2-svp``; the Python
-            path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; or a factory, which makes a calculator.
+        method: ``gfn2-xtb``, ``gfn1-xtb`` or ``ipea1-xtb``; ``functional/basis``, e.g. ``pbe/def2-svp``, or
+            ``functional/basis/cartesian/density-fitting``; ``ani-2x`` or ``ani-2x{weights: FOLDER}``; ``so3lr``; the
+            Python path of an ASE calculator, e.g. ``ase.calculators.emt:EMT``; a factory, which makes a calculator; or
+            a method of your own.
         charge: Charge of every frame in elementary charges; None is 0.
         multiplicity: 2S + 1 of every frame; None is 1.
         name: Name of the method to record with the labels, for a factory; None: the name of the factory.
 
     Raises:
-        LabelError: An unknown method; a multiplicity below 1; charge, multiplicity or a name for a method that takes
-            none; a factory without a name.
+        LabelError: An unknown method; a multiplicity below 1; charge, multiplicity, a name or arguments for a method
+            that takes none; a factory without a name; a folder without weights.
     """
     if multiplicity is not None and multiplicity < 1:
         raise LabelError(f"--multiplicity {multiplicity}: expected 2S + 1, hence at least 1")
     if name is not None and not name.isprintable():
         raise LabelError(f"the name {name!r} must be one line of printable characters")
+    if isinstance(method, Method):
+        if (charge, multiplicity, name) != (None, None, None):
+            raise LabelError(f"{method.name}: charge, multiplicity and name are in the method itself")
+        return method
     if callable(method):
         found = CalculatorMethod(name or _name(method), factory=method, module=_module(method))
         return _refuse_spin(found, charge, multiplicity)
@@ -211,17 +386,61 @@ def find_method(
     path = PythonPath.parse(method)
     if path is not None:
         return _refuse_spin(CalculatorMethod(method, factory=path.calculator, module=path.module), charge, multiplicity)
-    folded = method.strip().lower()
+    named, options = split_arguments(method)
+    folded = named.lower()
     spin = (charge or 0, multiplicity or 1)
-    if folded in _TIGHT_BINDING:
-        return TightBinding(folded, *spin)
-    functional, sign, basis = folded.partition("/")
-    if sign and functional and basis:
-        return KohnShamMethod(folded, *spin)
-    raise LabelError(
-        f"unknown method {method!r}; expected {', '.join(_TIGHT_BINDING)} (tblite), FUNCTIONAL/BASIS such as "
-        "pbe/def2-svp (PySCF), or the Python path of an ASE calculator such as ase.calculators.emt:EMT"
-    )
+    if folded in _NETWORKS:
+        make, names = _NETWORKS[folded]
+        return make(folded, *spin, **_arguments(method, options, names))
+    known = TightBinding(folded, *spin) if folded in _TIGHT_BINDING else KohnShamMethod.parse(folded, *spin)
+    if known is None:
+        raise LabelError(
+            f"unknown method {method!r}; expected {', '.join(_TIGHT_BINDING)} (tblite), FUNCTIONAL/BASIS such as "
+            f"pbe/def2-svp (PySCF), {', '.join(_NETWORKS)}, or the Python path of an ASE calculator such as "
+            "ase.calculators.emt:EMT"
+        )
+    _arguments(method, options, ())
+    return known
+
+
+#: Networks by name: what makes them, and the names of their arguments.
+_NETWORKS: dict[str, tuple[Callable[..., Method], tuple[str, ...]]] = {
+    "ani-2x": (AniMethod.of, ("weights",)),
+    "so3lr": (So3lrMethod, ()),
+}
+
+
+def _arguments(method: str, options: str | None, names: Sequence[str]) -> dict[str, str]:
+    """The arguments of a method.
+
+    Raises:
+        LabelError: Arguments of other names than these, or that are no texts.
+    """
+    try:
+        found = keyword_arguments(options, method)
+    except PythonPathError as error:
+        raise LabelError(str(error)) from None
+    expected = f"expected {', '.join(names)}" if names else "it takes no arguments"
+    for name, value in found.items():
+        if name not in names:
+            raise LabelError(f"{method}: unknown argument {name!r}; {expected}")
+        if not isinstance(value, str):
+            raise LabelError(
+                f"{method}: {name} is {value!r}; expected a text, in quotes if it looks like something else"
+            )
+    return found
+
+
+def with_weights(method: str, folder: Path) -> str:
+    """A method by name with a folder of weights as its argument.
+
+    Raises:
+        LabelError: It has arguments already.
+    """
+    name, options = split_arguments(method)
+    if options is not None:
+        raise LabelError(f"--weights {folder}: --method {method} has arguments already; give one of both")
+    return f"{name}{{weights: {json.dumps(str(folder), ensure_ascii=False)}}}"
 
 
 def _refuse_spin(method: CalculatorMethod, charge: int | None, multiplicity: int | None) -> CalculatorMethod:

@@ -282,7 +282,8 @@ def outcomes(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tuple[AnyWo
     """Every task with what its `Work.run` returned, in order of completion.
 
     When a process dies, it is not known which of the pending tasks caused it. They are retried at the end, one at a
-    time: if a process dies again, its task is the cause, and its outcome is a `Failure`.
+    time: if a process dies again, its task is the cause. A task of several parts is then divided, and each part has an
+    outcome of its own; the outcome of the part that is the cause is a `Failure`.
 
     Raises:
         LabelError: The executor returned no result, or accepts no tasks.
@@ -294,7 +295,7 @@ def outcomes(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tuple[AnyWo
         else:
             yield task, outcome
     for task in interrupted:
-        yield task, _retry_isolated(task, pool)
+        yield from _retry_isolated(task, pool, RETRIES)
 
 
 def _run_in_parallel(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tuple[AnyWork, Any]]:
@@ -316,16 +317,20 @@ def _run_in_parallel(tasks: Iterator[AnyWork], pool: WorkerPool) -> Iterator[tup
                 yield finished, _outcome(finished, future, pool)
 
 
-def _retry_isolated(task: Work[Any], pool: WorkerPool) -> Any:
-    for _ in range(RETRIES):
-        task = task.retry()
-        while (future := pool.submit(task)) is None:
-            pass
-        outcome = _outcome(task, future, pool)
-        if outcome is not None:
-            return outcome
-    reason = f"its worker process died {RETRIES + 1} times (perhaps it needs more memory)"
-    return Failure(f"{task.source}: {reason}")
+def _retry_isolated(task: AnyWork, pool: WorkerPool, retries: int) -> Iterator[tuple[AnyWork, Any]]:
+    if retries == 0:
+        reason = f"its worker process died {RETRIES + 1} times (perhaps it needs more memory)"
+        yield task, Failure(f"{task.source}: {reason}")
+        return
+    task = task.retry()
+    while (future := pool.submit(task)) is None:
+        pass
+    outcome = _outcome(task, future, pool)
+    if outcome is not None:
+        yield task, outcome
+        return
+    for part in task.parts():
+        yield from _retry_isolated(part, pool, retries - 1)
 
 
 def _outcome(task: Work[Any], future: Future[Any], pool: WorkerPool) -> Any:

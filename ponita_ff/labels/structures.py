@@ -20,7 +20,7 @@ __all__ = ["kept_info", "read_structures"]
 
 #: Keys of the format, and names that would be read as a label or its unit.
 _RESERVED = {"lattice", "properties", "pbc", "level_of_theory", *all_properties}
-_LABEL_KEY = re.compile(r".*(unit|energy|forces?|stress|virial)s?$", re.IGNORECASE)
+_LABEL_KEY = re.compile(r".*(unit|energy|forces?|stress|virial)s?(_spread)?$", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z_][\w.-]*")
 
 

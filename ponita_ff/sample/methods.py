@@ -47,6 +47,9 @@ class PotentialMethod(Method):
         hashes = tuple(str(header["weights_sha256"]) for header in headers)
         return cls(name, files=tuple(str(file.resolve()) for file in files), hashes=hashes, species=species)
 
+    def weights_sha256(self) -> tuple[str, ...]:
+        return self.hashes
+
     def calculator(self) -> BaseCalculator:
         from ponita_ff.calculator import PonitaCalculator  # loads torch
 
@@ -106,7 +109,7 @@ def method_of(method: Method, charge: int, multiplicity: int) -> Method:
     if isinstance(method, CalculatorMethod):
         return method
     if not isinstance(method, PotentialMethod):
-        return find_method(method.name, charge=charge, multiplicity=multiplicity)
+        return method.with_spin(charge, multiplicity)
     if charge or multiplicity != 1:
         raise LabelError(f"{method.name} knows no charge ({charge}) and multiplicity ({multiplicity})")
     return method

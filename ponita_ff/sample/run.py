@@ -18,13 +18,13 @@ from ase import Atoms
 from ase.io.extxyz import write_extxyz
 
 from ponita_ff.files import write_atomically, write_json, write_text
-from ponita_ff.labels.methods import CalculatorMethod, Method
+from ponita_ff.labels.methods import AniMethod, CalculatorMethod, Method
 from ponita_ff.labels.pool import ExternalExecutor, ProcessPool, outcomes
 from ponita_ff.labels.run import check_size
 from ponita_ff.outputs import check_outputs, claim_folder
 from ponita_ff.progress import progress_bar
 from ponita_ff.sample.journal import Journal
-from ponita_ff.sample.methods import PotentialMethod, method_for, method_of
+from ponita_ff.sample.methods import method_for, method_of
 from ponita_ff.sample.molecules import HoldOut, Molecule, Skipped, in_order, read_molecules, usable
 from ponita_ff.sample.settings import CLUSTER_KINDS, MOLECULE_KINDS, SampleError, SampleSettings
 from ponita_ff.sample.worker import Made, SampleTask
@@ -141,8 +141,10 @@ def sample(
 def _identity(settings: SampleSettings, method: Method) -> dict[str, Any]:
     """All that frames depend on, besides molecules."""
     identity = settings.model_dump(mode="json", exclude={"selection"})
-    if isinstance(method, PotentialMethod):
-        identity["weights_sha256"] = list(method.hashes)
+    if hashes := method.weights_sha256():
+        identity["weights_sha256"] = list(hashes)
+        if isinstance(method, AniMethod):
+            identity["method"] = method.name  # its weights may have moved to another folder
     return identity
 
 

@@ -255,8 +255,8 @@ class SampleSettings(Section):
     """Settings of a sampling run.
 
     Attributes:
-        method: Method of forces: gfn2-xtb, gfn1-xtb or ipea1-xtb; FUNCTIONAL/BASIS; the name or file of a potential; or
-            the Python path of an ASE calculator.
+        method: Method of forces: gfn2-xtb, gfn1-xtb or ipea1-xtb; FUNCTIONAL/BASIS; ani-2x, ani-2x{weights: FOLDER} or
+            so3lr; the name or file of a potential; or the Python path of an ASE calculator.
         seed: Seed of all random numbers.
         kinds: Kinds of frames to make; each has its section below.
     """

@@ -15,7 +15,8 @@ from ase.calculators.calculator import BaseCalculator
 from numpy.typing import NDArray
 
 from ponita_ff.labels.methods import Method
-from ponita_ff.labels.worker import Failure, one_line, set_temporary_folder
+from ponita_ff.labels.results import set_temporary_folder
+from ponita_ff.labels.worker import Failure, one_line
 from ponita_ff.sample import kinds
 from ponita_ff.sample.filter import refusal
 from ponita_ff.sample.geometry import Connectivity, conformers, placed, without_radius
@@ -115,6 +116,10 @@ class SampleTask:
     def retry(self) -> SampleTask:
         """The same task for another attempt."""
         return replace(self, retries=self.retries + 1)
+
+    def parts(self) -> list[SampleTask]:
+        """Itself: a molecule is not divided."""
+        return [self]
 
     def run(self) -> Made | Failure:
         """All frames; every error is returned as a `Failure`, never raised."""

@@ -21,6 +21,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from click.testing import CliRunner, Result
+from label_calculators import Morse, make_chains
 from safetensors.torch import save_file
 
 from ponita_ff import PonitaCalculator
@@ -194,6 +195,10 @@ def test_another_run_does_not_go_on_in_the_same_folder(run_folder: Path) -> None
         (["label", "nowhere.xyz", "--method", "gfn9", "--out", "x.xyz"], "unknown method 'gfn9'"),
         (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--out", "x.dat"], "extended XYZ"),
         (["label", "nowhere.xyz", "--out", "x.xyz"], "--method"),
+        (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--weights", "w", "--out", "x.xyz"], "it takes no arguments"),
+        (["label", "nowhere.xyz", "--method", "ani-2x", "--weights", "w", "--out", "x.xyz"], "--weights"),
+        (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--max-spread", "1", "--out", "x.xyz"], "for ensembles"),
+        (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--max-spread", "0", "--out", "x.xyz"], "--max-spread"),
         (["label", "nowhere.xyz", "--method", "gfn2-xtb", "--out", "x.xyz", "--processes", "0"], "--processes"),
         (["download", "qm9", "ethanol"], "qm9"),
         (["download", "rmd17", "water"], "water"),
@@ -373,6 +378,21 @@ def test_potentials_are_listed() -> None:
     assert len(facts) == len(lines) - 2
     assert facts["organic-rmd17"]["elements"] == ["H", "C", "N", "O"]
     assert Path(facts["organic-rmd17"]["file"]).is_file()
+
+
+def test_label_says_about_what_an_ensemble_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, out = tmp_path / "frames.xyz", tmp_path / "labelled.xyz"
+    write(frames, make_chains([2, 3, 2]))
+    monkeypatch.setattr("ponita_ff.labels.run.find_method", lambda method, **_: Morse(folder=str(tmp_path)))
+    arguments = ("label", frames, "--method", "morse", "--out", out, "--no-progress")
+    result = call(*arguments, "--max-spread", "1e-6")
+    assert result.exit_code == 0 and "labelled: 0 of 3 frames\n" in result.output and not out.exists()
+    others = tmp_path / "labelled.disagreed.xyz"
+    expected = f"disagreed: 3 of 3 frames have a force with a spread above 1e-06 eV/Å; they are in {others}, without"
+    assert expected in result.output
+    result = call(*arguments, "--max-spread", "100")
+    assert result.exit_code == 0 and f"labelled: 3 of 3 frames in {out}" in result.output
+    assert "disagreed" not in result.output and not others.exists()
 
 
 def test_label_says_what_came_of_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from label_calculators import make_frames
 
 from ponita_ff.labels import LabelError, Method, find_method
 from ponita_ff.labels.journal import Journal, frame_key, journal_path
-from ponita_ff.labels.worker import Failure, Labels
+from ponita_ff.labels.results import Labels
+from ponita_ff.labels.worker import Failure
 from ponita_ff.locks import LockedError
 
 METHOD = find_method("gfn2-xtb", charge=1)
@@ -51,6 +53,20 @@ def test_labels_come_back_to_the_last_bit(stress: bool, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.stress, given.stress)
         assert journal.labelled == [2] and journal.failures == {0: "too short"}
         assert journal.missing() == [1, 3] and journal.missing(retry_failed=True) == [0, 1, 3]
+
+
+def test_spreads_come_back_and_are_not_in_the_lines_of_others(tmp_path: Path) -> None:
+    given = replace(some_labels(False), energy_spread=0.1 + 0.2, forces_spread=np.array([1 / 3, 2 / 3]))
+    with open_journal(tmp_path / "journal", make_frames(2)) as journal:
+        journal.add(0, given)
+        journal.add(1, some_labels(False))
+    with open_journal(tmp_path / "journal", make_frames(2)) as journal:
+        found = journal.labels(0)
+        assert found.energy_spread == given.energy_spread
+        np.testing.assert_array_equal(found.forces_spread, given.forces_spread)
+        assert (journal.labels(1).energy_spread, journal.labels(1).forces_spread) == (None, None)
+    lines = (tmp_path / "journal").read_text(encoding="utf-8").splitlines()
+    assert "spread" in lines[1] and "spread" not in lines[2]
 
 
 def test_an_outcome_is_on_the_disk_at_once(tmp_path: Path) -> None:
@@ -172,6 +188,9 @@ WRONG: list[dict[str, Any]] = [
     {"frame": None},
     {"key": None},
     {"further": 1},
+    {"energy_spread": "0.1"},
+    {"forces_spread": [0.1]},
+    {"forces_spread": [0.1, float("nan")]},
 ]
 
 

@@ -43,6 +43,10 @@ def test_names() -> None:
     assert argon.calculator().parameters["sigma"] == 3.4
     assert argon.program() == f"ase {version('ase')}"
     assert (argon.charge, argon.multiplicity) == (None, None)
+    fitted = find_method("wB97X/6-31G*/density-fitting/cartesian")
+    assert fitted.name == "wb97x/6-31g*/cartesian/density-fitting"
+    assert find_method(fitted.name) == fitted
+    assert find_method(fitted) is fitted
     assert find_method(EMT).name == "ase.calculators.emt:EMT"
     assert find_method(partial(LennardJones, sigma=3.4)).name == "ase.calculators.lj:LennardJones{sigma: 3.4}"
     assert find_method(partial(Spring, "here", fail=[1])).name == "label_calculators:Spring[here, {fail: [1]}]"
@@ -50,7 +54,9 @@ def test_names() -> None:
     assert find_method(partial(Spring, "here")).program() == "label_calculators (no version)"
 
 
-@pytest.mark.parametrize("method", ["gfn1-xtb", "b3lyp/6-31g*", "ase.calculators.lj:LennardJones{sigma: 3.4}"])
+@pytest.mark.parametrize(
+    "method", ["gfn1-xtb", "b3lyp/6-31g*", "pbe/sto-3g/cartesian", "ase.calculators.lj:LennardJones{sigma: 3.4}"]
+)
 def test_methods_travel(method: str) -> None:
     assert repr(pickle.loads(pickle.dumps(find_method(method)))) == repr(find_method(method))
 
@@ -60,6 +66,8 @@ def test_methods_travel(method: str) -> None:
     [
         ("gfn3-xtb", {}, r"unknown method 'gfn3-xtb'; expected gfn1-xtb, gfn2-xtb, .*FUNCTIONAL/BASIS"),
         ("pbe/", {}, "unknown method 'pbe/'"),
+        ("pbe/sto-3g/fitted", {}, "'fitted' behind FUNCTIONAL/BASIS; expected cartesian or density-fitting"),
+        (find_method("gfn2-xtb"), {"charge": 1}, "charge, multiplicity and name are in the method itself"),
         ("gfn2-xtb", {"multiplicity": 0}, "at least 1"),
         ("gfn2-xtb", {"name": "mine"}, "already has one"),
         ("ase.calculators.emt:EMT", {"charge": 0}, "set them in the calculator itself"),

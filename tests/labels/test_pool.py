@@ -17,7 +17,8 @@ from label_calculators import Spring, Unmakeable, calls, expected_energy, make_f
 
 from ponita_ff.labels import LabelError, Method, find_method
 from ponita_ff.labels.pool import ExternalExecutor, ProcessPool
-from ponita_ff.labels.worker import Labels, Task
+from ponita_ff.labels.results import Labels
+from ponita_ff.labels.worker import FrameToLabel, Task
 
 
 def spring(traces: Path, **how: Any) -> Method:
@@ -25,12 +26,13 @@ def spring(traces: Path, **how: Any) -> Method:
 
 
 def make_tasks(method: Method, count: int) -> list[Task]:
-    return [Task(number, f"frame {number}", atoms, method) for number, atoms in enumerate(make_frames(count))]
+    frames = (FrameToLabel(number, f"frame {number}", atoms) for number, atoms in enumerate(make_frames(count)))
+    return [Task((frame,), method) for frame in frames]
 
 
 def energy(future: Future[Any] | None) -> float:
     assert future is not None
-    outcome = future.result(timeout=60)
+    (outcome,) = future.result(timeout=60)
     assert isinstance(outcome, Labels), outcome
     return outcome.energy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -26,17 +27,21 @@ from label_calculators import (
     ByFile,
     Deadly,
     Entropic,
+    Morse,
     Spring,
     Unmakeable,
+    batches,
     calls,
     expected_energy,
+    make_chains,
     make_frames,
     processes,
 )
 
-from ponita_ff.data import read_frames
-from ponita_ff.labels import LabelError, LabelResult, label_frames
+from ponita_ff.data import DataError, read_frames
+from ponita_ff.labels import LabelError, LabelResult, Method, label_frames
 from ponita_ff.labels.pool import ExternalExecutor
+from ponita_ff.labels.run import _batches
 from ponita_ff.outputs import OutputError
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +54,7 @@ def spring(traces: Path, **how: Any) -> partial[Spring]:
 
 def in_threads(frames: Any, method: Any, out: Path, **options: Any) -> LabelResult:
     """`label_frames` without a new process, where none is needed for what is tested."""
-    name = None if isinstance(method, str) else "spring"
+    name = None if isinstance(method, str | Method) else "spring"
     with ThreadPoolExecutor(1) as executor:
         return label_frames(frames, method, out, executor=executor, name=name, **options)
 
@@ -251,6 +256,137 @@ def test_dask_with_workers_that_are_killed(frames: list[Atoms], traces: Path, tm
         result = label_frames(frames, method, tmp_path / "out.xyz", name="spring", executor=client.get_executor())
     assert list(result.failures) == [2] and "its worker process died" in result.failures[2]
     assert energies(tmp_path / "out.xyz") == springs([0, 1, 3, 4, 5, 6, 7])
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+SIZES = [3, 7, 2, 7, 3, 2, 9, 30]
+
+
+def test_batches_hold_frames_of_similar_size(traces: Path, tmp_path: Path) -> None:
+    """At most 20 atoms each, padding counted; a larger frame is alone, and the file is in input order."""
+    result = in_threads(make_chains(SIZES), Morse(folder=str(traces)), tmp_path / "out.xyz")
+    assert batches(traces) == [[0, 2, 4, 5], [1, 3], [6], [7]]
+    assert result.labelled == 8
+    assert [len(frame.numbers) for frame in read_frames(result.path)] == SIZES
+    assert sorted(record["frame"] for record in records(result.journal)) == list(range(8))
+
+
+def test_there_is_a_batch_for_every_process() -> None:
+    frames = make_chains([2] * 4)
+    assert list(map(len, _batches(range(4), frames, 20, 1))) == [4]
+    assert list(map(len, _batches(range(4), frames, 20, 2))) == [2, 2]
+    assert list(map(len, _batches(range(4), frames, 20, 9))) == [1, 1, 1, 1]
+    assert _batches([3, 1], frames, 0, 2) == [[3], [1]]
+
+
+def test_a_run_goes_on_within_a_batch(traces: Path, tmp_path: Path) -> None:
+    out, method = tmp_path / "out.xyz", Morse(folder=str(traces))
+    journal = in_threads(make_chains(SIZES), method, out).journal
+    whole = out.read_bytes()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]))
+    before = calls(traces)
+    in_threads(make_chains(SIZES), method, out)
+    done = {json.loads(line)["frame"] for line in lines[1:3]}
+    assert calls(traces) - before == Counter(set(range(8)) - done)
+    # Of the frames whose batch is another one now, the last digits may differ.
+    assert energies(out) == pytest.approx([frame.get_potential_energy() for frame in read_text(whole)], abs=1e-10)
+
+
+def read_text(content: bytes) -> list[Atoms]:
+    return list(ase.io.iread(io.StringIO(content.decode()), format="extxyz"))
+
+
+def test_a_frame_that_kills_its_process_costs_the_others_of_its_batch_nothing(traces: Path, tmp_path: Path) -> None:
+    method = Morse(folder=str(traces), die=(5,))
+    result = label_frames(make_chains([3] * 6), method, tmp_path / "out.xyz")
+    assert list(result.failures) == [5] and "frame 5: its worker process died 3 times" in result.failures[5]
+    assert result.labelled == 5
+    # The whole batch, the whole batch alone, then frame by frame.
+    assert batches(traces) == [[0], *[[0, 1, 2, 3, 4, 5]] * 2, [1], [2], [3], [4], [5]]
+    assert Counter(record["frame"] for record in records(result.journal)) == Counter(range(6))
+
+
+def test_failures_of_a_batch_are_those_of_its_frames(traces: Path, tmp_path: Path) -> None:
+    method = Morse(folder=str(traces), nan=(1,), nan_spread=(3,))
+    result = in_threads(make_chains([2] * 5), method, tmp_path / "out.xyz")
+    assert result.labelled == 3 and list(result.failures) == [1, 3]
+
+
+# ------------------------------------------------------------------------------------------ ensembles
+
+
+def test_spreads_are_written_and_are_no_labels(traces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out.xyz"
+    result = in_threads(make_chains([2, 3]), Morse(folder=str(traces)), out)
+    for atoms, record in zip(ase.io.read(out, ":"), records(result.journal), strict=True):
+        assert atoms.info["energy_spread"] == pytest.approx(record["energy_spread"], abs=1e-8)
+        assert atoms.info["energy_spread"] > 0.1
+        np.testing.assert_allclose(atoms.arrays["forces_spread"], record["forces_spread"], atol=1e-8)
+    frames = read_frames(out)
+    assert [frame.energy for frame in frames] == pytest.approx([record["energy"] for record in records(result.journal)])
+    assert caplog.text == ""
+    # Labelled anew by a method without an ensemble, the frames have none.
+    again = in_threads(out, spring(traces), tmp_path / "again.xyz")
+    assert "spread" not in again.path.read_text(encoding="utf-8")
+
+
+def test_a_file_with_spreads_only_has_no_energy(tmp_path: Path) -> None:
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], info={"energy_spread": 0.1})
+    atoms.set_array("forces_spread", np.zeros(2))
+    ase.io.write(tmp_path / "out.xyz", atoms)
+    with pytest.raises(DataError, match="no energy") as error:
+        read_frames(tmp_path / "out.xyz")
+    assert "is it" not in str(error.value)
+
+
+def test_frames_about_which_an_ensemble_disagrees(traces: Path, tmp_path: Path) -> None:
+    frames, out = make_chains([2, 4, 2, 3, 2]), tmp_path / "out.xyz"
+    frames[1].info = {"name": "a chain", "energy": 3.0}
+    method = Morse(folder=str(traces))
+    whole = in_threads(frames, method, out)
+    largest = {record["frame"]: max(record["forces_spread"]) for record in records(whole.journal)}
+    order = sorted(largest, key=lambda number: largest[number])
+    assert (whole.disagreed, whole.disagreed_path) == (0, None)
+    before = calls(traces)
+    others = tmp_path / "out.disagreed.xyz"
+    for below in (3, 1, 4, 0, 5):  # frames that stay
+        limit = largest[order[below - 1]] if below else 1e-6
+        result = in_threads(frames, method, out, max_spread=limit)
+        assert (result.labelled, result.disagreed, result.frames) == (below, 5 - below, 5)
+        assert result.path == (out if below else None) and result.disagreed_path == (others if below < 5 else None)
+        assert out.exists() == bool(below) and others.exists() == (below < 5)
+        for path, numbers in ((out, order[:below]), (others, order[below:])):
+            found = ase.io.read(path, ":") if numbers else []
+            assert [atoms.info["source_frame"] for atoms in found] == sorted(numbers)
+        if below < 5:
+            text = others.read_text(encoding="utf-8")
+            assert "energy" not in text and "forces" not in text and "spread" not in text
+            assert ("a chain" in text) == (1 in order[below:])
+    assert calls(traces) == before
+
+
+def test_a_largest_spread_is_refused_where_it_has_no_meaning(frames: list[Atoms], traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.xyz"
+    with pytest.raises(LabelError, match="--max-spread is for ensembles such as ani-2x; spring has one value"):
+        in_threads(frames, spring(traces), out, max_spread=0.3)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(LabelError, match=r"--max-spread .*: expected a finite number of eV/Å above 0"):
+            in_threads(frames, Morse(folder=str(traces)), out, max_spread=wrong)
+    others = tmp_path / "out.disagreed.xyz"
+    others.write_text("somebody else's", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"out\.disagreed\.xyz exists, and this program did not write it"):
+        in_threads(frames, Morse(folder=str(traces)), out, max_spread=0.3)
+    assert not calls(traces)
+
+
+def test_other_weights_are_another_method(traces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.xyz"
+    in_threads(make_chains([2]), Morse(folder=str(traces)), out)
+    with pytest.raises(LabelError, match=r"another method: morse, .*weights publicpublic, not morse, .*mineminemine"):
+        in_threads(make_chains([2]), Morse(folder=str(traces), weights="mine"), out)
 
 
 # ------------------------------------------------------------------------------------------ failures
