@@ -21,6 +21,7 @@ from ponita_ff.files import write_json
 from ponita_ff.labels import label_frames
 from ponita_ff.sample import SampleSettings, sample
 from ponita_ff.sample.diversity import descriptors, farthest_first, shared_out
+from ponita_ff.sample.methods import method_for, method_of
 from ponita_ff.sample.settings import SelectionSettings
 from ponita_ff.settings import Section, SettingsError, wrong_fields
 from ponita_ff.training.config import POTENTIAL_FILE
@@ -43,6 +44,10 @@ _STARTS = 20
 
 #: So many times the frames that are wanted are sampled: some break, and rigid molecules have no torsions.
 _SPARE = 1.2
+
+
+#: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
+_MAX_SPREAD = 1.0
 
 
 class TeacherError(SettingsError):
@@ -173,17 +178,18 @@ def _labelled(frames: Iterable[Atoms], settings: TeacherSettings, out: Path, pro
     sampled = sample(
         starts, _sampling(settings, len(starts)), out / _FRAMES, processes=settings.processes, progress=progress
     )
+    method = method_of(method_for(settings.method), settings.charge or 0, settings.multiplicity or 1)
     result = label_frames(
         sampled.path,
-        settings.method,
+        method,
         out / LABELS_FILE,
-        charge=settings.charge,
-        multiplicity=settings.multiplicity,
         processes=settings.processes,
+        max_spread=_MAX_SPREAD if method.ensemble else None,
         progress=progress,
     )
     if result.path is None:
-        raise TeacherError(f"--teacher {settings.method} labelled no frame: {next(iter(result.failures.values()))}")
+        reason = next(iter(result.failures.values()), "its members disagree about all of them")
+        raise TeacherError(f"the teacher {settings.method} labelled no frame: {reason}")
     if result.failures:
         logger.warning("%d of %d frames have no label; see %s", len(result.failures), result.frames, result.journal)
     return result.path

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.data import chemical_symbols
 
 from ponita_ff.files import is_file
 from ponita_ff.labels.methods import CalculatorMethod, LabelError, Method, find_method
+from ponita_ff.labels.results import Labels
 from ponita_ff.potential.header import find_potential, read_header, shipped_potentials
 from ponita_ff.provenance import package_versions
 from ponita_ff.sample.settings import SampleError
+
+if TYPE_CHECKING:
+    from ponita_ff.potential.potential import Potential
 
 __all__ = ["PotentialMethod", "method_for", "method_of"]
 
@@ -28,6 +35,8 @@ class PotentialMethod(Method):
         hashes: Of their weights, SHA-256.
         species: Atomic numbers that all members know.
     """
+
+    batch_atoms = 2000
 
     files: tuple[str, ...] = ()
     hashes: tuple[str, ...] = ()
@@ -56,6 +65,19 @@ class PotentialMethod(Method):
         files = list(self.files)
         return PonitaCalculator(files if len(files) > 1 else files[0], device="cpu")
 
+    def compute(self, frames: Sequence[Atoms]) -> list[Labels]:
+        """The mean over the members, all frames in one pass."""
+        stress = all(atoms.pbc.all() for atoms in frames)
+        members = [_loaded(*member) for member in zip(self.files, self.hashes, strict=True)]
+        found = [member.evaluate(frames, stress=stress) for member in members]
+        labels = []
+        for index in range(len(frames)):
+            energy = float(np.mean([each.energies[index] for each in found]))
+            forces = np.mean([each.forces[index] for each in found if each.forces is not None], axis=0)
+            tensors = [each.stress[index] for each in found if each.stress is not None]
+            labels.append(Labels(energy, forces, np.mean(tensors, axis=0) if tensors else None, self.program()))
+        return labels
+
     def program(self) -> str:
         weights = ", ".join(digest[:12] for digest in self.hashes)
         return f"ponita-ff {package_versions().get('ponita-ff', '(no version)')} (weights {weights})"
@@ -66,6 +88,21 @@ class PotentialMethod(Method):
             if unknown:
                 known = ", ".join(chemical_symbols[number] for number in sorted(self.species))
                 raise LabelError(f"{source}: it has {chemical_symbols[unknown[0]]}, and {self.name} knows {known} only")
+
+
+@cache
+def _loaded(file: str, weights_sha256: str) -> Potential:
+    """A potential, once per process.
+
+    Raises:
+        ValueError: The file is another one by now.
+    """
+    from ponita_ff.potential.file import load_potential  # loads torch
+
+    found = read_header(Path(file))["weights_sha256"]
+    if found != weights_sha256:
+        raise ValueError(f"{file} is another potential than when this began")
+    return load_potential(file)
 
 
 def method_for(text: str) -> Method:

@@ -287,6 +287,7 @@ class Trainer:
         bar = progress_bar(self.progress, total=1000, bar_format="{percentage:5.1f}% |{bar}| {desc}")
         metrics = _MetricsLog(self.out, self.state.step) if self.processes.is_main else nullcontext()
         ended = self._finished and self._patience_exhausted()
+        terms: LossTerms | None = None
         with bar, metrics as log, stop_between_steps() as stop:
             while (fraction := self._common_fraction(ended, stop)) < 1.0:
                 learning_rate = self.learning_rate(fraction)
@@ -302,6 +303,9 @@ class Trainer:
                 if self.state.step % _PROGRESS_INTERVAL == 0 or done:
                     self._update_progress(bar, fraction, terms)
             self._finished = fraction < _STOPPED
+            if log is not None and terms is not None and self._finished and not self._is_validated():
+                # The time was over only after the last step had been looked at.
+                self._validate(log, terms, learning_rate)
             if self.processes.is_main:
                 self.save_checkpoint()
             if not self._finished:
@@ -309,6 +313,11 @@ class Trainer:
         if ended and self._best_weights is not None:
             self.ema_potential.load_state_dict(self._best_weights)
         return self.ema_potential
+
+    def _is_validated(self) -> bool:
+        """Whether the weights of the present step are."""
+        history = self.state.history
+        return bool(history) and history[-1]["step"] == self.state.step
 
     def _checkpoint_is_due(self) -> bool:
         by_steps = self.state.step % self.config.optimiser.checkpoint_every == 0

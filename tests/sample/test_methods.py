@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 
 from ponita_ff.labels import LabelError
@@ -36,6 +40,26 @@ def test_a_potential_by_name_file_and_committee(tiny_potential_path: Path, tmp_p
             method_of(found, charge, multiplicity)
     with pytest.raises(LabelError, match=r"ammonia: it has N, and .* knows H, C, O only"):
         found.check([("ammonia", molecule("NH3"))])
+
+
+def test_labels_by_a_potential_are_those_of_the_calculator(
+    tiny_potential_path: Path, make_system: Callable[[str], Atoms], tmp_path: Path
+) -> None:
+    single = method_for(str(tiny_potential_path))
+    committee = method_for(f"{tiny_potential_path},{shutil.copy(tiny_potential_path, tmp_path / 'other.safetensors')}")
+    for frames in ([molecule("H2O"), molecule("CH3OH")], [make_system("crystal")]):
+        for method in (single, committee):
+            for atoms, labels in zip(frames, method.compute(frames), strict=True):
+                atoms.calc = method.calculator()
+                assert labels.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+                assert np.abs(labels.forces - atoms.get_forces()).max() < 1e-4
+                assert (labels.stress is not None) == bool(atoms.pbc.all())
+                if labels.stress is not None:
+                    assert np.abs(labels.stress - atoms.get_stress(voigt=False)).max() < 1e-5
+    shutil.copy(tiny_potential_path, tmp_path / "changed.safetensors")
+    changed = replace(single, files=(str(tmp_path / "changed.safetensors"),), hashes=("another",))
+    with pytest.raises(ValueError, match=r"changed\.safetensors is another potential"):
+        changed.compute([molecule("H2O")])
 
 
 def test_the_methods_of_labels() -> None:

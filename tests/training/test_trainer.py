@@ -77,6 +77,17 @@ def test_killed_and_resumed_equals_uninterrupted(settings: dict[str, Any], tmp_p
     assert run(settings, folder, resume=True) == whole
 
 
+def test_the_end_is_validated_whenever_the_time_is_over(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is between two looks at the clock, after the third step."""
+    looks = iter([0.0, 0.1, 0.2, 0.3, 0.4, 0.9])
+    monkeypatch.setattr(Trainer, "_fraction_done", lambda self: next(looks, 1.0))
+    run(settings, tmp_path / "run", validate_every=1000)
+    (row,) = trainer.read_metrics(tmp_path / "run")
+    assert row["step"] == 3 and row["validation_forces_mae"] > 0
+
+
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_a_stop_signal_loses_no_step(
     number: int, kind: type[BaseException], settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
