@@ -94,8 +94,7 @@ class BatchGraphCache:
     ) -> Graph:
         same = self._same_layout(numbers, batch, cells, pbc)
         if same is None or not bool(same & (self._moved(points) <= self._max_move).all()):
-            renew_all = same is None or not bool(same)
-            if renew_all:
+            if same is None or not bool(same):
                 self._begin(points, numbers, batch, cells, pbc, check)
             self._renew(points, numbers, batch, cells, pbc)
         assert self._graph is not None

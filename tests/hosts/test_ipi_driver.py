@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import runpy
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +196,42 @@ def test_a_run_of_ipi_conserves_energy(beads: int, steps: int, tmp_path: Path, m
     assert np.ptp(conserved) < 0.02
     if beads == 1:  # 0.2 ps
         assert abs(conserved[-100:].mean() - conserved[:100].mean()) < 2e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # of i-PI's making
+def test_the_socket_route_of_ase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ase.calculators.socketio import SocketClient
+    from ipi.scripting import InteractiveSimulation
+
+    monkeypatch.chdir(tmp_path)
+    atoms = molecule("CH3CH2OH")
+    write("start.xyz", atoms, format="xyz")
+    name = f"ponita_test_{os.getpid()}"
+    socket = f"<ffsocket mode='unix' name='ponita' pbc='false'> <address>{name}</address> </ffsocket>"
+    simulation = InteractiveSimulation(INPUT.format(driver=socket, beads=2))
+
+    def serve() -> None:
+        atoms.calc = PonitaCalculator("ethanol-rmd17", device="cpu")
+        with contextlib.suppress(OSError):  # i-PI hangs up in the end
+            SocketClient(unixsocket=name).run(atoms)
+
+    client = threading.Thread(target=serve, daemon=True)
+    client.start()
+    simulation.run(5)
+    by_socket = np.array([float(simulation.properties(name)) for name in ("potential", "kinetic_md")])
+    simulation.stop()
+    client.join(timeout=20)
+    assert not client.is_alive()
+
+    direct = InteractiveSimulation(
+        INPUT.format(driver=ffdirect("start.xyz", "ethanol-rmd17", 2, device="cpu"), beads=2)
+    )
+    direct.run(5)
+    direct.stop()
+    sys.modules.pop("ipi_driver", None)
+    expected = [float(direct.properties(name)) for name in ("potential", "kinetic_md")]
+    # ASE's constants are others than i-PI's, in the eighth digit of a total energy of thousands of eV.
+    np.testing.assert_allclose(by_socket, expected, rtol=2e-7)
 
 
 def test_it_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:

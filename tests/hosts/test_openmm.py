@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import tomllib
 import warnings
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,15 @@ def reduced(atoms: Atoms) -> Atoms:
     box[1, 0], box[2, 0], box[2, 1] = 0.7, -0.5, 0.9
     atoms.set_cell(box, scale_atoms=True)
     return atoms
+
+
+def test_the_entry_point() -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    entries = pyproject["project"]["entry-points"]["openmmml.potentials"]
+    assert EntryPoint("ponita", entries["ponita"], "openmmml.potentials").load() is PonitaImplFactory
+    # openmmml loads it whenever it is imported, whatever potential is then used.
+    code = "import ponita_ff.hosts.openmm, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("dtype", "energy_error", "force_error"), [("float32", 1e-6, 1e-5), ("float64", 1e-9, 1e-9)])
