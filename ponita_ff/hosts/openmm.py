@@ -6,8 +6,7 @@
     system = potential.createSystem(topology)
     system = potential.createMixedSystem(topology, mm_system, ligand_atoms)
 
-``MLPotential`` finds the potential by an entry point, so that nothing need be imported. Loading this module loads
-neither torch nor a potential: openmmml loads the modules of all its potentials when it is imported.
+``MLPotential`` finds the potential by an entry point, so that nothing need be imported (``openmm_entry.py``).
 """
 
 from __future__ import annotations
@@ -20,42 +19,20 @@ import numpy as np
 from ase import Atoms, units
 from numpy.typing import NDArray
 from openmm import PythonForce, System, unit
-from openmmml.mlpotential import MLPotential, MLPotentialImpl, MLPotentialImplFactory
+from openmmml.mlpotential import MLPotential, MLPotentialImpl
 
 if TYPE_CHECKING:
     from openmm.app import Topology
 
     from ponita_ff.calculator import PonitaCalculator
 
-__all__ = ["PonitaImpl", "PonitaImplFactory", "SpreadReporter"]
+__all__ = ["PonitaImpl", "SpreadReporter"]
 
 #: eV in kJ/mol.
 _KJ_PER_MOL = units.mol / units.kJ
 
 #: Å: no bond of a topology is shorter or longer than this, unless positions are in other units than OpenMM's.
 _SHORTEST_BOND, _LONGEST_BOND = 0.3, 5.0
-
-
-class PonitaImplFactory(MLPotentialImplFactory):
-    """What the entry point names; openmmml makes one when it is imported."""
-
-    def createImpl(self, name: str, **args: Any) -> MLPotentialImpl:
-        """The potential that ``MLPotential("ponita", **args)`` holds.
-
-        Args:
-            name: ``"ponita"``.
-            args: ``potential`` (a shipped name, a file, a ``Potential``, or a list of these for a committee) and
-                options of :class:`ponita_ff.calculator.PonitaCalculator`: device, dtype, calibration, strict, …
-
-        Raises:
-            TypeError: Without ``potential``, or for a misspelt option.
-            FileNotFoundError, PotentialFileError, ValueError: As the calculator raises them.
-        """
-        from ponita_ff.calculator import PonitaCalculator
-
-        if "potential" not in args:
-            raise TypeError(f"say which potential: MLPotential({name!r}, potential='ethanol-rmd17'), or a file")
-        return PonitaImpl(PonitaCalculator(**args))
 
 
 class PonitaImpl(MLPotentialImpl):
