@@ -38,7 +38,7 @@ $(VENV)/.hosts: $(VENV)/.ready
 
 test-hosts: export OMP_NUM_THREADS ?= 1
 test-hosts: $(VENV)/.hosts
-	$(BIN)/python -m pytest -p no:xdist tests/hosts tests/structure/test_batch_cache.py
+	$(BIN)/python -m pytest -p no:xdist tests/hosts tests/structure/test_batch_cache.py tests/benchmarks/test_hosts.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
