@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=common.positive, default=300.0, help="K (300)")
     parser.add_argument("--timestep", type=common.positive, default=0.25, help="fs (0.25)")
     parser.add_argument("--beads", type=int, default=32, help="of the quantum run (32)")
-    parser.add_argument("--ps", type=common.positive, default=1.0, help="length of each run in ps (1)")
+    parser.add_argument("--ps", type=common.positive, default=0.5, help="length of each run in ps (0.5)")
     args = parser.parse_args(argv)
     try:
         import ipi  # noqa: F401
