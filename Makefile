@@ -1,5 +1,6 @@
 # make md    set up, then molecular dynamics of ethanol with the shipped potential (NVT, then NVE)
 # make test  set up, then run the tests
+# make test-hosts  install TorchSim, OpenMM and i-PI too, then run the tests that need them
 # make lint  style and types
 # make fuzz  property-based tests with CASES cases each (1,000: some ten minutes)
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: md test lint fuzz clean
+.PHONY: md test test-hosts lint fuzz clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ponita_ff needs Python 3.11 or newer: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -30,6 +31,14 @@ md: $(VENV)/.ready
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+$(VENV)/.hosts: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,torch-sim,openmm,ipi]'
+	touch $@
+
+test-hosts: export OMP_NUM_THREADS ?= 1
+test-hosts: $(VENV)/.hosts
+	$(BIN)/python -m pytest -p no:xdist tests/hosts tests/structure/test_batch_cache.py tests/benchmarks/test_hosts.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("potential",),
     ("uncertainty",),
     ("calculator", "training"),
-    ("simulate",),
+    ("hosts", "simulate"),
     ("audit", "labels"),
     ("sample",),
     ("teaching",),

@@ -201,16 +201,16 @@ def build_graph(
 def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     """Several structures as one graph; predictions are those of each alone.
 
-    Atoms of a graph with fewer slots get unused ones.
+    Atoms of a graph with fewer slots get unused ones. All graphs must be on one device.
     """
     max_neighbours = max(graph.neighbours.shape[1] for graph in graphs)
-    number = sum(graph.num_nodes for graph in graphs)
+    number, device = sum(graph.num_nodes for graph in graphs), graphs[0].neighbours.device
     fields: dict[str, Tensor] = {
-        "neighbours": torch.arange(number)[:, None].repeat(1, max_neighbours),
-        "reverse": torch.arange(max_neighbours).repeat(number, 1),
-        "offsets": torch.zeros(number, max_neighbours, 3, dtype=torch.float64),
-        "used": torch.zeros(number, max_neighbours, dtype=torch.bool),
-        "batch": torch.zeros(number, dtype=torch.int64),
+        "neighbours": torch.arange(number, device=device)[:, None].repeat(1, max_neighbours),
+        "reverse": torch.arange(max_neighbours, device=device).repeat(number, 1),
+        "offsets": torch.zeros(number, max_neighbours, 3, dtype=torch.float64, device=device),
+        "used": torch.zeros(number, max_neighbours, dtype=torch.bool, device=device),
+        "batch": torch.zeros(number, dtype=torch.int64, device=device),
     }
     fields["offsets"][..., 0] = UNUSED_DISTANCE
     atoms = structures = 0
