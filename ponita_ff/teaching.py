@@ -45,7 +45,6 @@ _STARTS = 20
 #: So many times the frames that are wanted are sampled: some break, and rigid molecules have no torsions.
 _SPARE = 1.2
 
-
 #: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
 _MAX_SPREAD = 1.0
 
@@ -167,18 +166,19 @@ def _check_settings(settings: TeacherSettings, path: Path) -> None:
             raise TeacherError(
                 f"{path.parent} was begun with another teacher; go on with {changed}, or give another --out"
             )
-    write_json(path, settings.model_dump(mode="json"))
 
 
 def _labelled(frames: Iterable[Atoms], settings: TeacherSettings, out: Path, progress: bool) -> Path:
     """Sample frames and label them, or what an earlier call has not done of it."""
+    method = method_of(method_for(settings.method), settings.charge or 0, settings.multiplicity or 1)
     starts = starting_frames(frames, _STARTS)
     for atoms in starts:
         atoms.info |= {"charge": settings.charge or 0, "multiplicity": settings.multiplicity or 1}
     sampled = sample(
         starts, _sampling(settings, len(starts)), out / _FRAMES, processes=settings.processes, progress=progress
     )
-    method = method_of(method_for(settings.method), settings.charge or 0, settings.multiplicity or 1)
+    # Not before: a teacher that cannot be used leaves nothing, and a stopped run is told from others by its journal.
+    write_json(out / _SETTINGS, settings.model_dump(mode="json"))
     result = label_frames(
         sampled.path,
         method,

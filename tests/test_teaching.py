@@ -149,6 +149,9 @@ def test_the_command_learns_from_the_teacher_before_the_labels(base: Path, water
     ("arguments", "message"),
     [
         (["--teacher", "gfn3-xtb"], "gfn3-xtb"),
+        (["--teacher", TEACHER, "--set", "optimiser.stepps=3"], "optimiser.stepps"),
+        (["--teacher", TEACHER, "--set", "teacher.optimiser.stepps=3"], "optimiser.stepps"),
+        (["--teacher", TEACHER, "--test", "nowhere.xyz"], "nowhere.xyz"),
         (["--teacher", TEACHER, "--resume"], "give the whole command again"),
         (["--teacher", TEACHER, "--teacher-frames", "3"], "teacher-frames"),
     ],
@@ -156,4 +159,5 @@ def test_the_command_learns_from_the_teacher_before_the_labels(base: Path, water
 def test_mistakes_are_told(arguments: list[str], message: str, base: Path, water: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["finetune", str(base), str(water), "--out", str(tmp_path / "run"), *arguments])
     assert result.exit_code in (1, 2) and message in result.output
-    assert read(water, ":")
+    # Before any work, and nothing is left that would stand in the way of the right command.
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

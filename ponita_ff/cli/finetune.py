@@ -96,7 +96,7 @@ def command(
     from ponita_ff.training.config import POTENTIAL_FILE, TrainConfig
     from ponita_ff.training.finetune import finetune as run_finetuning
     from ponita_ff.training.finetune import finetune_config
-    from ponita_ff.training.run import RUN_FILES, is_started
+    from ponita_ff.training.run import RUN_FILES, is_started, prepare_data
 
     if no_replay and replay:
         raise click.UsageError("give --replay or --no-replay, not both")
@@ -117,6 +117,9 @@ def command(
         training |= {
             name.removeprefix(_TEACHER): overrides.pop(name) for name in [*overrides] if name.startswith(_TEACHER)
         }
+        # Wrong settings and data are told before hours of work.
+        finetune_config(base, data, overrides=training)
+        prepare_data(finetune_config(base, data, test, [], frames, overrides).data, out)
         folder = out / TEACHER_FOLDER
         known = (frame.to_atoms() for path in data for frame in read_frames(path))
         potential = str(taught(potential, known, settings, folder, training, replay=replayed, progress=progress))

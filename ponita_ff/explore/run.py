@@ -193,8 +193,8 @@ def _selected(
 ) -> list[Atoms]:
     """The frames of a round to label: some as the dynamics has them, the others where the committee is uncertain.
 
-    Those others are far from each other, from the first ones and from labelled frames. Alone they would be the rarest
-    geometries of the dynamics, and errors on its common ones fall more slowly.
+    Those others are far from each other, from the first ones and from labelled frames: alone they would be the rarest
+    geometries of the dynamics.
     """
     number = min(settings.labels_per_round, remaining)
     common = generator.choice(len(sampled), min(round(settings.random_share * number), len(sampled)), replace=False)
