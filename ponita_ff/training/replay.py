@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from ponita_ff.data import Frame, InMemoryFrames, JoinedFrames
@@ -10,13 +11,14 @@ from ponita_ff.potential.potential import Potential
 
 __all__ = ["mix_frames", "split_replay", "with_reference_energies_of"]
 
-#: Every n-th replayed frame is held out.
-_HOLDOUT_INTERVAL = 3
+#: Every third replayed frame is held out, and no more than so many: more tell nothing new and take minutes to evaluate.
+_HOLDOUT_INTERVAL, _MAX_HOLDOUT = 3, 1000
 
 
 def split_replay(frames: Sequence[Frame]) -> tuple[Sequence[Frame], Sequence[Frame]]:
-    """Split replayed frames into those to train on and the holdout, every third frame, which only measures."""
-    holdout = range(_HOLDOUT_INTERVAL - 1, len(frames), _HOLDOUT_INTERVAL)
+    """Split replayed frames into those to train on and the holdout, every n-th frame, which only measures."""
+    interval = max(_HOLDOUT_INTERVAL, math.ceil(len(frames) / _MAX_HOLDOUT))
+    holdout = range(interval - 1, len(frames), interval)
     train = [index for index in range(len(frames)) if index not in holdout]
     return InMemoryFrames(frames[index] for index in train), InMemoryFrames(frames[index] for index in holdout)
 

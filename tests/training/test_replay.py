@@ -21,6 +21,11 @@ def test_every_third_frame_only_measures(frames: InMemoryFrames) -> None:
     assert sorted([f.source for f in (*trained, *held_out)]) == sorted(f.source for f in frames)
 
 
+def test_no_more_than_a_thousand_only_measure(frames: InMemoryFrames) -> None:
+    trained, held_out = split_replay(InMemoryFrames([frames[0]] * 3400))
+    assert (len(trained), len(held_out)) == (2550, 850)
+
+
 @pytest.mark.parametrize(("new", "share"), [(3, 0.5), (20, 0.5), (60, 0.5), (20, 0.2), (20, 0.8), (2, 0.1)])
 def test_replayed_frames_are_about_their_share(new: int, share: float, frames: InMemoryFrames) -> None:
     fresh = make_frames(new, seed=1)
