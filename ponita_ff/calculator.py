@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ponita_ff.energy.derivatives import hessian
+from ponita_ff.files import is_file
+from ponita_ff.potential.companions import CALIBRATION_FILE, committee_members, companions_of, shipped_calibration
 from ponita_ff.potential.device import choose_device, choose_dtype
 from ponita_ff.potential.domain import Familiarity
 from ponita_ff.potential.domain_watch import DomainWatch, familiarity
@@ -26,7 +29,7 @@ from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import COINCIDENT, Graph, shortest_edge, squared_distances
 from ponita_ff.structure.graph_cache import GraphCache
-from ponita_ff.uncertainty import Calibration, hash_of_weights
+from ponita_ff.uncertainty import Calibration, Companions, hash_of_weights
 
 __all__ = ["PonitaCalculator"]
 
@@ -36,7 +39,8 @@ class PonitaCalculator(Calculator):
 
     Args:
         potential: Name of a shipped potential, path of a potential file, or a :class:`Potential`; or a sequence of
-            these: a committee, whose mean is returned.
+            these, or names joined by commas: a committee, whose mean is returned. ``NAME@committee`` is a potential
+            with the companions that lie beside its file.
         device: ``"auto"`` (a GPU when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, …
         dtype: ``"float32"`` or ``"float64"``; None for the file's own. Float64 is for vibrations and tight relaxations.
         skin: Å added to the cutoff of the neighbour list, which is made again only after an atom has moved by half of
@@ -45,7 +49,7 @@ class PonitaCalculator(Calculator):
             energies and forces change on any other). None for the file's own.
         rotations: Average over this many fixed rotations, at proportionally higher cost; None for the file's own.
         calibration: Of a committee, or the file of one (:func:`ponita_ff.uncertainty.calibrate`): its standard
-            deviations then have the size of its errors.
+            deviations then have the size of its errors. None for that of ``NAME@committee``, where there is one.
         backend: How to compute: ``"auto"`` (native for float32 on the CPU, else eager), ``"native"``, ``"compiled"`` or
             ``"eager"``; see :class:`ponita_ff.backends.predictor.Predictor`.
         strict: Refuse structures unlike anything that the potential was trained on; otherwise a warning is logged, once
@@ -101,20 +105,24 @@ class PonitaCalculator(Calculator):
         super().__init__(label=label)
         # The base class's way to keep a copy of the atoms is one more copy than is needed: see calculate.
         self.use_cache = False
-        members = [potential] if isinstance(potential, str | Path | Potential) else list(_sequence(potential))
+        members = _members(potential)
         if not members:
             raise ValueError("a committee needs at least one potential")
-        self.potentials = [_prepare(member, device, dtype, num_ori, rotations) for member in members]
+        prepare = partial(_prepare, device=device, dtype=dtype, num_ori=num_ori, rotations=rotations)
+        self.potentials = [prepare(member) for member in members]
         #: The potential, or the first of a committee.
         self.potential = self.potentials[0]
         if len(self.potentials) > 1:
             self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
+        if calibration is None and isinstance(potential, str):
+            calibration = shipped_calibration(potential)
         self.calibration = Calibration.load(calibration) if isinstance(calibration, str | Path) else calibration
         if self.calibration is not None:
             self.calibration.check_members(self.potentials)
+        companions = _companions(members, self.potential, prepare, backend)
         self._graphs = GraphCache(self._longest_cutoff(), skin, self.potential.device)
         #: Whether the potential knows what it is given.
-        self.domain_watch = DomainWatch(self.potentials, strict)
+        self.domain_watch = DomainWatch(self.potentials, strict, companions)
         self._want_stress = False
         self._backend = backend
         self._predictors = [member.predictor(backend) for member in self.potentials]
@@ -331,13 +339,28 @@ def _name(given: str | Path | Potential, loaded: Potential) -> str:
     return str(name) if name else "unnamed" if isinstance(given, Potential) else Path(given).stem
 
 
-def _sequence(potentials: Any) -> Sequence[Any]:
-    if not isinstance(potentials, Sequence):
+def _members(potential: Any) -> list[Any]:
+    if isinstance(potential, str):
+        return [*committee_members(potential)]
+    if isinstance(potential, Path | Potential):
+        return [potential]
+    if not isinstance(potential, Sequence):
         raise TypeError(
-            "potential must be a shipped name, a path, a Potential, or a list of these, got "
-            f"{type(potentials).__name__}"
+            f"potential must be a shipped name, a path, a Potential, or a list of these, got {type(potential).__name__}"
         )
-    return potentials
+    return list(potential)
+
+
+def _companions(
+    members: Sequence[Any], potential: Potential, prepare: Callable[[Path], Potential], backend: str
+) -> Companions | None:
+    """Those that lie beside the file of a single potential, with their calibration."""
+    if len(members) > 1 or isinstance(members[0], Potential) or potential.file is None:
+        return None
+    calibration, others = potential.file.with_name(CALIBRATION_FILE), companions_of(potential.file)
+    if not others or not is_file(calibration):
+        return None
+    return Companions(potential, [prepare(other) for other in others], Calibration.load(calibration), backend)
 
 
 def _refuse_not_periodic(atoms: Atoms) -> None:

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from ase import Atoms
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ponita_ff.files import write_json
+from ponita_ff.potential.domain_watch import Uncertainty
 from ponita_ff.potential.header import name_before_version_3
 from ponita_ff.potential.potential import Potential
 from ponita_ff.provenance import weights_hash
 from ponita_ff.settings import wrong_fields
+from ponita_ff.structure.graph import Graph
 from ponita_ff.structure.lattice import is_number
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Companions",
     "UncertainForces",
     "UncertaintyMonitor",
     "calibrate",
@@ -36,6 +40,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Share of held-out frames whose largest uncertainty is below the limit of a calibration.
+_KNOWN_SHARE = 0.99
 
 #: Shares of a normal distribution within one and two standard deviations.
 NORMAL_SHARES = (0.6827, 0.9545)
@@ -61,6 +68,8 @@ class Calibration:
             deviation, both as norms: 1 if the order is the same, 0 if they are independent.
         forces_std_mean: Mean calibrated standard deviation of a force component, eV/Å.
         members: SHA-256 of the weights of each member.
+        forces_limit: That 99 of 100 held-out frames have no atom above: calibrated standard deviation of its force,
+            norm over components, eV/Å; None in files of before there was one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -72,6 +81,7 @@ class Calibration:
     forces_rank_correlation: float
     forces_std_mean: float
     members: tuple[str, ...]
+    forces_limit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse factors and figures that no calibration gives.
@@ -85,6 +95,9 @@ class Calibration:
                 raise ValueError(f"{name}: a factor must be a finite number above 0, got {value!r}")
         if not is_number(self.frames) or self.frames < 1:
             raise ValueError(f"frames: must be a number of frames, got {self.frames!r}")
+        limit = self.forces_limit
+        if limit is not None and (not is_number(limit) or not 0 < limit < math.inf):
+            raise ValueError(f"forces_limit: must be a finite number above 0 or null, got {limit!r}")
         shares = self.forces_within
         if len(shares) != 2 or not all(is_number(share) and 0 <= share <= 1 for share in shares):
             raise ValueError(f"forces_within: must be two shares from 0 to 1, got {shares!r}")
@@ -185,6 +198,7 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
     energies, forces, energy_std, forces_std = committee_spread(members, [frame.to_atoms() for frame in frames])
     errors = np.concatenate([f - frame.forces for f, frame in zip(forces, frames, strict=True)])
     spread = np.concatenate(forces_std)
+    worst = [float(np.linalg.norm(deviations, axis=1).max()) for deviations in forces_std]
     if not spread.any() or not energy_std.any():
         raise ValueError("all members of the committee give the same results: they are the same potential")
     factor = spread_factor(errors, spread)
@@ -201,6 +215,7 @@ def calibrate(members: Sequence[Potential], frames: Sequence[Frame]) -> Calibrat
         forces_rank_correlation=float(correlation),
         forces_std_mean=float(factor * spread.mean()),
         members=tuple(hash_of_weights(member) for member in members),
+        forces_limit=factor * float(np.quantile(worst, _KNOWN_SHARE)),
     )
 
 
@@ -217,6 +232,36 @@ def spread_factor(errors: NDArray[np.float64], spread: NDArray[np.float64]) -> f
         spread: Standard deviations over the members, not all zero, of the same shape.
     """
     return float(np.linalg.norm(errors) / np.linalg.norm(spread))
+
+
+class Companions:
+    """How much a potential and its companions, the other members of a committee, differ about a structure.
+
+    Args:
+        potential: The first member.
+        companions: The others, on the same device and in the same dtype.
+        calibration: Of all of them.
+        backend: See :class:`ponita_ff.backends.predictor.Predictor`.
+
+    Raises:
+        ValueError: For a calibration of other potentials, or one without a limit.
+    """
+
+    def __init__(
+        self, potential: Potential, companions: Sequence[Potential], calibration: Calibration, backend: str = "auto"
+    ) -> None:
+        if calibration.forces_limit is None:
+            raise ValueError("the calibration has no forces_limit: run 'ponita-ff calibrate' again")
+        self._members, self._backend = [potential, *companions], backend
+        calibration.check_members(self._members)
+        self._factor, self._limit = calibration.forces, calibration.forces_limit
+
+    def __call__(self, graph: Graph) -> Uncertainty:
+        """Ask all of them about a structure with edges up to the longest cutoff."""
+        forces = torch.stack([member.predictor(self._backend)(graph)[2].cpu() for member in self._members])
+        spread = self._factor * torch.linalg.vector_norm(forces.std(dim=0, correction=0), dim=-1)
+        atom = int(spread.argmax())
+        return Uncertainty(float(spread[atom]), self._limit, atom)
 
 
 class UncertaintyMonitor:

@@ -40,9 +40,8 @@ def make_calculator(text: str, device: str = "auto", dtype: str | None = None) -
             raise AuditError(str(error)) from error
     from ponita_ff.calculator import PonitaCalculator
 
-    members = [text] if Path(text).is_file() else text.split(",")
     try:
-        return PonitaCalculator(members if len(members) > 1 else text, device=device, dtype=dtype)
+        return PonitaCalculator(text, device=device, dtype=dtype)
     except FileNotFoundError as error:
         raise AuditError(
             f"{error}; another calculator is named by its Python path, e.g. ase.calculators.emt:EMT"

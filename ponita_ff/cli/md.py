@@ -123,7 +123,7 @@ def command(
     from ponita_ff.calculator import PonitaCalculator
     from ponita_ff.outputs import check_outputs
     from ponita_ff.simulate.md import MdSettings, is_started, run_files, run_md, steps_of
-    from ponita_ff.simulate.structures import committee_members, read_structure
+    from ponita_ff.simulate.structures import read_structure
 
     if ps is not None and steps is not None:
         raise click.UsageError("give --ps or --steps, not both")
@@ -153,7 +153,7 @@ def command(
     check_outputs([out / name for name in run_files(settings)], inputs, force or is_started(out))
     atoms = read_structure(structure, potential)
     atoms.calc = PonitaCalculator(
-        committee_members(potential),
+        potential,
         device=device,
         dtype=dtype,
         backend=backend,

@@ -200,9 +200,9 @@ def _units(energy: str | None, length: str | None) -> Units | None:
 
 def load_members(text: str, device: str, dtype: str | None) -> list[Potential]:
     """The potentials of a text, one or several joined by commas, on a device and in a number format."""
+    from ponita_ff.potential.companions import committee_members
     from ponita_ff.potential.device import choose_device, choose_dtype
     from ponita_ff.potential.file import load_potential
-    from ponita_ff.simulate.structures import committee_members
 
     members = [load_potential(name) for name in committee_members(text)]
     return [member.to(device=choose_device(device), dtype=choose_dtype(dtype) or member.dtype) for member in members]

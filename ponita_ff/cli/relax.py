@@ -62,14 +62,13 @@ def command(
     from ponita_ff.calculator import PonitaCalculator
     from ponita_ff.outputs import check_outputs
     from ponita_ff.simulate.relax import FILES, relax_structure
-    from ponita_ff.simulate.structures import committee_members, read_structure
+    from ponita_ff.simulate.structures import read_structure
 
     if pressure and not cell:
         raise click.UsageError("--pressure acts on the cell only: give --cell, too")
     check_outputs([out / name for name in FILES], options.input_files(structure, potential), force)
     atoms = read_structure(structure, potential)
-    members = committee_members(potential)
-    atoms.calc = PonitaCalculator(members, device=device, dtype=dtype, backend=backend, strict=strict)
+    atoms.calc = PonitaCalculator(potential, device=device, dtype=dtype, backend=backend, strict=strict)
     found = relax_structure(atoms, out, optimiser, fmax, steps, cell, pressure, progress=progress)
     click.echo(f"energy            {found.energy[-1]:.6f} eV ({found.energy[-1] - found.energy[0]:+.6f} eV)")
     click.echo(f"largest force     {found.fmax[-1]:.6f} eV/Å after {found.steps} steps")

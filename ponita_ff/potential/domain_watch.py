@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from ponita_ff.potential.domain import Familiarity, TrainingDomain
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import Graph, graphs_of
 
-__all__ = ["DomainWatch", "OutsideTrainingData", "domain_distances", "domains_of", "familiarity"]
+__all__ = [
+    "DomainWatch",
+    "OutsideTrainingData",
+    "Uncertainty",
+    "domain_distances",
+    "domains_of",
+    "familiarity",
+]
 
 logger = logging.getLogger(__name__)
 
 #: Calculations with one system from one look to the next, at least.
 _INTERVAL = 20
 
+#: Calculations with one system from one question to the companions to the next, at least: it costs as much as several.
+_COMPANIONS_INTERVAL = 1000
+
 #: Atoms of structures that are looked at together.
 _BATCH_ATOMS = 1000
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """How much the members of a committee differ about a structure.
+
+    Attributes:
+        spread: Calibrated standard deviation of the force of the atom where it is largest, norm over components, eV/Å.
+        limit: What it stays below where they know the structure, eV/Å.
+        atom: Index of that atom.
+    """
+
+    spread: float
+    limit: float
+    atom: int
 
 
 class OutsideTrainingData(ValueError):
@@ -79,11 +106,13 @@ class DomainWatch:
     """Warns once for each system that leaves the training data of a potential, or of any member of a committee.
 
     It looks when a system is new, and then when its neighbour list has been made again, but not more often than every
-    20 calculations; with ``strict`` at every calculation.
+    20 calculations; with ``strict`` at every calculation. A single potential's companions, members of a committee that
+    it belongs to, are asked about a new system, and then at a look, but not more often than every 1,000 calculations.
 
     Args:
         potentials: Those without statistics of their training data are passed over.
         strict: Raise an error instead of the warning.
+        companions: How much the companions of the potential differ from it about a structure.
 
     Raises:
         ValueError: For ``strict`` with a potential without statistics.
@@ -92,11 +121,17 @@ class DomainWatch:
         looks: Number of structures looked at.
         outside: Number of those that were outside.
         largest: Largest distance found; 1 is the limit.
+        uncertainty: The largest that companions have found; None if there are none, or they were not asked yet.
     """
 
-    def __init__(self, potentials: Sequence[Potential], strict: bool = False) -> None:
+    def __init__(
+        self,
+        potentials: Sequence[Potential],
+        strict: bool = False,
+        companions: Callable[[Graph], Uncertainty] | None = None,
+    ) -> None:
         self.name = str(potentials[0].metadata.get("name") or "the potential")
-        self._domains, self._strict = domains_of(potentials), strict
+        self._domains, self._strict, self._companions = domains_of(potentials), strict, companions
         if strict and len(self._domains) < len(potentials):
             raise ValueError(
                 "strict=True needs statistics of the training data, which this potential's file does not hold: train "
@@ -104,15 +139,19 @@ class DomainWatch:
             )
         self.looks = self.outside = 0
         self.largest = 0.0
+        self.uncertainty: Uncertainty | None = None
         self._graph: Graph | None = None
-        self._since = 0
-        self._told = False
+        self._since = self._since_companions = 0
+        self._told = self._told_uncertain = False
 
     def report(self) -> str:
         """What has been found so far, for people."""
         if not self._domains:
             return "not known: the potential's file holds no statistics of it"
-        return f"{self.outside} of {self.looks} structures looked at are outside (distance at most {self.largest:.2f})"
+        text = f"{self.outside} of {self.looks} structures looked at are outside (distance at most {self.largest:.2f})"
+        if self.uncertainty is None:
+            return text
+        return f"{text}; forces uncertain by {self.uncertainty.spread:.2g} eV/Å (limit {self.uncertainty.limit:.2g})"
 
     def see(self, graph: Graph) -> None:
         """Look at the structure of a calculation, if it is time to.
@@ -124,15 +163,21 @@ class DomainWatch:
             OutsideTrainingData: With ``strict``, for a structure outside the training data.
         """
         self._since += 1
-        if not self._domains or (graph is self._graph and not self._strict):
+        self._since_companions += 1
+        nothing_to_ask = not self._domains and self._companions is None
+        if nothing_to_ask or (graph is self._graph and not self._strict):
             return
         new = self._graph is None or _another_system(self._graph, graph)
         if new:
-            self._told = False
+            self._told = self._told_uncertain = False
         elif self._since < _INTERVAL and not self._strict:
             return
         self._graph, self._since = graph, 0
-        self._look(graph, new)
+        if self._domains:
+            self._look(graph, new)
+        if self._companions is not None and (new or self._since_companions >= _COMPANIONS_INTERVAL):
+            self._since_companions = 0
+            self._ask(self._companions(graph), graph)
 
     def _look(self, graph: Graph, new: bool) -> None:
         found = _least_familiar(self._domains, graph)
@@ -153,6 +198,22 @@ class DomainWatch:
         if not self._told:
             self._told = True
             logger.warning("%s. Energies and forces may be wrong by any amount", message)
+
+    def _ask(self, found: Uncertainty, graph: Graph) -> None:
+        if self.uncertainty is None or found.spread > self.uncertainty.spread:
+            self.uncertainty = found
+        if found.spread <= found.limit:
+            return
+        symbol = chemical_symbols[int(graph["atomic_numbers"][found.atom])]
+        message = (
+            f"{self.name} is uncertain about this structure: the force on atom {found.atom} ({symbol}) by "
+            f"{found.spread:.2g} eV/Å, and by less than {found.limit:.2g} eV/Å in what it knows"
+        )
+        if self._strict:
+            raise OutsideTrainingData(message)
+        if not self._told_uncertain:
+            self._told_uncertain = True
+            logger.warning("%s. Energies and forces may be wrong by far more than its card says", message)
 
 
 def _another_system(old: Graph, new: Graph) -> bool:

@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 from ponita_ff.files import is_file
 from ponita_ff.labels.methods import CalculatorMethod, LabelError, Method, find_method
 from ponita_ff.labels.results import Labels
+from ponita_ff.potential.companions import committee_members
 from ponita_ff.potential.header import find_potential, read_header, shipped_potentials
 from ponita_ff.provenance import package_versions
 from ponita_ff.sample.settings import SampleError
@@ -116,7 +117,10 @@ def method_for(text: str) -> Method:
         SampleError: An unknown method.
         PotentialFileError: A file that is no potential.
     """
-    members = [text] if is_file(Path(text)) else [name.strip() for name in text.split(",")]
+    try:
+        members = committee_members(text)
+    except (FileNotFoundError, ValueError) as error:
+        raise SampleError(f"method: {error}") from None
     # A potential first: a file in a folder could be read as FUNCTIONAL/BASIS.
     if text.endswith(".safetensors") or all(map(_is_potential, members)):
         try:

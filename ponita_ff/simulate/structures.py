@@ -1,4 +1,4 @@
-"""Structures and committees as a user names them."""
+"""Structures as a user names them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ase.build import molecule
 
 from ponita_ff.data.frames import DataError
 from ponita_ff.data.structures import last_structure
-from ponita_ff.files import exists, why_not_a_file
+from ponita_ff.files import exists
+from ponita_ff.potential.companions import committee_members
 from ponita_ff.potential.file import find_potential
 
-__all__ = ["StructureError", "committee_members", "read_structure"]
+__all__ = ["StructureError", "read_structure"]
 
 #: Beside the file of a shipped potential: the structure that its card was measured with.
 _STRUCTURE_FILE = "structure.xyz"
@@ -20,11 +21,6 @@ _STRUCTURE_FILE = "structure.xyz"
 
 class StructureError(ValueError):
     """A structure that cannot be had; the message names it and says what was expected."""
-
-
-def committee_members(text: str) -> list[str]:
-    """Names of the potentials in a text: one, or several joined by commas."""
-    return [text] if why_not_a_file(Path(text)) is None else [name.strip() for name in text.split(",")]
 
 
 def read_structure(text: str | None, potential: str) -> Atoms:

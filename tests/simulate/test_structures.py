@@ -9,7 +9,7 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from ponita_ff.simulate.structures import StructureError, committee_members, read_structure
+from ponita_ff.simulate.structures import StructureError, read_structure
 
 
 def test_a_file_a_molecule_or_the_potentials_own(tmp_path: Path, tiny_potential_path: Path) -> None:
@@ -30,17 +30,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     for name in ("a" * 5000, "a\0b"):
         with pytest.raises(StructureError, match=r"there is no such file, nor a molecule"):
             read_structure(name, "ethanol-rmd17")
-        assert committee_members(f"{name},x") == [name, "x"]
     with pytest.raises(StructureError, match="/dev/zero: not a file"):
         read_structure("/dev/zero", "ethanol-rmd17")
     path = tmp_path / "broken.xyz"
     path.write_text("no number\n", encoding="utf-8")
     with pytest.raises(StructureError, match=r"broken\.xyz, frame 0 \(line 1\): not readable"):
         read_structure(str(path), "ethanol-rmd17")
-
-
-def test_members_of_a_committee(tmp_path: Path) -> None:
-    assert committee_members("a, b") == ["a", "b"]
-    path = tmp_path / "with,comma.safetensors"
-    path.touch()
-    assert committee_members(str(path)) == [str(path)]
