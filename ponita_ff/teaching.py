@@ -17,8 +17,10 @@ from typing import Annotated, Any
 from ase import Atoms
 from pydantic import Field, ValidationError
 
+from ponita_ff.calculator import PonitaCalculator
 from ponita_ff.files import write_json
 from ponita_ff.labels import label_frames
+from ponita_ff.potential.header import find_potential
 from ponita_ff.sample import SampleSettings, sample
 from ponita_ff.sample.diversity import descriptors, farthest_first, shared_out
 from ponita_ff.sample.methods import method_for, method_of
@@ -59,6 +61,8 @@ class TeacherSettings(Section):
     Attributes:
         method: Method of the teacher, as for ``ponita-ff label`` or ``ponita-ff sample``, e.g. ``gfn2-xtb``.
         frames: Number of frames that the teacher labels.
+        sampler: Method or potential whose forces move the atoms while frames are sampled. None: the base, a hundred
+            times faster than a teacher, where its training data cover all frames to start from; else the teacher.
         temperatures: Of the dynamics that samples them, K.
         charge: Of every frame in elementary charges, for methods that take it; None is 0.
         multiplicity: 2S + 1 of every frame, for methods that take it; None is 1.
@@ -68,6 +72,7 @@ class TeacherSettings(Section):
 
     method: str
     frames: Annotated[int, Field(ge=20)] = 2000
+    sampler: str | None = None
     temperatures: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(
         default=[300.0, 500.0, 800.0]
     )
@@ -144,7 +149,7 @@ def taught(
     """
     out.mkdir(parents=True, exist_ok=True)
     _check_settings(settings, out / _SETTINGS)
-    labels = _labelled(frames, settings, out, progress)
+    labels = _labelled(base, frames, settings, out, progress)
     folder = out / _TRAINING
     config = finetune_config(base, [labels], replay=replay, overrides=training)
     finetune(config, folder, resume=is_started(folder), progress=progress)
@@ -168,14 +173,18 @@ def _check_settings(settings: TeacherSettings, path: Path) -> None:
             )
 
 
-def _labelled(frames: Iterable[Atoms], settings: TeacherSettings, out: Path, progress: bool) -> Path:
+def _labelled(base: str | Path, frames: Iterable[Atoms], settings: TeacherSettings, out: Path, progress: bool) -> Path:
     """Sample frames and label them, or what an earlier call has not done of it."""
     method = method_of(method_for(settings.method), settings.charge or 0, settings.multiplicity or 1)
     starts = starting_frames(frames, _STARTS)
     for atoms in starts:
         atoms.info |= {"charge": settings.charge or 0, "multiplicity": settings.multiplicity or 1}
     sampled = sample(
-        starts, _sampling(settings, len(starts)), out / _FRAMES, processes=settings.processes, progress=progress
+        starts,
+        _sampling(_sampler(base, starts, settings), settings, len(starts)),
+        out / _FRAMES,
+        processes=settings.processes,
+        progress=progress,
     )
     # Not before: a teacher that cannot be used leaves nothing, and a stopped run is told from others by its journal.
     write_json(out / _SETTINGS, settings.model_dump(mode="json"))
@@ -195,16 +204,35 @@ def _labelled(frames: Iterable[Atoms], settings: TeacherSettings, out: Path, pro
     return result.path
 
 
-def _sampling(settings: TeacherSettings, starts: int) -> SampleSettings:
+def _sampler(base: str | Path, starts: Sequence[Atoms], settings: TeacherSettings) -> str:
+    """Method or file of the potential that moves the atoms."""
+    if settings.sampler is not None:
+        return settings.sampler
+    try:
+        calculator = PonitaCalculator(base, strict=True)
+        for atoms in starts:
+            calculator.get_potential_energy(atoms)
+    except ValueError as error:
+        logger.info("the teacher samples, as the base does not know all frames: %s", error)
+        return settings.method
+    return str(find_potential(base))
+
+
+def _sampling(sampler: str, settings: TeacherSettings, starts: int) -> SampleSettings:
     """Two of three frames from dynamics, the rest displaced along normal modes, or turned about bonds."""
     each = math.ceil(_SPARE * settings.frames / starts)
     return SampleSettings.make(
         {
-            "method": settings.method,
+            "method": sampler,
             "seed": settings.seed,
             "kinds": ["md", "modes", "torsions"],
             "molecules": {"charged": True, "open_shell": True},
-            "md": {"frames": math.ceil(each * 2 / 3), "temperatures": settings.temperatures},
+            # Twice the default step: these frames need no exact dynamics.
+            "md": {
+                "frames": math.ceil(each * 2 / 3),
+                "temperatures": settings.temperatures,
+                "timestep": 1.0,
+            },
             "modes": {"frames": math.ceil(each / 4)},
             "torsions": {"frames": math.ceil(each / 12)},
             "selection": {"distance": 0.0, "frames": settings.frames},

@@ -93,6 +93,16 @@ def test_starting_frames_are_far_apart_and_of_every_composition() -> None:
     assert len(starting_frames(with_water, 1)) == 2
 
 
+def test_a_base_that_knows_the_molecule_moves_the_atoms(base: Path) -> None:
+    settings = TeacherSettings.make(method=TEACHER)
+    methanol = [frame.to_atoms() for frame in make_frames(3)]
+    assert teaching._sampler(base, methanol, settings) == str(base)
+    for unknown in (labelled(1), [molecule("CH3CH2OH")], [molecule("CH3Cl")]):
+        assert teaching._sampler(base, [*methanol, *unknown], settings) == TEACHER
+    other = TeacherSettings.make(method=TEACHER, sampler="gfn2-xtb")
+    assert teaching._sampler(base, methanol, other) == "gfn2-xtb"
+
+
 def test_a_stopped_run_goes_on_and_another_teacher_is_refused(base: Path, water: Path, tmp_path: Path) -> None:
     out = tmp_path / "teacher"
     settings = TeacherSettings.make(method=TEACHER, frames=24)
