@@ -2,9 +2,10 @@
 
     python benchmarks/model_card.py potentials/ethanol-rmd17 --geometry CH3CH2OH
 
-Every number in the card's README.md comes from ``card.json``, which this script writes beside it. ``structure.xyz``, in
-the same folder, is the relaxed molecule that the numbers belong to. Run it on a quiet machine; the dynamics take most
-of the time.
+Every number in the card's README.md comes from ``card.json``, which this script writes beside it, and from the files of
+the potential, its companions and their calibration. ``structure.xyz``, in the same folder, is the relaxed molecule that
+the numbers belong to. ``about.md``, if it is there, says where the data come from and how to make the potential again;
+else it is one of rMD17. Run it on a quiet machine; the dynamics take most of the time.
 """
 
 from __future__ import annotations
@@ -45,15 +46,19 @@ from ponita_ff.audit.target import AuditTarget
 from ponita_ff.data import read_frames
 from ponita_ff.files import write_json, write_text
 from ponita_ff.network.orientations import random_rotations
+from ponita_ff.potential.companions import CALIBRATION_FILE, companions_of
 from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.provenance import describe_hardware
 from ponita_ff.structure.bonds import find_bonds
 from ponita_ff.training.finetune import REPLAY_FILE
 from ponita_ff.training.legacy import rename_metadata
+from ponita_ff.uncertainty import NORMAL_SHARES, Calibration
 
 logger = logging.getLogger(__name__)
 
-FILE, STRUCTURE = "potential.safetensors", "structure.xyz"
+FILE, STRUCTURE, ABOUT = "potential.safetensors", "structure.xyz", "about.md"
+#: Molecules whose errors are listed, at most.
+MAX_FORMULAS = 20
 NUM_ROTATIONS = 200
 #: Largest number of saddle points to leave downhill; part of the largest curvature below which curvature is zero.
 MAX_SADDLES, CURVATURE_TOLERANCE = 4, 1e-8
@@ -247,7 +252,7 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
     def write(**figures: Any) -> None:
         card.update(figures)
         write_json(card_path, card)
-        write_text(folder / "README.md", render(folder.name, header, card))
+        write_text(folder / "README.md", render(folder, header, card))
 
     relaxed = starting_geometry(folder, geometry)
     relaxed.calc = PonitaCalculator(path, device="cpu", dtype="float64")
@@ -274,8 +279,9 @@ def main(folder: Path, geometry: str | None, nve_ps: float, nvt_ps: float, only:
     logger.info("wrote %s and %s", card_path, folder / "README.md")
 
 
-def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
-    """Return the card as Markdown; all numbers are from the potential's file and from ``card.json``."""
+def render(folder: Path, header: dict[str, Any], card: dict[str, Any]) -> str:
+    """Return the card as Markdown; all numbers are from the potential's files and from ``card.json``."""
+    name, about = folder.name, folder / ABOUT
     metadata, network = rename_metadata(header["metadata"]), header["network"]
     lines = [
         f"# {name}",
@@ -290,11 +296,12 @@ def render(name: str, header: dict[str, Any], card: dict[str, Any]) -> str:
         *_render_data(name, metadata, network),
         *_render_errors(name, metadata),
         *(_render_rotations(card["rotations"]) if "rotations" in card else []),
+        *_render_committee(folder),
         *_render_physics(card),
         "",
         f"Measured on {card.get('hardware', '-')}.",
         "",
-        *_render_reproduction(name, metadata, card),
+        *([about.read_text(encoding="utf-8").rstrip()] if about.is_file() else _of_rmd17(name, metadata, card)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -374,8 +381,30 @@ def _render_physics(card: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _render_reproduction(name: str, metadata: dict[str, Any], card: dict[str, Any]) -> list[str]:
-    """Return the section on how to repeat the training."""
+def _render_committee(folder: Path) -> list[str]:
+    """Return the section on the companions and the calibration of their spread."""
+    companions, calibration = companions_of(folder / FILE), folder / CALIBRATION_FILE
+    if not companions or not calibration.is_file():
+        return []
+    found = Calibration.load(calibration)
+    (one, two), (normal_one, normal_two) = found.forces_within, NORMAL_SHARES
+    return [
+        "## Uncertainty",
+        "",
+        f"`{folder.name}@committee` is the potential with {len(companions)} companions; `energy_std` and "
+        "`forces_std` are then the spread of its members, scaled to the size of their errors on "
+        f"{found.frames} frames that none was trained on (factors {found.energy:.2f} and {found.forces:.2f}). There "
+        f"{one:.0%} and {two:.0%} of the force errors are within one and two standard deviations (normal distribution: "
+        f"{normal_one:.0%} and {normal_two:.0%}), and the rank correlation of an atom's error and standard deviation "
+        f"is {found.forces_rank_correlation:.2f}. Alone, the potential asks its companions about each new system, and "
+        f"warns where the force on an atom is uncertain by more than {found.forces_limit:.2f} eV/Å: 99 of 100 of those "
+        "frames are below.",
+        "",
+    ]
+
+
+def _of_rmd17(name: str, metadata: dict[str, Any], card: dict[str, Any]) -> list[str]:
+    """Return the section on how to repeat the training, of a potential of rMD17."""
     files = metadata.get("data", {}).get("file", "").split(", ")
     molecules = [file.removeprefix("rmd17_").removesuffix("_train_01.npz") for file in files]
     # Several names in a line of their own: formatters of code blocks break longer lines.
@@ -434,7 +463,7 @@ def _render_formulas(metadata: dict[str, Any]) -> list[str]:
     errors = metadata.get("errors") or {}
     part = "test" if "test" in errors else "validation"
     found = errors.get(part, {}).get("by_formula")
-    if not found:
+    if not found or len(found) > MAX_FORMULAS:
         return []
     lines = ["", f"| {part} frames of | energy MAE (meV) | force MAE (meV/Å) |", "|---|---|---|"]
     for formula, each in found.items():

@@ -61,8 +61,8 @@ class TeacherSettings(Section):
     Attributes:
         method: Method of the teacher, as for ``ponita-ff label`` or ``ponita-ff sample``, e.g. ``gfn2-xtb``.
         frames: Number of frames that the teacher labels.
-        sampler: Method or potential whose forces move the atoms while frames are sampled. None: the base, a hundred
-            times faster than a teacher, where its training data cover all frames to start from; else the teacher.
+        sampler: Method or potential whose forces move the atoms while frames are sampled. None: the base, far faster
+            than a teacher, where its training data cover all frames to start from; else the teacher.
         temperatures: Of the dynamics that samples them, K.
         charge: Of every frame in elementary charges, for methods that take it; None is 0.
         multiplicity: 2S + 1 of every frame, for methods that take it; None is 1.

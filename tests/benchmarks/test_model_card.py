@@ -27,7 +27,7 @@ def model_card(script: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_shipped_cards_are_what_the_script_writes(model_card: ModuleType, folder: Path) -> None:
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    text = model_card.render(folder.name, read_header(folder / "potential.safetensors"), card)
+    text = model_card.render(folder, read_header(folder / "potential.safetensors"), card)
     assert text == (folder / "README.md").read_text(encoding="utf-8")
 
 
