@@ -1,15 +1,15 @@
 """Write the training data of the general potential: teacher's labels and DFT labels, as HDF5 files.
 
-    python dataset.py --shards frames teacher --labels labels.npz --out data [--spread 0.5]
+    python dataset.py --shards frames teacher --labels labels.npz --tests tests --out data [--spread 0.5]
 
 Needs ponita_ff and RDKit. Files in the folder:
 
 - ``teacher.h5``: frames of the shards, labelled by ANI-2x
 - ``teacher_validation.h5``: those of scaffolds that are not trained on, to make choices with
 - ``dft.h5``, ``dft_validation.h5``: the same for the labels by PySCF
+- ``tests.h5``: frames of scaffolds that are held out for tests, which ``frames.py`` leaves out of all others
 
-Frames of the shards on which ANI-2x's networks disagree are left out. Scaffolds held out for tests are in none of the
-files: ``frames.py`` leaves them out.
+Frames of the shards on which ANI-2x's networks disagree are left out.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, nargs="*", default=[], help="folders of frames.py")
     parser.add_argument("--labels", type=Path, help="packed labels of pack.py")
+    parser.add_argument("--tests", type=Path, nargs="*", default=[], help="folders of frames.py --plan tests")
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     parser.add_argument("--spread", type=float, default=0.5, help="eV/Å, see above (default: %(default)s)")
     args = parser.parse_args()
@@ -93,6 +94,8 @@ def main() -> None:
         if files:
             write(args.out / f"{name}.h5", files, lambda smiles: not validates(smiles), args.spread, method)
             write(args.out / f"{name}_validation.h5", files, validates, args.spread, method)
+    if tests := [file for folder in args.tests for file in sorted(folder.glob("shard_????.npz"))]:
+        write(args.out / "tests.h5", tests, lambda smiles: True, args.spread, "ANI-2x")
 
 
 if __name__ == "__main__":
