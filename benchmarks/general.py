@@ -8,9 +8,10 @@
 
 ``zero-shot``: FOLDER holds ``3bpa/train_300K.xyz`` and ``s66x8/s66x8_wb97x_631gd.xyz`` (ωB97X/6-31G(d)) and
 ``qm22/n_methylacetamide.xyz`` (B3LYP; another level of theory, so that only the shape of the surface counts), all in eV
-and Å. ``--holdout NAME=FILE.npz`` adds frames of scaffolds that were held out, in the format of
-``benchmarks/organic_wb97x``. A contender is a potential of this package, by name or file (several joined by commas are
-a committee), or a method of ``ponita-ff label``. WORK keeps what the methods calculated.
+and Å. ``--holdout NAME=FILE`` adds frames of scaffolds that were held out, in the format of
+``benchmarks/organic_wb97x`` (.npz) or extended XYZ; energies of one ``smiles`` are compared. A contender is a potential
+of this package, by name or file (several joined by commas are a committee), or a method of ``ponita-ff label``. WORK
+keeps what the methods calculated.
 
 ``few-frames``: fine-tunes the base on frames drawn at random, a tenth of them to validate, and measures errors on test
 frames. With a teacher it learns cheap labels of frames around those first; no other frame of the file is used.
@@ -94,7 +95,7 @@ def from_ase(name: str, path: Path, every: int = 1) -> Frames:
     found = read(path, f"::{every}")
     bare = [Atoms(atoms.numbers, atoms.positions) for atoms in found]
     energies = np.array([atoms.get_potential_energy() for atoms in found])
-    keys = [str(atoms.info.get("complex", "")) for atoms in found]
+    keys = [str(atoms.info.get("complex") or atoms.info.get("smiles", "")) for atoms in found]
     return Frames(name, bare, energies, [atoms.get_forces() for atoms in found], keys)
 
 
@@ -158,7 +159,7 @@ def main() -> None:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--contender", "contenders", multiple=True, required=True)
-@click.option("--holdout", "holdouts", multiple=True, metavar="NAME=FILE.npz")
+@click.option("--holdout", "holdouts", multiple=True, metavar="NAME=FILE")
 def zero_shot(data: Path, work: Path, contenders: tuple[str, ...], holdouts: tuple[str, ...]) -> None:
     """Measure errors without any training on the molecules."""
     s66 = data / "s66x8" / "s66x8_wb97x_631gd.xyz"
@@ -168,7 +169,8 @@ def zero_shot(data: Path, work: Path, contenders: tuple[str, ...], holdouts: tup
         from_ase("s66x8", s66),
         from_ase("n-methylacetamide", data / "qm22" / "n_methylacetamide.xyz", every=5),
     ]
-    sets += [from_npz(name, Path(file)) for name, _, file in (text.partition("=") for text in holdouts)]
+    for name, _, file in (text.partition("=") for text in holdouts):
+        sets.append(from_npz(name, Path(file)) if file.endswith(".npz") else from_ase(name, Path(file)))
     for contender in contenders:
         values: dict[str, Any] = {}
         for frames in sets:
