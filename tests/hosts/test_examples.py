@@ -22,7 +22,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in ("common", "ipi_driver", "torch_sim_replicas", "openmm_ligand", "path_integral"):
+        if name in ("common", "ipi_driver", "torch_sim_replicas", "openmm_ligand", "path_integral", "lammps_box"):
             del sys.modules[name]
 
 
@@ -39,6 +39,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ),
         ("openmmml", "openmm", "openmm_ligand", ("temperature", "O–H distance", "speed"), ("openmm.dcd", "openmm.pdb")),
         ("ipi", "ipi", "path_integral", ("O–H distance", "time"), ("path_integral.png", "quantum/input.xml")),
+        ("lammps", "lammps", "lammps_box", ("temperature", "ghosts", "speed"), ("in.txt", "box.dump")),
     ],
 )
 def test_an_example(

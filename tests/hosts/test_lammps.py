@@ -387,7 +387,7 @@ def test_minimum_constant_pressure_and_restart(potential: Path, make_lammps: Mak
 
 
 def test_constant_energy(potential: Path, make_lammps: MakeLammps) -> None:
-    lmp = make_lammps(box(1), potential)
+    lmp = make_lammps(box(1), potential, "float32")
     lmp.commands_string(
         "velocity all create 300 1\nfix move all nve\ntimestep 0.0005\nthermo_style custom step etotal ke"
     )
@@ -408,7 +408,7 @@ def test_wrong_inputs(potential: Path, make_lammps: MakeLammps, tmp_path: Path) 
     assert "rotations must be" in message(lmp, "pair_style ponita rotations -1")
     lmp.command("pair_style ponita")
     assert "one element for each of the 3 atom types; 2 were given" in message(lmp, f"pair_coeff * * {potential} H C")
-    assert "pair_coeff * * POTENTIAL" in message(lmp, f"pair_coeff 1 1 {potential} H C O")
+    assert "start with * *" in message(lmp, f"pair_coeff 1 1 {potential} H C O")
     damaged = tmp_path / "it's damaged.safetensors"
     damaged.write_bytes(potential.read_bytes()[:-7])
     text = message(lmp, f'pair_coeff * * "{damaged}" H C O')
@@ -425,12 +425,12 @@ def test_wrong_inputs(potential: Path, make_lammps: MakeLammps, tmp_path: Path) 
 
 
 def test_pairs_that_are_left_out(potential: Path, make_lammps: MakeLammps) -> None:
-    lmp = make_lammps(box(1), potential)
+    lmp = make_lammps(box(1), potential, "float32")
     assert "neigh_modify exclude" in message(lmp, "neigh_modify exclude type 1 1", "run 0")
     lmp.command("neigh_modify exclude none")
     atoms = box(1)
     atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 0.01]
-    assert "atoms 1 and 2 are in one place" in message(make_lammps(atoms, potential), "run 0")
+    assert "atoms 1 and 2 are in one place" in message(make_lammps(atoms, potential, "float32"), "run 0")
 
 
 def test_bonded_pairs(potential: Path, make_lammps: MakeLammps) -> None:
@@ -445,7 +445,7 @@ def test_bonded_pairs(potential: Path, make_lammps: MakeLammps) -> None:
         bond_style zero
         bond_coeff *
         create_bonds single/bond 1 1 2
-        pair_style ponita
+        pair_style ponita float32
         pair_coeff * * {potential} H C O"""
     )
     assert "special_bonds lj/coul 1 1 1" in message(lmp, "run 0")
@@ -458,7 +458,7 @@ def test_bonded_pairs(potential: Path, make_lammps: MakeLammps) -> None:
 def test_other_units(potential: Path, make_lammps: MakeLammps) -> None:
     lmp = make_lammps(None, None, start="units real")
     lmp.commands_string(f"region all block 0 8 0 8 0 8\ncreate_box 3 all\n{MASSES}\ncreate_atoms 1 single 1 1 1")
-    lmp.commands_string(f"pair_style ponita\npair_coeff * * {potential} H C O")
+    lmp.commands_string(f"pair_style ponita float32\npair_coeff * * {potential} H C O")
     assert "needs 'units metal', not 'units real'" in message(lmp, "run 0")
     with pytest.raises(ValueError, match="units metal"):
         attach(lmp, str(potential), ELEMENTS)
