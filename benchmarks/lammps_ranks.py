@@ -45,7 +45,7 @@ atom_modify map yes
 neighbor {skin} bin
 neigh_modify every 1 delay 0 check yes
 read_data box.data
-plugin load ponitaplugin.so
+plugin load ./ponitaplugin.so
 pair_style ponita {dtype}
 pair_coeff * * {potential} H C O
 timestep {timestep}
@@ -88,7 +88,7 @@ from ase.io import read
 from ase.md.verlet import VelocityVerlet
 from ponita_ff import PonitaCalculator
 potential, dtype, steps, timestep = sys.argv[1:]
-atoms = read("box.xyz")
+atoms = read("box.traj")
 atoms.calc = PonitaCalculator(potential, device="cpu", dtype=dtype, backend="native", skin=1.0)
 energy, forces = atoms.get_potential_energy(), atoms.get_forces().ravel().tolist()
 run = VelocityVerlet(atoms, float(timestep) * units.fs)
@@ -117,7 +117,7 @@ def workplace(atoms: Atoms, plugin: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / "box.data", atoms, format="lammps-data", specorder=ELEMENTS, units="metal", masses=True)
-        write(folder / "box.xyz", atoms)
+        write(folder / "box.traj", atoms)
         if plugin is None:
             build_plugin(folder / "ponitaplugin.so")
         else:
@@ -183,7 +183,9 @@ def by_script(ranks: int, folder: Path, script: str, *arguments: object, threads
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     """Largest differences of energy and forces."""
     forces = np.abs(np.subtract(one["forces"], other["forces"])).max()
-    return {"energy_difference": abs(one["energy"] - other["energy"]), "force_difference": float(forces)}
+    largest = float(np.abs(other["forces"]).max())
+    energy = abs(one["energy"] - other["energy"])
+    return {"energy_difference": energy, "force_difference": float(forces), "largest_force": largest}
 
 
 @click.group()
@@ -222,7 +224,7 @@ def compare(
     with workplace(atoms, plugin) as folder:
         for dtype in dtypes.split(","):
             base = by_script(1, folder, ASE, POTENTIAL, dtype, steps, TIMESTEP, threads=2)
-            found = {"ms": base["ms"], "ghosts": [0.0], "energy_difference": 0.0, "force_difference": 0.0}
+            found = {"ms": base["ms"], "ghosts": [0.0], **difference(base, base)}
             pages.add_result(page, report, "compare", f"ASE, 2 threads, {dtype}", setting | found)
             for number in map(int, ranks.split(",")):
                 result = by_plugin(number, folder, dtype, steps)
@@ -255,7 +257,7 @@ def crash(copies: int, spacing: float, plugin: Path | None, page: Path) -> None:
         values: dict[str, Any] = {"killed": killed, "exit_code": process.returncode, "said": said.strip("= ").strip()}
         for name in ("even", "odd"):
             again = (
-                f"read_restart {name}.restart\nplugin load ponitaplugin.so\npair_style ponita\n"
+                f"read_restart {name}.restart\nplugin load ./ponitaplugin.so\npair_style ponita\n"
                 f"pair_coeff * * {POTENTIAL} H C O\nfix move all nve\nrun 1\n"
             )
             values[name] = "Loop time" in start_lammps(2, folder, again).communicate()[0]
@@ -366,7 +368,8 @@ def report(results: pages.Results) -> str:
             f"## The same on any number of processes: {first['atoms']} atoms",
             "",
             "Differences are from ASE in the same dtype, for the reference route from the last one: of the total "
-            "energy, and the largest of any force. Ghosts: the average process.",
+            f"energy, and the largest of any force, where the largest force is {first['largest_force']:.1f} eV/Å. "
+            "Ghosts: the average process.",
             "",
         ]
         rows = [

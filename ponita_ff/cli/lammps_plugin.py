@@ -22,7 +22,7 @@ def command(out: Path, lammps: Path | None, march: str, force: bool) -> None:
     An input of LAMMPS then says:
 
     \b
-        plugin load ponitaplugin.so
+        plugin load ./ponitaplugin.so
         pair_style ponita
         pair_coeff * * POTENTIAL H C O      # one element for each atom type
 

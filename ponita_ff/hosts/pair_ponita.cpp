@@ -1,6 +1,6 @@
 // LAMMPS: `pair_style ponita`, with the native engine in every process and no more than one cutoff of ghost atoms.
 //
-//     plugin load ponitaplugin.so
+//     plugin load ./ponitaplugin.so
 //     pair_style  ponita                         # float64, rotations 6
 //     pair_coeff  * * ethanol-rmd17 H C O        # the element of each atom type
 //

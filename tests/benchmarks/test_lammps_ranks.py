@@ -17,7 +17,7 @@ def test_the_page_and_the_model(script: Callable[[str], ModuleType], tmp_path: P
     refused = CliRunner().invoke(benchmark.main, ["model", "--page", str(page)])
     assert refused.exit_code == 1 and "measure first" in refused.output
     found = {"atoms": 1000, "volume": 10000.0, "steps": 5, "ms": 400.0, "ghosts": [2000.0, 2100.0, 1900.0]}
-    found |= {"energy_difference": 1e-7, "force_difference": 2e-6}
+    found |= {"energy_difference": 1e-7, "force_difference": 2e-6, "largest_force": 4.25}
     pages.add_result(page, benchmark.report, "compare", "pair style, 1 rank(s), float32", found)
     crash = {"killed": True, "exit_code": 9, "said": "BAD TERMINATION", "even": True, "odd": False}
     pages.add_result(page, benchmark.report, "crash", "2 ranks", crash)
@@ -34,5 +34,6 @@ def test_the_page_and_the_model(script: Callable[[str], ModuleType], tmp_path: P
     assert model["pair style"]["share"] < 0.1 < model["reference"]["ghosts"] / 10_000
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     assert "| pair style, 1 rank(s), float32 | 400 | 2000 | 1.0e-07 | 2.0e-06 |" in text
+    assert "the largest force is 4.2 eV/Å" in text
     assert "exit code 9" in text and "readable and continued: even." in text
     assert "7 atoms changed their process, 9 times" in text

@@ -416,12 +416,14 @@ def test_wrong_inputs(potential: Path, make_lammps: MakeLammps, tmp_path: Path) 
     assert "atom type 2 is N, which this potential does not know; it knows H, C, O" in message(
         lmp, f"pair_coeff * * {potential} H N O"
     )
-    assert "pair_coeff" in message(lmp, "run 0")
+    assert "All pair coeffs are not set" in message(lmp, "run 0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PONITA_FF_PYTHON", "/no/such/python")
         assert "gave no answer" in message(lmp, f"pair_coeff * * {potential} H C O")
     lmp.command(f"pair_coeff * * {potential} H C O")
     lmp.command("run 0")  # and then it goes on
+    message(lmp, f"pair_coeff * * {potential} H N O")
+    assert "has no potential: give pair_coeff first" in message(lmp, "run 0")
 
 
 def test_pairs_that_are_left_out(potential: Path, make_lammps: MakeLammps) -> None:
