@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = subprocess.run(command, cwd=args.out, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"LAMMPS ended with an error:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
-    rows = re.findall(r"^ +(\d+) +(\S+) +(\S+) +(\S+) +(\S+)$", done.stdout.split("Setting up Verlet")[1], re.M)
+    rows = re.findall(r"^ +(\d+) +(\S+) +(\S+) +(\S+) +(\S+) *$", done.stdout.split("Setting up Verlet")[1], re.M)
     temperatures = np.array([float(row[1]) for row in rows])
     seconds = float(re.findall(r"Loop time of (\S+) on", done.stdout)[-1])
     ghosts = re.findall(r"Nghost: +(\S+) ave", done.stdout)[-1]

