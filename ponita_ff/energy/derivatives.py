@@ -11,7 +11,7 @@ from ponita_ff.energy.assembly import Terms, assemble, forces_and_stress, intera
 from ponita_ff.energy.model import EnergyModel
 from ponita_ff.structure.graph import Graph
 
-__all__ = ["differentiate", "hessian", "predict"]
+__all__ = ["differentiate", "differentiate_part", "hessian", "predict"]
 
 
 def differentiate(
@@ -43,6 +43,21 @@ def predict(
     """Total energies, atomic energies, then forces and stress as asked for, detached; see :func:`assemble`."""
     terms = _terms(model, graph, forces, stress, for_compile=for_compile)
     return assemble(model, graph, Terms(terms.energies.detach(), terms.gradient, terms.strain))
+
+
+def differentiate_part(model: EnergyModel, graph: Graph, number: int) -> tuple[Tensor, Tensor]:
+    """Interaction energies of a graph's first atoms (number,), eV, and their sum's gradient by all positions (N, 3).
+
+    Args:
+        model: Whose energies.
+        graph: One structure, on the model's device; all its elements known.
+        number: Of atoms whose energies count.
+    """
+    with torch.enable_grad():
+        positions, offsets, inputs = _displaced(graph, forces=True, stress=False)
+        energies = interaction_energies(model, graph, positions, offsets)[:number]
+        (gradient,) = torch.autograd.grad(energies.sum(), inputs)
+    return energies.detach(), gradient
 
 
 def hessian(models: Sequence[EnergyModel], graph: Graph, atoms: Sequence[int]) -> Tensor:

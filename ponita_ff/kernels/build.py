@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "FLAGS",
     "LIBRARIES",
     "NATIVE",
     "PREBUILT",
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 #: The libraries, each from the source file of its name.
 LIBRARIES = ("activation", "engine", "messages", "training")
 
-#: No -ffast-math: its start-up code would change rounding in the whole process.
-_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+#: Of the compiler. No -ffast-math: its start-up code would change rounding in the whole process.
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 
 #: Seconds after which a compiler counts as hanging.
 _TIMEOUT = 300.0
@@ -175,7 +176,7 @@ def _sealed_name(stem: str, library: Path) -> str:
 def _digest(name: str, target: Target, others: Sequence[str] = ()) -> str:
     """Hash of a library's sources, of the compiler's options, and of other things that it depends on."""
     parts = [path.read_bytes() for path in (_FOLDER / f"{name}.cpp", *sorted(_FOLDER.glob("*.h")))]
-    parts += [text.encode() for text in (target.march, *_FLAGS, *others)]
+    parts += [text.encode() for text in (target.march, *FLAGS, *others)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -205,7 +206,7 @@ def compile_library(program: str, name: str, target: Target, folder: Path, stem:
     threads = ("-fopenmp",) if gcc or target == NATIVE else ()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         made, library = Path(temporary) / f"{name}.o", Path(temporary) / f"{name}.so"
-        compiling = [program, *_FLAGS, f"-march={target.march}", "-c", str(source), "-o", str(made)]
+        compiling = [program, *FLAGS, f"-march={target.march}", "-c", str(source), "-o", str(made)]
         linking = [program, "-shared", str(made), "-o", str(library)]
         error = _run([*compiling, *threads]) or _run(linking if gcc else [*linking, *threads])
         if error and threads:

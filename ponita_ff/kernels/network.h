@@ -406,6 +406,7 @@ struct Blocks {
         const int64_t most = std::max<int64_t>(1, BLOCK_ROWS / shape.num_ori);
         number = std::max((atoms + most - 1) / most, std::min(atoms, threads));
         if (number < 8 * threads) number = std::min((number + threads - 1) / threads * threads, atoms);
+        number = std::max<int64_t>(1, number);  // a process may have no atoms
         rows = (atoms + number - 1) / number * shape.num_ori;
     }
     int64_t begin(int64_t block) const { return atoms * block / number; }

@@ -11,6 +11,7 @@ __all__ = [
     "STRUCTS",
     "Batch",
     "Dimensions",
+    "Image",
     "Layer",
     "LayerParameters",
     "MessageShape",
@@ -42,7 +43,7 @@ class Shape(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """A layer's weights for inference (engine.cpp)."""
+    """A layer's weights for inference (engine.h)."""
 
     _fields_ = (
         *_pointers("table", "fibre", "fibre_adjoint", "self_weight", "bias"),
@@ -53,7 +54,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """A network's weights for inference (engine.cpp)."""
+    """A network's weights for inference (engine.h)."""
 
     _fields_ = (
         ("shape", Shape),
@@ -67,12 +68,25 @@ class Model(ctypes.Structure):
 
 
 class Task(ctypes.Structure):
-    """One evaluation: a graph, memory, and where the results go (engine.cpp)."""
+    """One evaluation: a graph, memory, and where the results go (engine.h)."""
 
     _fields_ = (
-        *_integers("atoms", "max_neighbours", "structures", "copies", "threads"),
-        *_pointers("positions", "offsets", "neighbours", "reverse", "species", "batch", "rotations", "workspace"),
+        *_integers("atoms", "max_neighbours", "structures", "copies", "threads", "ghosts"),
+        *_pointers("positions", "offsets", "neighbours", "reverse", "species", "batch", "counts"),
+        *_pointers("rotations", "workspace"),
         *_pointers("energies", "gradient", "virial"),
+    )
+
+
+class Image(ctypes.Structure):
+    """What a potential in one piece of memory begins with (image.h)."""
+
+    _fields_ = (
+        *_integers("magic", "bytes", "image_bytes", "model_bytes", "layer_bytes", "vector_bytes", "item_bytes"),
+        *_integers("addresses", "num_addresses", "num_species", "num_types", "num_rotations"),
+        ("scale", ctypes.c_double),
+        ("zbl_cutoff", ctypes.c_double),
+        *_pointers("atomic_numbers", "reference_energies", "types", "rotations", "model"),
     )
 
 
@@ -126,7 +140,7 @@ class MessageShape(ctypes.Structure):
 #: Structures of each library.
 STRUCTS: dict[str, tuple[type[ctypes.Structure], ...]] = {
     "activation": (),
-    "engine": (Shape, Layer, Model, Task),
+    "engine": (Shape, Layer, Model, Task, Image),
     "messages": (MessageShape,),
     "training": (Shape, Dimensions, LayerParameters, Parameters, Batch),
 }

@@ -61,9 +61,13 @@ def test_every_command_says_what_it_does(name: str) -> None:
         ("threads", "predict relax md evaluate audit train finetune explore calibrate compile"),
         ("no_progress", "predict relax md evaluate audit train finetune sample label explore"),
         ("energy_unit", "evaluate audit calibrate"),
-        ("force", "predict relax md evaluate audit train finetune sample label explore calibrate import compile"),
+        (
+            "force",
+            "predict relax md evaluate audit train finetune sample label explore calibrate import compile "
+            "lammps-plugin",
+        ),
         ("length_unit", "evaluate audit calibrate"),
-        ("out", "predict relax md evaluate audit train finetune sample label explore calibrate download"),
+        ("out", "predict relax md evaluate audit train finetune sample label explore calibrate download lammps-plugin"),
     ],
 )
 def test_shared_options_are_wherever_they_make_sense(option: str, commands: str) -> None:

@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "calibrate": ("calibrate 0.safetensors 1.safetensors --data frames.xyz --out out.json", "out.json", ""),
     "import": ("import model.ckpt out.safetensors", "out.safetensors", ""),
     "compile": ("compile 0.safetensors", "0.pt2", ""),
+    "lammps-plugin": ("lammps-plugin --out out.so", "out.so", ""),
     "label": ("label frames.xyz --method ase.calculators.emt:EMT --out out.xyz", "out.xyz", ""),
     "evaluate": ("evaluate 0.safetensors frames.xyz --out out", "out", "errors.json"),
     "relax": ("relax 0.safetensors structure.xyz --out out", "out", "log.csv"),

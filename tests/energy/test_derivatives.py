@@ -9,13 +9,14 @@ import pytest
 import torch
 from ase import Atoms
 from predictions import VARIANTS, Make, build, energy, graph_of, predict
+from torch import Tensor
 
 from ponita_ff.energy import derivatives
 from ponita_ff.energy.assembly import interaction_energies, reference_energies
-from ponita_ff.energy.derivatives import differentiate
+from ponita_ff.energy.derivatives import differentiate, differentiate_part
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.potential.potential import Potential
-from ponita_ff.structure.graph import INPUT_FIELDS, batch_graphs
+from ponita_ff.structure.graph import INPUT_FIELDS, batch_graphs, build_graph
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -209,3 +210,18 @@ def test_hessian_of_several_models_is_that_of_their_mean_energy(make_potential: 
     each = [derivatives.hessian([model], graph, [0, 2]) for model in models]
     assert float((derivatives.hessian(models, graph, [0, 2]) - (each[0] + each[1]) / 2).abs().max()) < 1e-10
     assert float((each[0] - each[1]).abs().max()) > 1e-2
+
+
+def test_the_energies_of_some_atoms(tiny_potential: Potential, make_system: Callable[[str], Atoms]) -> None:
+    atoms = make_system("molecule")
+
+    def part(shift: float) -> tuple[Tensor, Tensor]:
+        moved = atoms.positions.copy()
+        moved[5, 0] += shift  # not one of them
+        return differentiate_part(tiny_potential, build_graph(atoms.numbers, moved, tiny_potential.cutoff), 3)
+
+    (up, _), (down, _), (energies, gradient) = part(1e-4), part(-1e-4), part(0.0)
+    assert energies.shape == (3,) and gradient.shape == (len(atoms), 3)
+    slope = float((up - down).sum()) / 2e-4
+    assert abs(slope) > 1e-4
+    assert float(gradient[5, 0]) == pytest.approx(slope, rel=1e-5, abs=1e-7)

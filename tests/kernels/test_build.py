@@ -142,7 +142,7 @@ def test_names_tell_what_a_library_depends_on(sources: Path, monkeypatch: pytest
     names.append(build.compiled_stem("small", "g++"))
     (sources / "shared.h").write_text("// a header", encoding="utf-8")
     names += [build.prebuilt_stem("small", V3), build.compiled_stem("small", "g++")]
-    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-g"))
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
     names += [build.prebuilt_stem("small", V3), build.compiled_stem("small", "g++")]
     assert len(set(names)) == len(names)
 

@@ -30,7 +30,7 @@ from ponita_ff.network.invariants import legendre
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.structure.graph import Graph
 
-__all__ = ["NativeNetwork", "radial_table"]
+__all__ = ["TABLE_ERROR", "NativeNetwork", "NativeWeights", "radial_table"]
 
 #: Largest error of the tabulated radial functions and of their derivatives, over the largest value of each.
 TABLE_ERROR = 1e-6
@@ -119,6 +119,113 @@ def _hermite(t: float) -> list[list[float]]:
     ]
 
 
+class NativeWeights:
+    """A network's weights in the layout of the C++ engine. A snapshot: make a new one when the network changes.
+
+    Args:
+        network: One that :func:`ponita_ff.backends.native.support.check_network` lets pass.
+        width: Elements of a vector register that they are padded and packed for.
+        max_harmonics: The kernels' limit.
+        error: Largest error of the tables (see :func:`radial_table`).
+
+    Raises:
+        KernelError: Where the radial functions are too rough for tables.
+
+    Attributes:
+        model: The structure that the engine takes; it holds addresses of tensors that live as long as this object.
+        layers: The layers in it.
+        tensors: Those tensors, in the network's dtype.
+    """
+
+    def __init__(self, network: Ponita, width: int, max_harmonics: int, error: float = TABLE_ERROR) -> None:
+        self._dtype, self._width, self._max_harmonics = network.embedding.weight.dtype, width, max_harmonics
+        self.tensors: list[Tensor] = []
+        with torch.no_grad():
+            # Computed in float64 and rounded once, whatever the dtype of the network.
+            self.model = self._lay_out(copy.deepcopy(network).double(), error)
+
+    def _keep(self, tensor: Tensor) -> int:
+        """Address of a copy in the network's dtype that lives as long as the engine."""
+        self.tensors.append(tensor.to(self._dtype, copy=True).contiguous())
+        return self.tensors[-1].data_ptr()
+
+    def _lay_out(self, network: Ponita, error: float) -> Model:
+        config, grid = network.config, network.orientations
+        widths = Widths.of(config.channels, config.widening, len(grid), self._width)
+        layers: list[Any] = list(network.layers)
+        # One spacing for all layers.
+        convolutions = [layer.convolution for layer in layers]
+        weights = torch.cat([convolution.radial.weight for convolution in convolutions])
+        table = radial_table(network.radial_basis, weights, config.cutoff, error)
+        table = table.unflatten(-1, (len(layers), config.l_max + 1, config.channels))
+        angular, quadrature = legendre(grid @ grid.T, network.l_max).transpose(0, 1), network.orientation_weights
+        synthesis = None
+        if convolutions[0].fibre is not None:
+            synthesis = _harmonics(angular, self._max_harmonics)
+        self.layers = (Layer * len(layers))(
+            *(
+                self._layer(layer, readout, table[:, :, index], angular, quadrature, synthesis, widths)
+                for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
+            )
+        )
+        readouts: list[Any] = list(network.readouts)
+        shape = network_shape(network, widths)
+        shape.orientations = self._keep(pad(grid.T, widths.ori_stride))
+        shape.weights = self._keep(pad(network.orientation_weights, widths.ori_stride))
+        return Model(
+            shape=shape,
+            intervals=len(table) - 1,
+            cutoff=config.cutoff,
+            embedding=self._keep(pad(network.embedding.weight, widths.stride)),
+            readout_hidden=self._keep(pad(readouts[-1].weight.squeeze(0) @ layers[-1].contract.weight, widths.hidden)),
+            num_harmonics=0 if synthesis is None else synthesis.shape[1],
+            synthesis=None if synthesis is None else self._keep(synthesis),
+            analysis=None if synthesis is None else self._keep(quadrature[:, None] * synthesis),
+            layers=self.layers,
+        )
+
+    def _layer(
+        self,
+        layer: Any,
+        readout: Any,
+        table: Tensor,
+        angular: Tensor,
+        quadrature: Tensor,
+        synthesis: Tensor | None,
+        widths: Widths,
+    ) -> Layer:
+        norm, expand, contract = layer.norm, layer.expand, layer.contract
+        stride, hidden, _ = widths
+        convolution: SeparableConvolution = layer.convolution
+        matrix = (expand.weight * norm.weight).T
+        fibre = fibre_adjoint = None
+        if convolution.fibre is not None and synthesis is not None:
+            degrees = torch.arange(len(angular))
+            fibre = self._keep(pad(convolution.fibre.repeat_interleave(2 * degrees + 1, dim=0), stride))
+            matrix = matrix - matrix.mean(dim=0)  # removes the mean of its input, as the norm does
+        elif convolution.fibre is not None:
+            kernel = pad(torch.einsum("lnm,m,lc->nmc", angular, quadrature, convolution.fibre), stride)
+            kernel = kernel.unflatten(-1, (-1, self._width)).permute(2, 0, 1, 3)
+            fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
+        into = pad(matrix, hidden, stride)
+        out = pad(contract.weight.T, stride, hidden)
+        return Layer(
+            table=self._keep(pad(table, stride)),
+            fibre=fibre,
+            fibre_adjoint=fibre_adjoint,
+            self_weight=self._keep(pad(convolution.self_weight, stride)),
+            bias=self._keep(pad(convolution.bias, stride)),
+            expand=self._keep(pack(into, self._width)),
+            expand_bias=self._keep(pad(expand.bias + expand.weight @ norm.bias, hidden)),
+            contract=self._keep(pack(out, self._width)),
+            contract_bias=self._keep(pad(contract.bias, stride)),
+            contract_adjoint=self._keep(pack(out.T, self._width)),
+            expand_adjoint=self._keep(pack(into.T, self._width)),
+            readout=self._keep(pad(readout.weight.squeeze(0), stride)),
+            readout_bias=float(readout.bias.detach()),
+        )
+
+
 class NativeNetwork:
     """A network's weights, laid out for the C++ engine. A snapshot: make a new one when the network changes.
 
@@ -133,15 +240,11 @@ class NativeNetwork:
 
     def __init__(self, network: Network, error: float = TABLE_ERROR) -> None:
         ponita = check_network(network)
-        self._dtype = ponita.embedding.weight.dtype
-        kernels = Kernels("engine", self._dtype)
+        kernels = Kernels("engine", ponita.embedding.weight.dtype)
         check_size(ponita, kernels)
         self._evaluate = kernels.function("evaluate", None, ctypes.c_void_p, ctypes.c_void_p)
         self._size = kernels.function("workspace_bytes", ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-        self._tensors: list[Tensor] = []
-        with torch.no_grad():
-            # Computed in float64 and rounded once, whatever the dtype of the network.
-            self._model = self._lay_out(copy.deepcopy(ponita).double(), kernels, error)
+        self._weights = NativeWeights(ponita, kernels.width, kernels.limit("MAX_HARMONICS"), error)
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()  # one workspace, and the engine runs without Python's global lock
         compare_inference(ponita, self, error)
@@ -175,7 +278,7 @@ class NativeNetwork:
         addresses = {name: tensor.data_ptr() for name, tensor in (inputs | outputs).items()}
         copies = 1 if rotations is None else len(rotations)
         task = Task(atoms, max_neighbours, structures, copies, number_of_threads(), **addresses)
-        model, address = ctypes.addressof(self._model), ctypes.addressof(task)
+        model, address = ctypes.addressof(self._weights.model), ctypes.addressof(task)
         needed = self._size(model, address)
         with self._lock:
             if self._workspace.numel() < needed:
@@ -184,89 +287,6 @@ class NativeNetwork:
             task.workspace = self._workspace.data_ptr()
             self._evaluate(model, address)
         return energies, gradient, 0.5 * (virial + virial.transpose(-1, -2))
-
-    def _keep(self, tensor: Tensor) -> int:
-        """Address of a copy in the network's dtype that lives as long as the engine."""
-        self._tensors.append(tensor.to(self._dtype, copy=True).contiguous())
-        return self._tensors[-1].data_ptr()
-
-    def _lay_out(self, network: Ponita, kernels: Kernels, error: float) -> Model:
-        config, grid = network.config, network.orientations
-        width = kernels.width
-        widths = Widths.of(config.channels, config.widening, len(grid), width)
-        layers: list[Any] = list(network.layers)
-        # One spacing for all layers.
-        convolutions = [layer.convolution for layer in layers]
-        weights = torch.cat([convolution.radial.weight for convolution in convolutions])
-        table = radial_table(network.radial_basis, weights, config.cutoff, error)
-        table = table.unflatten(-1, (len(layers), config.l_max + 1, config.channels))
-        angular, quadrature = legendre(grid @ grid.T, network.l_max).transpose(0, 1), network.orientation_weights
-        synthesis = None
-        if convolutions[0].fibre is not None:
-            synthesis = _harmonics(angular, kernels.limit("MAX_HARMONICS"))
-        self._layers = (Layer * len(layers))(
-            *(
-                self._layer(layer, readout, table[:, :, index], angular, quadrature, synthesis, widths, width)
-                for index, (layer, readout) in enumerate(zip(layers, network.readouts, strict=True))
-            )
-        )
-        readouts: list[Any] = list(network.readouts)
-        shape = network_shape(network, widths)
-        shape.orientations = self._keep(pad(grid.T, widths.ori_stride))
-        shape.weights = self._keep(pad(network.orientation_weights, widths.ori_stride))
-        return Model(
-            shape=shape,
-            intervals=len(table) - 1,
-            cutoff=config.cutoff,
-            embedding=self._keep(pad(network.embedding.weight, widths.stride)),
-            readout_hidden=self._keep(pad(readouts[-1].weight.squeeze(0) @ layers[-1].contract.weight, widths.hidden)),
-            num_harmonics=0 if synthesis is None else synthesis.shape[1],
-            synthesis=None if synthesis is None else self._keep(synthesis),
-            analysis=None if synthesis is None else self._keep(quadrature[:, None] * synthesis),
-            layers=self._layers,
-        )
-
-    def _layer(
-        self,
-        layer: Any,
-        readout: Any,
-        table: Tensor,
-        angular: Tensor,
-        quadrature: Tensor,
-        synthesis: Tensor | None,
-        widths: Widths,
-        width: int,
-    ) -> Layer:
-        norm, expand, contract = layer.norm, layer.expand, layer.contract
-        stride, hidden, _ = widths
-        convolution: SeparableConvolution = layer.convolution
-        matrix = (expand.weight * norm.weight).T
-        fibre = fibre_adjoint = None
-        if convolution.fibre is not None and synthesis is not None:
-            degrees = torch.arange(len(angular))
-            fibre = self._keep(pad(convolution.fibre.repeat_interleave(2 * degrees + 1, dim=0), stride))
-            matrix = matrix - matrix.mean(dim=0)  # removes the mean of its input, as the norm does
-        elif convolution.fibre is not None:
-            kernel = pad(torch.einsum("lnm,m,lc->nmc", angular, quadrature, convolution.fibre), stride)
-            kernel = kernel.unflatten(-1, (-1, width)).permute(2, 0, 1, 3)
-            fibre, fibre_adjoint = self._keep(kernel), self._keep(kernel.transpose(1, 2))
-        into = pad(matrix, hidden, stride)
-        out = pad(contract.weight.T, stride, hidden)
-        return Layer(
-            table=self._keep(pad(table, stride)),
-            fibre=fibre,
-            fibre_adjoint=fibre_adjoint,
-            self_weight=self._keep(pad(convolution.self_weight, stride)),
-            bias=self._keep(pad(convolution.bias, stride)),
-            expand=self._keep(pack(into, width)),
-            expand_bias=self._keep(pad(expand.bias + expand.weight @ norm.bias, hidden)),
-            contract=self._keep(pack(out, width)),
-            contract_bias=self._keep(pad(contract.bias, stride)),
-            contract_adjoint=self._keep(pack(out.T, width)),
-            expand_adjoint=self._keep(pack(into.T, width)),
-            readout=self._keep(pad(readout.weight.squeeze(0), stride)),
-            readout_bias=float(readout.bias.detach()),
-        )
 
 
 def _harmonics(angular: Tensor, max_harmonics: int) -> Tensor | None:
