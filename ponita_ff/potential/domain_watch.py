@@ -89,6 +89,7 @@ class DomainWatch:
         ValueError: For ``strict`` with a potential without statistics.
 
     Attributes:
+        strict: Whether it raises an error.
         looks: Number of structures looked at.
         outside: Number of those that were outside.
         largest: Largest distance found; 1 is the limit.
@@ -96,7 +97,7 @@ class DomainWatch:
 
     def __init__(self, potentials: Sequence[Potential], strict: bool = False) -> None:
         self.name = str(potentials[0].metadata.get("name") or "the potential")
-        self._domains, self._strict = domains_of(potentials), strict
+        self._domains, self.strict = domains_of(potentials), strict
         if strict and len(self._domains) < len(potentials):
             raise ValueError(
                 "strict=True needs statistics of the training data, which this potential's file does not hold: train "
@@ -124,12 +125,12 @@ class DomainWatch:
             OutsideTrainingData: With ``strict``, for a structure outside the training data.
         """
         self._since += 1
-        if not self._domains or (graph is self._graph and not self._strict):
+        if not self._domains or (graph is self._graph and not self.strict):
             return
         new = self._graph is None or _another_system(self._graph, graph)
         if new:
             self._told = False
-        elif self._since < _INTERVAL and not self._strict:
+        elif self._since < _INTERVAL and not self.strict:
             return
         self._graph, self._since = graph, 0
         self._look(graph, new)
@@ -148,7 +149,7 @@ class DomainWatch:
             return
         self.outside += 1
         message = f"{self.name} does not know this structure: {found.reason}"
-        if self._strict:
+        if self.strict:
             raise OutsideTrainingData(message)
         if not self._told:
             self._told = True

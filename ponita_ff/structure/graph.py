@@ -50,6 +50,7 @@ __all__ = [
     "gather_neighbours",
     "graphs_of",
     "name_structure",
+    "pad_graph",
     "shortest_edge",
     "squared_distances",
     "sum_over_structures",
@@ -225,6 +226,48 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
         if name not in fields:
             fields[name] = torch.cat([graph[name] for graph in graphs])
     return Graph(**fields)
+
+
+def pad_graph(graph: Graph, atoms: int, slots: int) -> Graph:
+    """A graph with more atoms and slots: one of few shapes, for code that is made for each.
+
+    The added atoms have no neighbours and are one more structure, the last, also where there are none. Its cell is a
+    cube of 1 Å, its labels are zero. Nothing changes for the others.
+
+    Args:
+        graph: N atoms, at least one, in B structures, M slots each.
+        atoms: At least N.
+        slots: At least M.
+    """
+    number, width = graph.neighbours.shape
+    device, added = graph.neighbours.device, atoms - number
+    own = torch.arange(atoms, device=device)[:, None]
+    table = {
+        "neighbours": own.repeat(1, slots),
+        "reverse": torch.arange(slots, device=device).repeat(atoms, 1),
+        "offsets": torch.zeros(atoms, slots, 3, dtype=graph.offsets.dtype, device=device),
+        "used": torch.zeros(atoms, slots, dtype=torch.bool, device=device),
+    }
+    table["offsets"][..., 0] = UNUSED_DISTANCE
+    for name, values in table.items():
+        values[:number, :width] = graph[name]
+    fields = {name: torch.cat((graph[name], values)) for name, values in _added_rows(graph, added).items()}
+    return Graph(**fields, **table)
+
+
+def _added_rows(graph: Graph, atoms: int) -> dict[str, Tensor]:
+    """Rows of one more structure with so many atoms, by field, for the fields that have a row for each of either."""
+    structures = len(graph.cell)
+    rows = {
+        "atomic_numbers": graph.atomic_numbers[:1].expand(atoms),
+        "positions": graph.positions.new_zeros(atoms, 3),
+        "batch": graph.batch.new_full((atoms,), structures),
+        "cell": torch.eye(3, dtype=graph.cell.dtype, device=graph.cell.device)[None],
+    }
+    for name, shape in (("energy", (1,)), ("forces", (atoms, 3)), ("stress", (1, 3, 3))):
+        if name in graph:
+            rows[name] = graph[name].new_zeros(shape)
+    return rows
 
 
 def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
