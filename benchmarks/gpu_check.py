@@ -315,6 +315,50 @@ def results(check: Check) -> None:
     for kind in (torch.float64, torch.float32):
         with check.attempt(f"gradient {kind}"):
             check.write(f"gradient {kind}", error=relative_error(_gradient(check, frames, kind), wanted))
+    for function in (_tf32, _waits):
+        with check.attempt(function.__name__.strip("_")):
+            function(check)
+
+
+def _tf32(check: Check) -> None:
+    """What TF32 in the network's matrix products does to forces; geometry and sums over neighbours have none."""
+    import numpy as np
+    import torch
+
+    from ponita_ff.calculator import PonitaCalculator
+
+    atoms = _system("ethanol" if check.quick else "water-192")
+    found = []
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        calculator = PonitaCalculator("ethanol-rmd17", device=check.device, dtype="float32", backend="eager")
+        found.append(calculator.get_property("forces", atoms))
+    torch.set_float32_matmul_precision("highest")
+    error = np.abs(found[1] - found[0])
+    check.write("TF32", largest_force_error=float(error.max()), mean_force_error=float(error.mean()))
+
+
+def _waits(check: Check) -> None:
+    """Calls that wait for the device in a step, beside the one copy of the results, which is not counted."""
+    import warnings
+
+    import torch
+
+    from ponita_ff.calculator import PonitaCalculator
+
+    if check.device != "cuda":
+        return
+    atoms = _system("ethanol")
+    calculator = PonitaCalculator("ethanol-rmd17", device="cuda", dtype="float32", backend="eager")
+    for _ in range(2):
+        calculator.get_property("forces", atoms)
+        atoms.positions[0, 0] += 1e-3
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calculator.get_property("forces", atoms)
+    torch.cuda.set_sync_debug_mode("default")
+    check.write("waits of a step", number=len(caught), where=[str(one.message)[:200] for one in caught][:5])
 
 
 def _steps(check: Check, calculator: Any, name: str, seconds: float = 1.5) -> dict[str, float]:

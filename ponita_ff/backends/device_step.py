@@ -79,6 +79,7 @@ class DeviceStep:
         if key not in self._recordings:
             inputs = self._inputs(graph, key, made_at, max_move)
             self._recordings.add(key, self._function(stress, inputs), inputs)
+            self._loaded = {known: tables for known, tables in self._loaded.items() if known in self._recordings}
         elif not all(map(_same, self._loaded[key], held)):
             fresh = self._inputs(graph, key, made_at, max_move)
             for place, value in zip(self._recordings[key].inputs, fresh, strict=True):

@@ -68,6 +68,9 @@ UNUSED_DISTANCE = 1000.0
 #: Å under which two atoms count as being in one place: no bond is a tenth of this long.
 COINCIDENT = 0.05
 
+#: Structures times atoms up to which a GPU sums over structures by a product with a matrix: 268 MB in float64.
+_MEMBERSHIPS = 2**25
+
 #: Molecules up to this size are batched with all their pairs, which needs no search for neighbours.
 _SMALL_MOLECULE = 32
 
@@ -415,11 +418,12 @@ def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
     """Sum of per-atom values (N,) over the atoms of each structure, shape (number,).
 
     A product with a membership matrix for the few structures of a training batch (adds in one order, so that runs
-    repeat bit for bit, and compiles), an ``index_add`` for many.
+    repeat bit for bit, and compiles), also for large ones on a GPU, where an ``index_add`` adds in any order; an
+    ``index_add`` for many.
     """
     if number == 1:
         return values.sum(0, keepdim=True)
-    if number <= 64:
+    if number <= 64 or (values.is_cuda and number * len(values) <= _MEMBERSHIPS):
         member = batch == torch.arange(number, device=batch.device).unsqueeze(1)
         return member.to(values.dtype) @ values
     return values.new_zeros(number).index_add(0, batch, values)

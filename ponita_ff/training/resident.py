@@ -45,11 +45,14 @@ class ResidentFrames:
 
     def __init__(self, frames: Sequence[Frame], potential: Potential) -> None:
         self._device = potential.device
-        graphs = [_graph(frame, potential) for frame in frames]
-        self.sizes = np.array([graph.num_nodes for graph in graphs])
-        self.slots = np.array([graph.neighbours.shape[1] for graph in graphs])
+        chunks: list[Graph] = []
+        shapes: list[torch.Size] = []
+        for start in range(0, len(frames), _CHUNK):
+            graphs = [_graph(frames[i], potential) for i in range(start, min(start + _CHUNK, len(frames)))]
+            shapes += [graph.neighbours.shape for graph in graphs]
+            chunks.append(batch_graphs(graphs))
+        self.sizes, self.slots = np.array(shapes).T
         self._starts = np.concatenate(([0], np.cumsum(self.sizes)))[:-1]
-        chunks = [batch_graphs(graphs[i : i + _CHUNK]) for i in range(0, len(graphs), _CHUNK)]
         slots = max(chunk.neighbours.shape[1] for chunk in chunks)
         # One structure of no atoms more, in every chunk; it is cut off again.
         padded = [pad_graph(chunk, chunk.num_nodes, slots) for chunk in chunks]
