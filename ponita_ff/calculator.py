@@ -19,6 +19,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ponita_ff.backends.device_step import DeviceStep, StepValues
 from ponita_ff.energy.derivatives import hessian
 from ponita_ff.files import is_file
 from ponita_ff.potential.companions import CALIBRATION_FILE, committee_members, companions_of, shipped_calibration
@@ -125,7 +126,7 @@ class PonitaCalculator(Calculator):
         self.domain_watch = DomainWatch(self.potentials, strict, companions)
         self._want_stress = False
         self._backend = backend
-        self._predictors = [member.predictor(backend) for member in self.potentials]
+        self._prepare_predictions()
         names = [_name(given, loaded) for given, loaded in zip(members, self.potentials, strict=True)]
         #: What ASE's databases and trajectories keep of a calculator; to change it changes nothing.
         self.parameters = Parameters(
@@ -163,12 +164,20 @@ class PonitaCalculator(Calculator):
         with self._lock:
             # Even a shallow copy must not move atoms in this one's neighbour list: it has a lock of its own.
             graphs, watch = copy.deepcopy((self._graphs, self.domain_watch))
-            return {**self.__dict__, "_predictors": None, "_lock": None, "_graphs": graphs, "domain_watch": watch}
+            made = {"_predictors": None, "_device_step": None, "_lock": None}
+            return {**self.__dict__, **made, "_graphs": graphs, "domain_watch": watch}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
+        self._prepare_predictions()
+
+    def _prepare_predictions(self) -> None:
         self._predictors = [member.predictor(self._backend) for member in self.potentials]
+        #: On a GPU, in place of the predictors.
+        self._device_step: DeviceStep | None = None
+        if self.potential.device.type == "cuda":
+            self._device_step = DeviceStep(self.potentials, compiled=self.backend == "compiled")
 
     @property
     def backend(self) -> str:
@@ -256,16 +265,37 @@ class PonitaCalculator(Calculator):
         # An NPT run or a cell relaxation asks for stress every step: from then on one pass gives all.
         with self._lock:
             stress = self._want_stress or "stress" in properties
-            graph = self._graph_of(current)
-            self.domain_watch.see(graph)
-            results = self._evaluate(graph, stress and bool(current.pbc.all()))
+            results = self._results_of(current, stress and bool(current.pbc.all()))
             self.atoms, self.results, self._want_stress = current, results, stress
 
+    def _results_of(self, atoms: Atoms, stress: bool) -> dict[str, Any]:
+        if self._device_step is not None and not self.domain_watch.strict:
+            # The device tells with the results whether the list holds; if not, they are dropped.
+            graph = self._graphs.assumed(atoms)
+            values = None if graph is None else self._by_device(self._device_step, graph, stress)
+            if graph is not None and values is not None and values.holds:
+                self.domain_watch.see(graph)
+                return self._checked(graph, values.closest, values.predictions)
+        graph = self._graph_of(atoms)
+        self.domain_watch.see(graph)
+        return self._evaluate(graph, stress)
+
+    def _by_device(self, step: DeviceStep, graph: Graph, stress: bool) -> StepValues:
+        assert self._graphs.made_at is not None
+        return step(graph, stress, self._graphs.made_at, self._graphs.max_move)
+
     def _evaluate(self, graph: Graph, stress: bool) -> dict[str, Any]:
-        values = self._predict(graph, stress)
+        if self._device_step is not None:
+            values = self._by_device(self._device_step, graph, stress)
+            return self._checked(graph, values.closest, values.predictions)
+        predictions = self._predict(graph, stress)
         closest = [squared_distances(graph).min().unsqueeze(0)] if self._graphs.atoms_may_coincide else []
-        arrays = _to_host([*closest, *values])
-        if closest and arrays.pop(0) < COINCIDENT**2:
+        arrays = _to_host([*closest, *predictions])
+        return self._checked(graph, float(arrays.pop(0)[0]) if closest else math.inf, arrays)
+
+    def _checked(self, graph: Graph, closest: float, arrays: list[NDArray[np.float64]]) -> dict[str, Any]:
+        """Results from the square of the shortest distance, Å², and all predictions on the host."""
+        if closest < COINCIDENT**2:
             _refuse_coincident(graph)
         number = len(self._predictors)
         results = _results(arrays) if number == 1 else _committee_results(arrays, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from ponita_ff.network.config import PonitaConfig
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.file import save_potential
 from ponita_ff.potential.potential import Potential
+
+# Triton reads it when it is imported: without a GPU its kernels run on the CPU, one operation after the other.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 #: Reference energies in eV, of the size that isolated atoms have in DFT.
 REFERENCES = {1: -13.6, 6: -1029.9, 8: -2041.8}

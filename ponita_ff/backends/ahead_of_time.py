@@ -51,7 +51,7 @@ __all__ = [
 #: energies (N,), eV, forces (N, 3), eV/Å, and stress (1, 3, 3), eV/Å³, which means nothing without a volume.
 CompiledPrediction = Callable[[list[Tensor]], tuple[Tensor, ...]]
 
-_FORMAT = "ponita_ff package 3"
+_FORMAT = "ponita_ff package 4"
 
 #: As in compiled.py; and the number of threads is asked for when the code runs, not when it is made.
 _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False, "cpp.dynamic_threads": True}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["Function", "ShapeCompiler"]
+__all__ = ["Function", "ShapeCompiler", "compile_for_any_shape"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ _OPTIONS = {"unroll_reductions_threshold": 16, "assert_indirect_indexing": False
 
 #: On a GPU: record the launches of small kernels once and replay them, where results are used up before the next call.
 _REPLAY = {"triton.cudagraphs": True}
+
+_Step = Callable[[list[Tensor]], tuple[Tensor, ...]]
 
 Function = Callable[[list[Tensor], list[Tensor]], tuple[Tensor, ...]]
 
@@ -59,7 +61,31 @@ class ShapeCompiler:
             with torch.no_grad():
                 compiled(fixed, tensors)
         except Exception as error:  # whatever a compiler tool-chain throws: the work goes on without it
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            logger.warning("could not compile, continuing uncompiled: %s", reason)
+            _warn(error)
             return self._plain
         return compiled
+
+
+def compile_for_any_shape(traced: _Step, plain: _Step, example: list[Tensor]) -> _Step:
+    """Compile a function of tensors once for all their sizes; the plain function where compiling fails.
+
+    Args:
+        traced: The function as it is traced, its sums written as a compiler likes them.
+        plain: The same function run eagerly.
+        example: Arguments. Sizes that are equal here are taken to be equal always, and so are sizes 0 and 1.
+    """
+    try:
+        graph = make_fx(traced, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
+        options = {} if example[0].device.type == "cuda" else _OPTIONS
+        compiled: Any = torch.compile(graph, dynamic=True, options=dict(options))
+        with torch.no_grad():
+            compiled(example)
+    except Exception as error:  # as above
+        _warn(error)
+        return plain
+    return compiled
+
+
+def _warn(error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    logger.warning("could not compile, continuing uncompiled: %s", reason)

@@ -78,7 +78,15 @@ def forces_and_stress(graph: Graph, gradient: Tensor | None, strain: Tensor | No
     forces = None if gradient is None else -gradient
     if strain is None:
         return forces, None
-    return forces, strain / torch.linalg.det(graph["cell"]).abs()[:, None, None]
+    return forces, strain / _volumes(graph["cell"])[:, None, None]
+
+
+def _volumes(cells: Tensor) -> Tensor:
+    """Volumes of cells (B, 3, 3), Å³. A GPU would factorise each in a library call, which cannot be recorded."""
+    if cells.device.type == "cpu":
+        return torch.linalg.det(cells).abs()
+    a, b, c = cells.unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(-1).abs()
 
 
 def assemble(

@@ -6,9 +6,9 @@ The spatial convolution of the force-field form is the derivative with respect t
 
 over atoms i, their neighbours j = j(i, m) in slots m, degrees l, orientations o and channels c. Q is linear in each
 argument, so its four partial derivatives are closed under differentiation: the derivative of one is a sum of others
-with other arguments. Two operators are enough: a sum of messages (∂Q/∂g, ∂Q/∂f) and the gradients of each edge
-(∂Q/∂A, ∂Q/∂R). On the CPU they are C++ (messages.cpp), elsewhere torch in chunks; nothing of the size edges ×
-orientations × channels is ever kept.
+with other arguments. Two operators are enough: a sum of messages (∂Q/∂g, ∂Q/∂f) and the slopes of each edge
+(∂Q/∂A, ∂Q/∂R). On the CPU they are C++ (messages.cpp), on a GPU Triton (triton_messages.py), elsewhere torch in chunks;
+nothing of the size edges × orientations × channels is ever kept.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class _Sum(torch.autograd.Function):
         angular, radial, features, *edges = ctx.saved_tensors
         need_angular, need_radial, need_features = ctx.needs_input_grad[:3]
         senders, receivers = (gradient, features) if ctx.adjoint else (features, gradient)
-        edge_gradients: tuple[Tensor | None, ...] = (None, None)
+        slopes: tuple[Tensor | None, ...] = (None, None)
         if need_angular or need_radial:
-            edge_gradients = _EdgeGradients.apply(angular, radial, senders, receivers, *edges)
+            slopes = _EdgeSlopes.apply(angular, radial, senders, receivers, *edges)
         back = _Sum.apply(angular, radial, gradient, *edges, not ctx.adjoint) if need_features else None
-        return *edge_gradients, back, None, None, None, None
+        return *slopes, back, None, None, None, None
 
 
 class _PairSum(torch.autograd.Function):
@@ -119,13 +119,13 @@ class _PairSum(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         angular, radial, angular2, radial2, features, *edges = ctx.saved_tensors
         senders, receivers = (gradient, features) if ctx.adjoint else (features, gradient)
-        first = _EdgeGradients.apply(angular, radial, senders, receivers, *edges)
-        second = _EdgeGradients.apply(angular2, radial2, senders, receivers, *edges)
+        first = _EdgeSlopes.apply(angular, radial, senders, receivers, *edges)
+        second = _EdgeSlopes.apply(angular2, radial2, senders, receivers, *edges)
         back = _PairSum.apply(angular, radial, angular2, radial2, gradient, *edges, not ctx.adjoint)
         return *first, *second, back, None, None, None, None
 
 
-class _EdgeGradients(torch.autograd.Function):
+class _EdgeSlopes(torch.autograd.Function):
     """∂Q/∂A and ∂Q/∂R."""
 
     @staticmethod
@@ -140,17 +140,14 @@ class _EdgeGradients(torch.autograd.Function):
         active: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(angular, radial, features, receivers, neighbours, reverse, active)
-        return (
-            _edge_gradients(radial, features, receivers, neighbours, active, True),
-            _edge_gradients(angular, features, receivers, neighbours, active, False),
-        )
+        return _edge_slopes(angular, radial, features, receivers, neighbours, active)
 
     @staticmethod
     def backward(ctx: Any, grad_angular: Tensor, grad_radial: Tensor) -> tuple[Tensor | None, ...]:
         angular, radial, features, receivers, *edges = ctx.saved_tensors
         pair = (grad_angular, radial, angular, grad_radial)
         return (
-            *_EdgeGradients.apply(grad_angular, grad_radial, features, receivers, *edges),
+            *_EdgeSlopes.apply(grad_angular, grad_radial, features, receivers, *edges),
             _PairSum.apply(*pair, receivers, *edges, True),
             _PairSum.apply(*pair, features, *edges, False),
             None,
@@ -175,6 +172,8 @@ def _sum_messages(
     adjoint: bool,
 ) -> Tensor:
     edges = Edges(neighbours, reverse, active)
+    if (triton := _triton_for(features)) is not None:
+        return triton.sum_messages(angular, radial, angular2, radial2, features, neighbours, reverse, active, adjoint)
     kernels = _kernels_for(features, angular.shape[2])
     if kernels is None:
         return _sum_by_torch(angular, radial, angular2, radial2, features, edges, adjoint)
@@ -196,19 +195,26 @@ def _(
     return features.new_empty(features.shape)
 
 
-@torch.library.custom_op("ponita_ff::edge_gradients", mutates_args=())
-def _edge_gradients(
-    factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool
-) -> Tensor:
-    kernels = _kernels_for(features, factor.shape[2])
+@torch.library.custom_op("ponita_ff::edge_slopes", mutates_args=())
+def _edge_slopes(
+    angular: Tensor, radial: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor]:
+    if (triton := _triton_for(features)) is not None:
+        return triton.edge_slopes(angular, radial, features, receivers, neighbours, active)
+    kernels = _kernels_for(features, angular.shape[2])
     if kernels is None:
-        return _edge_gradients_by_torch(factor, features, receivers, neighbours, active, angular)
-    return _edge_gradients_by_kernel(kernels, factor, features, receivers, neighbours, active, angular)
+        return _edge_slopes_by_torch(angular, radial, features, receivers, neighbours, active)
+    return (
+        _slopes_by_kernel(kernels, radial, features, receivers, neighbours, active, True),
+        _slopes_by_kernel(kernels, angular, features, receivers, neighbours, active, False),
+    )
 
 
-@_edge_gradients.register_fake
-def _(factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool) -> Tensor:
-    return factor.new_empty(*factor.shape[:3], features.shape[1 if angular else 2])
+@_edge_slopes.register_fake
+def _(
+    angular: Tensor, radial: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor]:
+    return angular.new_empty(angular.shape), radial.new_empty(radial.shape)
 
 
 # ---------------------------------------------------------------------------------------------------- torch
@@ -241,15 +247,42 @@ def _sum_by_torch(
     return out
 
 
-def _edge_gradients_by_torch(
-    factor: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor, angular: bool
-) -> Tensor:
+def _edge_slopes_by_torch(
+    angular: Tensor, radial: Tensor, features: Tensor, receivers: Tensor, neighbours: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor]:
     pieces = []
     for rows in _chunks(len(features), neighbours.shape[1], *features.shape[1:]):
         product = features[neighbours[rows]] * receivers[rows].unsqueeze(1)
-        gradients = factor[rows] @ (product.transpose(-1, -2) if angular else product)
-        pieces.append(torch.where(active[rows, :, None, None], gradients, 0.0))
-    return torch.cat(pieces)
+        slopes = (radial[rows] @ product.transpose(-1, -2), angular[rows] @ product)
+        pieces.append([torch.where(active[rows, :, None, None], value, 0.0) for value in slopes])
+    by_angular, by_radial = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return by_angular, by_radial
+
+
+# --------------------------------------------------------------------------------------------------- Triton
+
+
+def _triton_for(features: Tensor) -> Any | None:
+    """The Triton kernels for these features; None where they are on no GPU, or there is no Triton."""
+    if features.device.type != "cuda":
+        return None
+    kernels = _triton()
+    return kernels if kernels is not None and features.dtype in kernels.DTYPES else None
+
+
+@functools.cache
+def _triton() -> Any | None:
+    """The module; None where it cannot be imported, which is logged once."""
+    try:
+        from ponita_ff.kernels import triton_messages
+    except ImportError as error:
+        logger.warning(
+            "the GPU runs the sums over neighbours in plain torch, which is slow: Triton cannot be imported (%s); "
+            "'pip install triton' gives it",
+            error,
+        )
+        return None
+    return triton_messages
 
 
 # ------------------------------------------------------------------------------------------------------ C++
@@ -332,7 +365,7 @@ def _sum_by_kernel(
     return out[..., :channels].contiguous()
 
 
-def _edge_gradients_by_kernel(
+def _slopes_by_kernel(
     kernels: _MessageKernels,
     factor: Tensor,
     features: Tensor,

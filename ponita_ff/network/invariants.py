@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["bond_invariants", "legendre", "published_invariants"]
+__all__ = ["bond_invariants", "cosines", "legendre", "published_invariants"]
 
 
 def bond_invariants(vectors: Tensor, orientations: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,22 @@ def bond_invariants(vectors: Tensor, orientations: Tensor) -> tuple[Tensor, Tens
         Distance r, shape (...), Å, and cosine c = x_ij·n / r, shape (..., num_ori).
     """
     distance = vectors.square().sum(-1).sqrt()
-    return distance, (vectors / distance.unsqueeze(-1)) @ orientations.T
+    return distance, cosines(vectors / distance.unsqueeze(-1), orientations)
+
+
+def cosines(units: Tensor, orientations: Tensor) -> Tensor:
+    """Cosines between unit vectors (..., 3) and orientations (num_ori, 3), shape (..., num_ori).
+
+    On a GPU no matrix product, which would be rounded to ten bits where TF32 is allowed for those of the network.
+    """
+    if units.device.type == "cpu":
+        return units @ orientations.T
+    return _sum_of_products(units, orientations)
+
+
+def _sum_of_products(units: Tensor, orientations: Tensor) -> Tensor:
+    x, y, z = (u.unsqueeze(-1) * n for u, n in zip(units.unbind(-1), orientations.unbind(-1), strict=True))
+    return x + y + z
 
 
 def legendre(cosine: Tensor, l_max: int) -> Tensor:

@@ -10,7 +10,7 @@ from ponita_ff.network.base import Network
 from ponita_ff.network.block import ConvNeXt
 from ponita_ff.network.config import DEFAULT_NEIGHBOURS, PonitaConfig
 from ponita_ff.network.convolution import SeparableConvolution
-from ponita_ff.network.invariants import bond_invariants, legendre
+from ponita_ff.network.invariants import bond_invariants, cosines, legendre
 from ponita_ff.network.orientations import orientation_grid
 from ponita_ff.network.radial import RadialBasis
 from ponita_ff.structure.graph import Graph
@@ -100,7 +100,7 @@ class Ponita(Network):
         edges = Edges(graph.neighbours, graph.reverse, distance.detach() < self.config.cutoff)
         basis = self.radial_basis(distance)
         angular = legendre(cosine, self.l_max)
-        fibre_angular = legendre(grid @ grid.T, self.l_max).transpose(0, 1) * weights[:, None]
+        fibre_angular = legendre(cosines(grid, grid), self.l_max).transpose(0, 1) * weights[:, None]
 
         # A product with a one-hot matrix, not a look-up: the gradient is then summed in the same order in every run.
         indices = torch.arange(self.embedding.num_embeddings, device=species.device)

@@ -118,6 +118,7 @@ class DomainWatch:
         ValueError: For ``strict`` with a potential without statistics.
 
     Attributes:
+        strict: Whether it raises an error.
         looks: Number of structures looked at.
         outside: Number of those that were outside.
         largest: Largest distance found; 1 is the limit.
@@ -131,7 +132,7 @@ class DomainWatch:
         companions: Callable[[Graph], Uncertainty] | None = None,
     ) -> None:
         self.name = str(potentials[0].metadata.get("name") or "the potential")
-        self._domains, self._strict, self._companions = domains_of(potentials), strict, companions
+        self._domains, self.strict, self._companions = domains_of(potentials), strict, companions
         if strict and len(self._domains) < len(potentials):
             raise ValueError(
                 "strict=True needs statistics of the training data, which this potential's file does not hold: train "
@@ -165,12 +166,12 @@ class DomainWatch:
         self._since += 1
         self._since_companions += 1
         nothing_to_ask = not self._domains and self._companions is None
-        if nothing_to_ask or (graph is self._graph and not self._strict):
+        if nothing_to_ask or (graph is self._graph and not self.strict):
             return
         new = self._graph is None or _another_system(self._graph, graph)
         if new:
             self._told = self._told_uncertain = False
-        elif self._since < _INTERVAL and not self._strict:
+        elif self._since < _INTERVAL and not self.strict:
             return
         self._graph, self._since = graph, 0
         if self._domains:
@@ -193,7 +194,7 @@ class DomainWatch:
             return
         self.outside += 1
         message = f"{self.name} does not know this structure: {found.reason}"
-        if self._strict:
+        if self.strict:
             raise OutsideTrainingData(message)
         if not self._told:
             self._told = True
@@ -209,7 +210,7 @@ class DomainWatch:
             f"{self.name} is uncertain about this structure: the force on atom {found.atom} ({symbol}) by "
             f"{found.spread:.2g} eV/Å, and by less than {found.limit:.2g} eV/Å in what it knows"
         )
-        if self._strict:
+        if self.strict:
             raise OutsideTrainingData(message)
         if not self._told_uncertain:
             self._told_uncertain = True

@@ -50,6 +50,7 @@ __all__ = [
     "gather_neighbours",
     "graphs_of",
     "name_structure",
+    "pad_graph",
     "shortest_edge",
     "squared_distances",
     "sum_over_structures",
@@ -66,6 +67,9 @@ UNUSED_DISTANCE = 1000.0
 
 #: Å under which two atoms count as being in one place: no bond is a tenth of this long.
 COINCIDENT = 0.05
+
+#: Structures times atoms up to which a GPU sums over structures by a product with a matrix: 268 MB in float64.
+_MEMBERSHIPS = 2**25
 
 #: Molecules up to this size are batched with all their pairs, which needs no search for neighbours.
 _SMALL_MOLECULE = 32
@@ -227,6 +231,48 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     return Graph(**fields)
 
 
+def pad_graph(graph: Graph, atoms: int, slots: int) -> Graph:
+    """A graph with more atoms and slots: one of few shapes, for code that is made for each.
+
+    The added atoms have no neighbours and are one more structure, the last, also where there are none. Its cell is a
+    cube of 1 Å, its labels are zero. Nothing changes for the others.
+
+    Args:
+        graph: N atoms, at least one, in B structures, M slots each.
+        atoms: At least N.
+        slots: At least M.
+    """
+    number, width = graph.neighbours.shape
+    device, added = graph.neighbours.device, atoms - number
+    own = torch.arange(atoms, device=device)[:, None]
+    table = {
+        "neighbours": own.repeat(1, slots),
+        "reverse": torch.arange(slots, device=device).repeat(atoms, 1),
+        "offsets": torch.zeros(atoms, slots, 3, dtype=graph.offsets.dtype, device=device),
+        "used": torch.zeros(atoms, slots, dtype=torch.bool, device=device),
+    }
+    table["offsets"][..., 0] = UNUSED_DISTANCE
+    for name, values in table.items():
+        values[:number, :width] = graph[name]
+    fields = {name: torch.cat((graph[name], values)) for name, values in _added_rows(graph, added).items()}
+    return Graph(**fields, **table)
+
+
+def _added_rows(graph: Graph, atoms: int) -> dict[str, Tensor]:
+    """Rows of one more structure with so many atoms, by field, for the fields that have a row for each of either."""
+    structures = len(graph.cell)
+    rows = {
+        "atomic_numbers": graph.atomic_numbers[:1].expand(atoms),
+        "positions": graph.positions.new_zeros(atoms, 3),
+        "batch": graph.batch.new_full((atoms,), structures),
+        "cell": torch.eye(3, dtype=graph.cell.dtype, device=graph.cell.device)[None],
+    }
+    for name, shape in (("energy", (1,)), ("forces", (atoms, 3)), ("stress", (1, 3, 3))):
+        if name in graph:
+            rows[name] = graph[name].new_zeros(shape)
+    return rows
+
+
 def _stack_molecules(molecules: Sequence[Atoms]) -> Graph:
     """Molecules of one size as one graph with an edge for every pair, however far apart."""
     count, size = len(molecules), len(molecules[0])
@@ -372,11 +418,12 @@ def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
     """Sum of per-atom values (N,) over the atoms of each structure, shape (number,).
 
     A product with a membership matrix for the few structures of a training batch (adds in one order, so that runs
-    repeat bit for bit, and compiles), an ``index_add`` for many.
+    repeat bit for bit, and compiles), also for large ones on a GPU, where an ``index_add`` adds in any order; an
+    ``index_add`` for many.
     """
     if number == 1:
         return values.sum(0, keepdim=True)
-    if number <= 64:
+    if number <= 64 or (values.is_cuda and number * len(values) <= _MEMBERSHIPS):
         member = batch == torch.arange(number, device=batch.device).unsqueeze(1)
         return member.to(values.dtype) @ values
     return values.new_zeros(number).index_add(0, batch, values)

@@ -28,6 +28,38 @@ _CERTAIN_SHARE = 0.49
 CheckSpecies = Callable[[NDArray[np.integer[Any]]], None]
 
 
+class _Upload:
+    """Copies positions to a device without waiting, through memory that stays in its place.
+
+    Args:
+        device: Where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pinned = torch.empty(0, 3, dtype=torch.float64)
+        self._done: torch.cuda.Event | None = None
+
+    def __call__(self, positions: NDArray[np.float64]) -> Tensor:
+        """A copy that is the graph's own: ASE's integrators move atoms in place."""
+        if self._device.type != "cuda":
+            return torch.from_numpy(positions.copy()).to(self._device)
+        if self._done is None or len(self._pinned) != len(positions):
+            self._pinned = torch.empty(positions.shape, dtype=torch.float64).pin_memory()
+            self._done = torch.cuda.Event()
+        self._done.synchronize()  # the last copy, long since over
+        self._pinned.numpy()[:] = positions
+        found = self._pinned.to(self._device, non_blocking=True)
+        self._done.record(torch.cuda.current_stream(self._device))
+        return found
+
+    def __deepcopy__(self, _: Any) -> _Upload:
+        return _Upload(self._device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Upload, (self._device,)
+
+
 class GraphCache:
     """Makes graphs of structures that change little from call to call.
 
@@ -42,6 +74,8 @@ class GraphCache:
 
     Attributes:
         skin: Å.
+        made_at: Positions that the list was made for, shape (N, 3), on the device.
+        max_move: Å that atoms may surely move from there; infinite for all pairs of a molecule.
         device_list_atoms: Atoms from which on the device makes the neighbour list itself.
         atoms_may_coincide: Whether two atoms may have come into one place since the list was made.
     """
@@ -49,7 +83,9 @@ class GraphCache:
     def __init__(self, cutoff: float | None, skin: float, device: torch.device) -> None:
         self.skin = skin
         self.device_list_atoms: float = math.inf if device.type == "cpu" else DEVICE_LIST_ATOMS
+        self.max_move = math.inf if cutoff is None else _CERTAIN_SHARE * skin
         self._cutoff, self._device = cutoff, device
+        self._upload = _Upload(device)
         self.reset()
 
     def reset(self) -> None:
@@ -59,6 +95,9 @@ class GraphCache:
         #: What the device's list was made for: positions, numbers, cell, pbc.
         self._device_list_made_for: tuple[Any, ...] | None = None
         self._graph: Graph | None = None
+        #: Numbers, cell and pbc of the graph, on the host.
+        self._made_for: tuple[Any, ...] = ()
+        self.made_at: Tensor | None = None
         self.atoms_may_coincide = True
 
     @property
@@ -82,12 +121,29 @@ class GraphCache:
             self.reset()
             raise
 
+    def assumed(self, atoms: Atoms) -> Graph | None:
+        """The graph of these atoms if they are still near where its list was made; None if it does not fit at all.
+
+        Nobody has looked at how far they moved: whoever uses the graph compares its positions with ``made_at`` and
+        ``max_move`` where they are, and calls :meth:`update` if it was too far.
+
+        Args:
+            atoms: Any.
+        """
+        if self._graph is None or not self.skin:
+            return None
+        pbc = atoms.pbc
+        now = (atoms.numbers, np.asarray(atoms.cell) if pbc.any() else None, pbc)
+        if not all(map(np.array_equal, self._made_for, now)):
+            return None
+        self._graph["positions"] = self._upload(atoms.positions)
+        return self._graph
+
     def _update(self, atoms: Atoms, check_species: CheckSpecies) -> Graph:
         number = len(atoms)
         if number == 0:
             raise ValueError("there are no atoms to calculate: the structure is empty")
-        # A copy that is the graph's own: ASE's integrators move atoms in place.
-        positions = torch.from_numpy(atoms.positions.copy()).to(self._device)
+        positions = self._upload(atoms.positions)
         pbc = atoms.pbc
         cell = np.asarray(atoms.cell) if pbc.any() else None
         if self._graph is None or len(self._graph["positions"]) != number:
@@ -99,6 +155,8 @@ class GraphCache:
             # Two atoms may come nearer to each other by the whole skin before the list is made again.
             reach = COINCIDENT + self.skin
             self.atoms_may_coincide = self._cutoff is None or not float(squared_distances(graph).min()) > reach**2
+            self._made_for = (atoms.numbers.copy(), None if cell is None else cell.copy(), pbc.copy())
+            self.made_at = positions
             self._graph = graph
         assert self._graph is not None
         self._graph["positions"] = positions

@@ -162,7 +162,9 @@ class OptimiserConfig(Section):
         kind: ``muon``: Muon for the matrices of the layers, Adam for all other weights. ``adam``: Adam for all weights.
         learning_rate: Largest learning rate, reached after the warm-up.
         muon_lr_multiplier: Learning rate of Muon divided by that of Adam.
-        batch_size: Structures in a batch.
+        batch_size: Structures in a batch. A GPU wants some 1,000 atoms at a time, say 100 molecules of ethanol; for a
+            batch that is k times the default, start from sqrt(k) times its learning rate (arXiv:2205.10287). That
+            rule was not tried on a GPU yet.
         steps: Number of training steps. With ``time``, the run ends with whichever is reached first. None: no limit.
         time: Wall-clock time of training, e.g. ``90s``, ``30m``, ``2h``, ``1d``. The schedule fits itself to it. None:
             no limit.

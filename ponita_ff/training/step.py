@@ -14,6 +14,7 @@ from torch.func import functional_call
 from ponita_ff.backends.compiled import Function, ShapeCompiler
 from ponita_ff.backends.native.training import NativeDifferentiation
 from ponita_ff.backends.predictor import BACKENDS
+from ponita_ff.backends.recording import Recordings
 from ponita_ff.energy.assembly import reference_energies
 from ponita_ff.energy.derivatives import differentiate
 from ponita_ff.kernels.build import KernelError
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 #: Fields of a graph that a step reads, in the order in which a traced step takes them.
 _FIELDS = (*INPUT_FIELDS, "energy", "forces")
 
+#: Weights of rows in means over a padded batch, where it has them.
+_WEIGHTS = ("structure_weights", "atom_weights")
+
 #: Added to the squared norm of a force error, so that the norm is differentiable at zero; far below the square of any
 #: force that matters, (eV/Å)².
 _NORM_EPS = 1e-14
@@ -36,6 +40,12 @@ _NORM_EPS = 1e-14
 _MEAN_ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "mse": lambda error: error.square().mean(),
     "mae": lambda error: (error.square().sum(-1) + _NORM_EPS).sqrt().mean(),
+}
+
+#: Errors of rows, by the kind of the loss, of which the above are the means.
+_ROW_ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda error: error.square().mean(-1),
+    "mae": lambda error: (error.square().sum(-1) + _NORM_EPS).sqrt(),
 }
 
 
@@ -68,7 +78,8 @@ def _loss(
     Args:
         potential: For its reference energies.
         settings: Weights and kind of the loss.
-        graph: The batch of B structures with N atoms, or this process's shard of it, with labels.
+        graph: The batch of B structures with N atoms, or this process's shard of it, with labels. Where it is padded,
+            it has weights of its rows (:meth:`ponita_ff.training.resident.ResidentFrames.batch`).
         fractions: Fractions of the whole batch's structures and atoms that ``graph`` has, shape (2,).
         energies: Interaction energies of atoms, shape (N,), eV.
         forces: Shape (N, 3), eV/Å.
@@ -81,6 +92,8 @@ def _loss(
     num_atoms = sum_over_structures(torch.ones_like(reference), graph.batch, num_structures)
     energy_error = sum_over_structures(energies.double(), graph.batch, num_structures) - label
     force_error = forces - graph.forces
+    if "atom_weights" in graph:
+        return _weighted_loss(settings, graph, fractions, energy_error, num_atoms, force_error, stress)
     mean_error = _MEAN_ERRORS[settings.kind]
     loss = settings.energy * structure_fraction * mean_error((energy_error / num_atoms).unsqueeze(-1))
     loss = loss + settings.forces * atom_fraction * mean_error(force_error)
@@ -88,6 +101,27 @@ def _loss(
         loss = loss + settings.stress * structure_fraction * mean_error((stress - graph.stress).flatten(1))
     energy_mae, forces_mae = energy_error.detach().abs().mean(), force_error.detach().abs().mean()
     return LossTerms(loss, structure_fraction * energy_mae, atom_fraction * forces_mae)
+
+
+def _weighted_loss(
+    settings: LossConfig,
+    graph: Graph,
+    fractions: Tensor,
+    energy_error: Tensor,
+    num_atoms: Tensor,
+    force_error: Tensor,
+    stress: Tensor | None,
+) -> LossTerms:
+    """The same of a padded batch: sums with weights, zero for padding, in place of means."""
+    row_errors = _ROW_ERRORS[settings.kind]
+    structures, atoms = (fraction * graph[name] for fraction, name in zip(fractions, _WEIGHTS, strict=True))
+    per_atom = energy_error / num_atoms.clamp(min=1.0)  # padding may have no atoms
+    loss = settings.energy * (row_errors(per_atom.unsqueeze(-1)) @ structures)
+    loss = loss + settings.forces * (row_errors(force_error) @ atoms)
+    if stress is not None:
+        loss = loss + settings.stress * (row_errors((stress - graph.stress).flatten(1)) @ structures)
+    energy_mae = energy_error.detach().abs() @ structures
+    return LossTerms(loss, energy_mae, force_error.detach().abs().mean(-1) @ atoms)
 
 
 class _LossModule(nn.Module):
@@ -119,7 +153,8 @@ class TrainingStep:
         backend: ``"native"``: C++ kernels for the force-field form on the CPU; eager, with a warning, where they are
             not available. ``"compiled"``: the whole step is compiled by torch for each of the first shapes of batches
             (see :class:`ShapeCompiler`), which is worth it where all batches have one shape, as for one molecule.
-            ``"eager"``: plain torch. ``"auto"``: native for float32 on the CPU where available, else eager.
+            ``"eager"``: plain torch; on a GPU, padded batches are recorded once for each shape and replayed.
+            ``"auto"``: native for float32 on the CPU where available, else eager.
 
     Raises:
         ValueError: For an unknown backend.
@@ -137,6 +172,8 @@ class TrainingStep:
         self._parameters = {name: p for name, p in potential.named_parameters() if p.requires_grad}
         self._module = _LossModule(potential, settings)
         self._fields = (*_FIELDS, "stress") if settings.stress > 0 else _FIELDS
+        self._recordings = Recordings(potential.device.type == "cuda")
+        self._fractions = ((1.0, 1.0), torch.ones(2, dtype=torch.float64, device=potential.device))
         self._function: Function = partial(self._loss_and_gradients, for_compile=False)
         if self.backend == "compiled":
             self._function = ShapeCompiler(partial(self._loss_and_gradients, for_compile=True), self._function)
@@ -152,18 +189,40 @@ class TrainingStep:
         Returns:
             Detached loss terms.
         """
-        fraction_tensor = torch.tensor(fractions, dtype=torch.float64, device=graph.positions.device)
+        if fractions != self._fractions[0]:
+            self._fractions = (fractions, self._fractions[1].new_tensor(fractions))
+        fraction_tensor = self._fractions[1].to(graph.positions.device)
         for parameter in self._parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         if self._native is not None:
             return self._native_step(graph, fraction_tensor, self._native)
-        tensors = [*(graph[name] for name in self._fields), fraction_tensor]
+        padded = "atom_weights" in graph
+        tensors = [*(graph[name] for name in (*self._fields, *(_WEIGHTS if padded else ()))), fraction_tensor]
+        if padded and self.backend == "eager":
+            return LossTerms(*(value.clone() for value in self._recorded(tensors)))
+        return LossTerms(*self._write_gradients(tensors))
+
+    def _write_gradients(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The loss terms; the gradients go into the parameters' ``grad``."""
         parameters = [p.detach() for p in self._parameters.values()]
         with torch.no_grad():
             loss, energy_mae, forces_mae, *gradients = self._function(parameters, tensors)
-        torch._foreach_copy_([p.grad for p in self._parameters.values() if p.grad is not None], gradients)
-        return LossTerms(loss, energy_mae, forces_mae)
+            torch._foreach_copy_([p.grad for p in self._parameters.values() if p.grad is not None], gradients)
+        return loss, energy_mae, forces_mae
+
+    def _recorded(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The same by a recording for these shapes, and for where weights and gradients are."""
+        places = [p.data_ptr() for p in self._parameters.values()]
+        places += [p.grad.data_ptr() for p in self._parameters.values() if p.grad is not None]
+        key = (*(tensor.shape for tensor in tensors), *places)
+        if key not in self._recordings:
+            own = [tensor.clone() for tensor in tensors]
+            return self._recordings.add(key, self._write_gradients, own)()
+        recording = self._recordings[key]
+        for place, value in zip(recording.inputs, tensors, strict=True):
+            place.copy_(value)
+        return recording()
 
     def _native_step(self, graph: Graph, fractions: Tensor, native: NativeDifferentiation) -> LossTerms:
         found = native(graph, self._settings.stress > 0)
@@ -180,7 +239,8 @@ class TrainingStep:
             leaves = [p.detach().requires_grad_(True) for p in parameters]
             weights = dict(zip((f"potential.{name}" for name in self._parameters), leaves, strict=True))
             *fields, fractions = tensors
-            graph = Graph(**dict(zip(self._fields, fields, strict=True)))
+            names = (*self._fields, *_WEIGHTS)[: len(fields)]
+            graph = Graph(**dict(zip(names, fields, strict=True)))
             terms = functional_call(self._module, weights, (graph, fractions, for_compile))
             # A loss without energies does not depend on the last layer's biases: their gradient is zero, not an error.
             gradients = torch.autograd.grad(terms.loss, leaves, materialize_grads=True)

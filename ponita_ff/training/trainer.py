@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from ponita_ff.training.evaluate import Errors, check_frame, evaluate, frame_gra
 from ponita_ff.training.learning_rate_multipliers import learning_rate_multipliers
 from ponita_ff.training.optimisers import FlatWeights, Optimiser
 from ponita_ff.training.parallel import Processes, balance
+from ponita_ff.training.resident import ResidentFrames, rotate_structures
 from ponita_ff.training.step import LossTerms, TrainingStep
 
 __all__ = ["Trainer", "TrainerState", "read_metrics", "saved_config", "validation_score"]
@@ -45,6 +47,9 @@ _MAX_CACHED_FRAMES = 20_000
 
 #: Longest time between two checkpoints, s, however slow the steps are.
 _CHECKPOINT_INTERVAL = 60.0
+
+#: Steps between two looks at the losses on a GPU.
+_FINITE_INTERVAL = 50
 
 #: Stands for the fraction of a run that is to be stopped; fractions by time may be a little above 1.
 _STOPPED = math.inf
@@ -139,20 +144,71 @@ class _BatchSampler:
         return (self.shard(step).indices for step in itertools.count(self.start))
 
 
-def _rotate_structures(graph: Graph, rotations: Tensor) -> None:
-    """Rotate every structure of a batch and its labels, in place.
+class _FiniteWatch:
+    """Raises an error once a loss is not finite; on a GPU up to 100 steps later, because to look at once means to wait.
+
+    Nothing is lost by that: no checkpoint is written, and nothing validated, before :meth:`check`.
 
     Args:
-        graph: A batch of B structures.
-        rotations: Rotation matrices, shape (B, 3, 3).
+        device: Where losses are.
+        out: Folder of the run, for messages.
+        interval: Steps from one look to the next; 1: at once.
     """
-    per_atom = rotations[graph.batch]
-    for name in ("positions", "forces"):
-        graph[name] = (per_atom @ graph[name].unsqueeze(-1)).squeeze(-1)
-    graph.offsets = graph.offsets @ per_atom.transpose(-1, -2)
-    graph.cell = graph.cell @ rotations.transpose(-1, -2)
-    if "stress" in graph:
-        graph.stress = rotations @ graph.stress @ rotations.transpose(-1, -2)
+
+    def __init__(self, device: torch.device, out: Path, interval: int) -> None:
+        self._out, self._interval, self._since = out, interval, 0
+        #: Step and value of the first loss that is not finite; step −1 while there is none.
+        self._first = torch.tensor([-1.0, 0.0], dtype=torch.float64, device=device)
+        on_gpu = device.type == "cuda"
+        self._copy = self._first.cpu().pin_memory() if on_gpu else self._first
+        self._done = torch.cuda.Event() if on_gpu else None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Look at the loss of a step, at once or later.
+
+        Raises:
+            FloatingPointError: Naming the first step whose loss was not finite.
+        """
+        if self._interval == 1:
+            if not bool(torch.isfinite(loss)):
+                raise self._error(float(loss), step)
+            return
+        found = torch.stack([torch.full_like(loss, step, dtype=torch.float64), loss.double()])
+        self._first = torch.where(~torch.isfinite(loss) & (self._first[0] < 0), found, self._first)
+        self._since += 1
+        if self._since == self._interval:
+            self._since = 0
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """Look at what was copied at the last look, which is long since here, and copy what there is now."""
+        if self._done is None:
+            self._refuse(self._copy)
+            self._copy = self._first
+            return
+        self._done.synchronize()
+        self._refuse(self._copy)
+        self._copy.copy_(self._first, non_blocking=True)
+        self._done.record()
+
+    def check(self) -> None:
+        """Look at all losses so far.
+
+        Raises:
+            FloatingPointError: As :meth:`see`.
+        """
+        self._refuse(self._first)
+
+    def _refuse(self, first: Tensor) -> None:
+        step, value = first.tolist()
+        if step >= 0:
+            raise self._error(value, int(step))
+
+    def _error(self, value: float, step: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"the loss became {value} at step {step}: lower optimiser.learning_rate, or look for a wrong label in the "
+            f"data; the last checkpoint in {self._out} is intact"
+        )
 
 
 @dataclass
@@ -226,6 +282,11 @@ class Trainer:
         self.training_step = TrainingStep(potential, config.loss, config.backend)
         self._session_start = self._last_checkpoint = 0.0
         self._finished = False
+        self._watch = _FiniteWatch(potential.device, out, 1 if potential.device.type == "cpu" else _FINITE_INTERVAL)
+        #: On a GPU: the frames there.
+        self._resident: ResidentFrames | None = None
+        if potential.device.type == "cuda" and ResidentFrames.fits(train, potential):
+            self._resident = ResidentFrames(train, potential)
         self._best_weights: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ schedule
@@ -283,7 +344,7 @@ class Trainer:
         sampler = _BatchSampler(
             self.dataset.frames, settings.batch_size, self.config.seed, self.state.step, self.processes
         )
-        loader = self._loader(sampler)
+        loader = iter(()) if self._resident is not None else self._loader(sampler)
         bar = progress_bar(self.progress, total=1000, bar_format="{percentage:5.1f}% |{bar}| {desc}")
         metrics = _MetricsLog(self.out, self.state.step) if self.processes.is_main else nullcontext()
         ended = self._finished and self._patience_exhausted()
@@ -291,7 +352,12 @@ class Trainer:
         with bar, metrics as log, stop_between_steps() as stop:
             while (fraction := self._common_fraction(ended, stop)) < 1.0:
                 learning_rate = self.learning_rate(fraction)
-                terms = self._train_step(self._next_batch(loader, stop), sampler.shard(self.state.step), learning_rate)
+                shard = sampler.shard(self.state.step)
+                if self._resident is None:
+                    batch = self._next_batch(loader, stop)
+                else:
+                    batch = self._resident_batch(self._resident, shard)
+                terms = self._train_step(batch, shard, learning_rate)
                 self.state.step += 1
                 if log is None:
                     continue
@@ -356,16 +422,19 @@ class Trainer:
         self.processes.broadcast_(common)
         return float(common)
 
+    def _resident_batch(self, resident: ResidentFrames, shard: _BatchShard) -> Graph:
+        rotations = self._rotations(shard)[shard.positions] if self.config.rotate else None
+        return resident.batch(shard.indices, rotations)
+
+    def _rotations(self, shard: _BatchShard) -> NDArray[np.float64]:
+        return random_rotations(shard.batch_size, (self.config.seed, self.state.step, 1))
+
     def _train_step(self, graph: Graph, shard: _BatchShard, learning_rate: float) -> LossTerms:
-        if self.config.rotate:
-            rotations = random_rotations(shard.batch_size, (self.config.seed, self.state.step, 1))
-            _rotate_structures(graph, torch.from_numpy(rotations[shard.positions]))
+        if self.config.rotate and self._resident is None:
+            rotations = self._rotations(shard)
+            rotate_structures(graph, torch.from_numpy(rotations[shard.positions]))
         terms = self._all_reduce(self.training_step(graph.to(self.potential.device), shard.fractions))
-        if not bool(torch.isfinite(terms.loss)):
-            raise FloatingPointError(
-                f"the loss became {float(terms.loss)} at step {self.state.step}: lower optimiser.learning_rate, or "
-                f"look for a wrong label in the data; the last checkpoint in {self.out} is intact"
-            )
+        self._watch.see(terms.loss, self.state.step)
         self.optimiser.step(learning_rate, self.config.optimiser.clip_norm)
         self.ema_weights.values.lerp_(self.optimiser.weights.values, 1.0 - self._ema_decay())
         return terms
@@ -385,6 +454,7 @@ class Trainer:
         Returns:
             Whether to stop early.
         """
+        self._watch.check()
         self._check_folder()
         errors = evaluate(self.ema_potential, self.validation).errors
         score = validation_score(errors, self.config.loss)
@@ -455,6 +525,7 @@ class Trainer:
             FloatingPointError: If a weight is not finite; the old checkpoint is intact.
             OSError: With the reason (full disk, no permission, deleted folder); the old checkpoint is intact.
         """
+        self._watch.check()
         self._check_finite()
         self._check_folder()
         state = self.state

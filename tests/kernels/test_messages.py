@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
+from message_sums import form, make_edges, make_inputs
 from torch import Tensor
 
 from ponita_ff.kernels import messages
 from ponita_ff.kernels.build import KernelError, compiler
 from ponita_ff.kernels.messages import Edges, convolve
-from ponita_ff.structure.graph import build_graph
 
 #: Degrees, orientations, channels: with code of their own and without, whole vectors and not.
 SHAPES = [(1, 1, 13), (3, 6, 5), (5, 12, 16), (7, 3, 8), (9, 4, 3)]
@@ -37,38 +36,6 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def make_edges(number: int = 7, seed: int = 0) -> Edges:
-    """Neighbours of random points in a box; some slots unused, some edges beyond the cutoff."""
-    rng = np.random.default_rng(seed)
-    positions = rng.uniform(0, 4, (number, 3))
-    graph = build_graph(np.ones(number, dtype=np.int64), positions, 2.9)
-    vectors = graph.positions[graph.neighbours] - graph.positions.unsqueeze(1) + graph.offsets
-    active = vectors.norm(dim=-1) < 2.5
-    assert 0 < int(active.sum()) < int(graph.used.sum()) < graph.used.numel()
-    return Edges(graph.neighbours, graph.reverse, active)
-
-
-def make_inputs(edges: Edges, shape: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """A, R, f, g."""
-    generator = torch.Generator().manual_seed(1)
-    degrees, orientations, channels = shape
-    atoms, slots = edges.neighbours.shape
-    sizes = [
-        (atoms, slots, degrees, orientations),
-        (atoms, slots, degrees, channels),
-        (atoms, orientations, channels),
-        (atoms, orientations, channels),
-    ]
-    return [torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype) for size in sizes]
-
-
-def form(angular: Tensor, radial: Tensor, features: Tensor, receivers: Tensor, edges: Edges) -> Tensor:
-    """The number Q, term by term."""
-    senders = features[edges.neighbours]
-    weight = edges.active.to(angular.dtype)
-    return torch.einsum("im,imlo,imlc,imoc,ioc->", weight, angular, radial, senders, receivers)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_four_derivatives(way: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -78,8 +45,7 @@ def test_all_four_derivatives(way: str, shape: tuple[int, int, int], dtype: torc
     expected = torch.autograd.grad(form(*leaves, edges), leaves)
     angular, radial, features, receivers = inputs
     found = (
-        messages._edge_gradients(radial, features, receivers, edges.neighbours, edges.active, True),
-        messages._edge_gradients(angular, features, receivers, edges.neighbours, edges.active, False),
+        *messages._edge_slopes(angular, radial, features, receivers, edges.neighbours, edges.active),
         messages._sum_messages(angular, radial, None, None, receivers, *edges, True),
         convolve(angular, radial, features, edges),
     )
@@ -143,7 +109,7 @@ def test_pieces_of_the_torch_version(monkeypatch: pytest.MonkeyPatch) -> None:
         results.append(
             (
                 messages._sum_messages(angular, radial, None, None, features, *edges, True),
-                messages._edge_gradients(radial, features, receivers, edges.neighbours, edges.active, True),
+                *messages._edge_slopes(angular, radial, features, receivers, edges.neighbours, edges.active),
             )
         )
     for result in results[1:]:
@@ -162,9 +128,9 @@ def test_same_bits_with_any_number_of_threads(threads: Callable[[int], None]) ->
             torch.cat(
                 [
                     messages._sum_messages(angular, radial, None, None, features, *edges, True).flatten(),
-                    messages._edge_gradients(
-                        radial, features, receivers, edges.neighbours, edges.active, True
-                    ).flatten(),
+                    messages._edge_slopes(angular, radial, features, receivers, edges.neighbours, edges.active)[
+                        0
+                    ].flatten(),
                 ]
             )
         )
@@ -189,7 +155,9 @@ def test_operators_as_torch_wants_them(way: str) -> None:
         messages._sum_messages, (angular, radial, angular, radial, features, *edges, True), test_utils=tests
     )
     torch.library.opcheck(
-        messages._edge_gradients, (radial, features, receivers, edges.neighbours, edges.active, True), test_utils=tests
+        messages._edge_slopes,
+        (angular, radial, features, receivers, edges.neighbours, edges.active),
+        test_utils=tests,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ponita_ff.network import invariants
 from ponita_ff.network.invariants import bond_invariants, legendre, published_invariants
 from ponita_ff.network.orientations import even_rotations, orientation_grid
 
@@ -83,3 +84,10 @@ def test_bond_invariants_are_smooth_where_the_published_pair_has_its_cusp() -> N
 
     assert float((slopes(smooth, 5e-7) - slopes(smooth, -5e-7)).abs().max()) < 1e-6
     assert float((slopes(cusped, 5e-7) - slopes(cusped, -5e-7)).abs().max()) > 1.0
+
+
+def test_cosines_without_a_matrix_product(vectors: Tensor, orientations: Tensor) -> None:
+    """As on a GPU."""
+    units = torch.nn.functional.normalize(vectors, dim=-1)
+    found = invariants._sum_of_products(units, orientations)
+    assert torch.allclose(found, units @ orientations.T, rtol=0, atol=1e-15)

@@ -310,11 +310,11 @@ def test_rotations_are_uniform_rotations() -> None:
 
 def test_rotation_augmentation_keeps_distances_and_labels(settings: dict[str, Any], frames: InMemoryFrames) -> None:
     from ponita_ff.structure.graph import batch_graphs
-    from ponita_ff.training.trainer import _rotate_structures
+    from ponita_ff.training.resident import rotate_structures
 
     graph = batch_graphs([frame_graph(frames[i], 4.0) for i in range(2)])
     before = graph.clone()
-    _rotate_structures(graph, torch.from_numpy(random_rotations(2, (3,))))
+    rotate_structures(graph, torch.from_numpy(random_rotations(2, (3,))))
     assert not torch.allclose(graph.positions, before.positions)
     for part in (slice(0, 6), slice(6, 12)):
         torch.testing.assert_close(
