@@ -3,8 +3,8 @@
     python frames.py --molecules FOLDER --weights FOLDER --out FOLDER --chunks 20 [--plan labels] [--seed 1]
 
 Plan ``labels`` makes frames of at most seven heavy atoms, which PySCF can label; plan ``teacher`` makes many more, of
-at most twelve, whose labels by ANI-2x are trained on; plan ``tests`` makes frames of molecules whose scaffolds are held
-out, to measure errors on.
+at most twelve, whose labels by ANI-2x are trained on; plan ``hydrogen-bonds`` adds dimers that random orientations
+seldom find; plan ``tests`` makes frames of molecules whose scaffolds are held out, to measure errors on.
 
 Each chunk is one shard, ``shard_0007.npz``, written whole. Shards that exist are kept, so a run that was stopped goes
 on when it is started again. What a chunk holds depends only on the plan, the seed and its number.
@@ -18,7 +18,8 @@ Kinds of frames of a molecule:
 
 Kinds of frames of a dimer:
 
-- ``contact``: random orientations at 0.85 to 2 times the sum of van der Waals radii
+- ``contact``: random orientations at 0.85 to 2 times the sum of van der Waals radii; with plan ``hydrogen-bonds`` a
+  hydrogen bond of 1.6 to 2.5 Å, in half of them turned about it so that a second one is near
 - ``dimer-min``: partly relaxed
 - ``dimer-md``: Langevin dynamics from there at 100 to 500 K
 - ``dimer-scan``: the relaxed dimer pulled apart or pushed together
@@ -65,6 +66,7 @@ class Plan:
         mode_atoms: Larger molecules have no such frames: they take six forces an atom.
         batch: Structures that move at once.
         tests: Whether the molecules are those of held-out scaffolds, without dimers.
+        hydrogen_bonds: Whether the dimers are of molecules with a donor and an acceptor, placed with a hydrogen bond.
     """
 
     shares: dict[int, float]
@@ -79,6 +81,7 @@ class Plan:
     mode_atoms: int
     batch: int
     tests: bool = False
+    hydrogen_bonds: bool = False
 
     @property
     def heavy(self) -> int:
@@ -114,6 +117,20 @@ PLANS = {
         mode_frames=3,
         mode_atoms=14,
         batch=80,
+    ),
+    "hydrogen-bonds": Plan(
+        shares=dict.fromkeys(range(13), 1.0),
+        pair_heavy=13,
+        random_heavy=7,
+        molecules=0,
+        pairs=120,
+        conformers=1,
+        relax_steps=0,
+        md=(0, 1),
+        mode_frames=0,
+        mode_atoms=0,
+        batch=1,
+        hydrogen_bonds=True,
     ),
     "tests": Plan(
         shares=dict.fromkeys(range(13), 1.0),
@@ -355,6 +372,75 @@ def placed(first: Frame, second: Frame, kind: str, contact: float, rng: np.rando
     return Frame(f"{first.smiles}.{second.smiles}", kind, np.concatenate([first.numbers, second.numbers]), joined)
 
 
+def donors(frame: Frame) -> list[tuple[int, int]]:
+    """Return pairs of a nitrogen or oxygen atom and a hydrogen atom bound to it."""
+    heavy, light = np.flatnonzero(np.isin(frame.numbers, (7, 8))), np.flatnonzero(frame.numbers == 1)
+    length = np.linalg.norm(frame.positions[heavy][:, None] - frame.positions[light], axis=-1)
+    return [(int(heavy[i]), int(light[j])) for i, j in zip(*np.nonzero(length < 1.2), strict=True)]
+
+
+def acceptors(frame: Frame) -> list[int]:
+    """Return oxygen atoms, and nitrogen atoms with at most two neighbours or in a pyramid."""
+    found = []
+    for atom in np.flatnonzero(np.isin(frame.numbers, (7, 8))):
+        bonds = bonds_of(frame, int(atom))
+        flat = len(bonds) == 3 and np.linalg.norm(bonds.sum(0)) < 0.6
+        if frame.numbers[atom] == 8 or (len(bonds) < 4 and not flat):
+            found.append(int(atom))
+    return found
+
+
+def bonds_of(frame: Frame, atom: int) -> np.ndarray:
+    """Return the vectors from an atom to those within 1.65 Å, shape (k, 3)."""
+    vectors = np.delete(frame.positions - frame.positions[atom], atom, axis=0)
+    return vectors[np.linalg.norm(vectors, axis=1) < 1.65]
+
+
+def bonded(first: Frame, second: Frame, kind: str, length: float, rng: np.random.Generator) -> Frame | None:
+    """Return a dimer with a hydrogen bond from the first molecule to the second; None where there is no room for it.
+
+    Args:
+        first: A molecule with a donor.
+        second: One with an acceptor.
+        kind: Kind of the new frame.
+        length: From the hydrogen atom to the acceptor, Å.
+        rng: Random numbers. In half of the cases the second molecule is turned about the bond to where one of its own
+            donors is nearest to an acceptor of the first.
+    """
+    heavy, light = donors(first)[rng.integers(len(donors(first)))]
+    acceptor = acceptors(second)[rng.integers(len(acceptors(second)))]
+    a, b = first.positions - first.positions[light], second.positions - second.positions[acceptor]
+    axis = -a[heavy] / np.linalg.norm(a[heavy])
+    outward = -bonds_of(second, acceptor).sum(0)
+    if np.linalg.norm(outward) < 0.1:
+        outward = rng.normal(size=3)
+    nearest = 0.75 * (np.array([VDW[z] for z in first.numbers])[:, None] + [VDW[z] for z in second.numbers])
+    nearest[light, acceptor] = 0.0
+    free = []
+    for _ in range(60):
+        # The lone pairs of O point some 50° away from the line that halves the angle of its bonds.
+        tilted = aligned(rotation(rng.normal(size=3), rng.uniform(0, 1.1)) @ outward, -axis)
+        turned = b @ (rotation(axis, rng.uniform(0, 2 * np.pi)) @ tilted).T + length * axis
+        gap = np.linalg.norm(turned[None] - a[:, None], axis=-1)
+        if (gap > nearest).all():
+            back = min((gap[o, h] for _, h in donors(second) for o in acceptors(first)), default=0.0)
+            free.append((back, turned))
+    if not free:
+        return None
+    turned = min(free, key=lambda item: item[0])[1] if rng.random() < 0.5 else free[0][1]
+    numbers = np.concatenate([first.numbers, second.numbers])
+    return Frame(f"{first.smiles}.{second.smiles}", kind, numbers, np.concatenate([a, turned]))
+
+
+def aligned(vector: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """Return a rotation matrix, shape (3, 3), that turns a vector into the direction of another."""
+    u, v = vector / np.linalg.norm(vector), onto / np.linalg.norm(onto)
+    axis = np.cross(u, v)
+    if np.linalg.norm(axis) < 1e-6:
+        axis = np.cross(u, np.eye(3)[np.abs(u).argmin()])
+    return rotation(axis, np.arccos(np.clip(u @ v, -1, 1)))
+
+
 def scanned(frame: Frame, size: int, rng: np.random.Generator) -> Frame:
     """Shift the second molecule of a dimer by −0.12 to 0.9 times the distance of the closest contact.
 
@@ -429,6 +515,8 @@ def random_pairs(
     Returns:
         Sorted SMILES of each pair.
     """
+    if plan.hydrogen_bonds:
+        return bonding_pairs(mols, number, plan, rng)
     odd = usable(ODD, 7)
     small = [name for name, mol in mols.items() if mol.GetNumHeavyAtoms() <= plan.random_heavy and name not in odd]
     left = [known[i] for i in rng.permutation(len(known))]
@@ -445,6 +533,25 @@ def random_pairs(
         if None in both or sum(mol.GetNumHeavyAtoms() for mol in both) > plan.pair_heavy or forbidden_pair(*both):
             continue
         found[tuple(sorted(pair))] = None
+    return list(found)
+
+
+def bonding_pairs(
+    mols: dict[str, Chem.Mol], number: int, plan: Plan, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """Choose dimers of molecules with N–H or O–H, one of three of a molecule with itself."""
+    polar, odd = Chem.MolFromSmarts("[#7,#8;!H0]"), usable(ODD, 7)
+    names = [name for name, mol in mols.items() if mol.GetNumHeavyAtoms() <= plan.random_heavy and name not in odd]
+    names = [name for name in names if mols[name].HasSubstructMatch(polar)]
+    found: dict[tuple[str, str], None] = {}
+    for attempt in range(20 * number):
+        if len(found) == number:
+            break
+        first = names[rng.integers(len(names))]
+        second = first if attempt % 3 == 0 else names[rng.integers(len(names))]
+        both = [mols[first], mols[second]]
+        if sum(mol.GetNumHeavyAtoms() for mol in both) <= plan.pair_heavy and not forbidden_pair(*both):
+            found[tuple(sorted((first, second)))] = None
     return list(found)
 
 
@@ -467,7 +574,7 @@ def monomer_frames(teacher: Teacher, mols: dict[str, Chem.Mol], plan: Plan, rng:
 
 
 def dimer_frames(
-    teacher: Teacher, mols: dict[str, Chem.Mol], chosen: list[tuple[str, str]], rng: np.random.Generator
+    teacher: Teacher, mols: dict[str, Chem.Mol], chosen: list[tuple[str, str]], plan: Plan, rng: np.random.Generator
 ) -> list[Frame]:
     """Return frames of all kinds: ten of each pair.
 
@@ -475,6 +582,7 @@ def dimer_frames(
         teacher: The networks.
         mols: Molecules by SMILES.
         chosen: The pairs; those with a molecule without conformers are left out.
+        plan: How they are placed.
         rng: Random numbers.
     """
     names = sorted({name for pair in chosen for name in pair})
@@ -483,6 +591,15 @@ def dimer_frames(
     joined, found = [], []
     for first, second in (pair for pair in chosen if set(pair) <= set(monomers)):
         a, b = monomers[first], monomers[second]
+        if plan.hydrogen_bonds:
+            if not (donors(a) and acceptors(b)):
+                a, b = b, a
+            if not (donors(a) and acceptors(b)):
+                continue
+            both = [bonded(a, b, kind, rng.uniform(1.6, 2.5), rng) for kind in ("contact", "contact", "dimer-min")]
+            found += [frame for frame in both[:2] if frame is not None]
+            joined += [(both[2], len(a.numbers))] if both[2] is not None else []
+            continue
         for low, high in ((0.85, 1.05), (1.05, 2.0)):
             moved = [m.positions + rng.normal(size=m.positions.shape) * 0.04 for m in (a, b)]
             noisy = [Frame(m.smiles, "", m.numbers, x) for m, x in zip((a, b), moved, strict=True)]
@@ -579,7 +696,7 @@ def main() -> None:
         names = order[chunk * plan.molecules : (chunk + 1) * plan.molecules]
         frames = monomer_frames(teacher, {name: mols[name] for name in names}, plan, rng) if names else []
         if plan.pairs:
-            frames += dimer_frames(teacher, mols, chosen[chunk * plan.pairs : (chunk + 1) * plan.pairs], rng)
+            frames += dimer_frames(teacher, mols, chosen[chunk * plan.pairs : (chunk + 1) * plan.pairs], plan, rng)
         arrays = labelled(teacher, frames)
         write(path, arrays)
         print(path.name, len(frames), "frames,", len(arrays["size"]), f"kept, {time.time() - start:.0f} s", flush=True)
