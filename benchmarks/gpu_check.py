@@ -130,10 +130,8 @@ def machine(check: Check) -> None:
     import torch
 
     packages = ("torch", "triton", "ase", "numpy", "torch-geometric", "matscipy")
-    versions = {}
-    for package in packages:
-        with check.attempt(f"version of {package}"):
-            versions[package] = importlib.metadata.version(package)
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) if name in installed else None for name in packages}
     facts: dict[str, Any] = {"python": platform.python_version(), "host": platform.machine(), "cpus": os.cpu_count()}
     if check.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -380,10 +378,11 @@ def _steps(check: Check, calculator: Any, name: str, seconds: float = 1.5) -> di
 
 def md(check: Check) -> None:
     """Steps through the calculator."""
+    import numpy as np
     from ase import units
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
     from ase.md.verlet import VelocityVerlet
 
+    from ponita_ff.audit.dynamics import thermal_momenta
     from ponita_ff.calculator import PonitaCalculator
 
     systems = ("ethanol",) if check.quick else ("ethanol", "aspirin", "water-192", "water-999")
@@ -399,7 +398,7 @@ def md(check: Check) -> None:
     with check.attempt("NVE of ethanol"):
         atoms = _system("ethanol")
         atoms.calc = PonitaCalculator("ethanol-rmd17", device=check.device, dtype="float32")
-        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=__import__("numpy").random.default_rng(0))
+        thermal_momenta(atoms, 300.0, np.random.default_rng(0))
         dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
         steps = 2 if check.quick else 3000
         dynamics.run(steps // 5)

@@ -83,10 +83,10 @@ class GraphCache:
     def __init__(self, cutoff: float | None, skin: float, device: torch.device) -> None:
         self.skin = skin
         self.device_list_atoms: float = math.inf if device.type == "cpu" else DEVICE_LIST_ATOMS
-        self.max_move = math.inf if cutoff is None else _CERTAIN_SHARE * skin
         self._cutoff, self._device = cutoff, device
         self._upload = _Upload(device)
-        self.reset()
+        self.reset()  # refuses a skin that is no length
+        self.max_move = math.inf if cutoff is None else _CERTAIN_SHARE * skin
 
     def reset(self) -> None:
         """Start with no neighbour list."""
