@@ -316,10 +316,12 @@ def _render_data(name: str, metadata: dict[str, Any], network: dict[str, Any]) -
         "|---|---|",
         f"| training frames | {data.get('train')} of `{data.get('file')}` (SHA-256 `{data.get('sha256')}`) |",
         *_render_extra_train(data),
+        *_render_replay(data),
         f"| validation frames | {data.get('validation')} of the same files, split seed {data.get('split_seed')} |",
         f"| test frames | {data.get('test')} of `{data.get('test_file')}` (SHA-256 `{data.get('test_sha256')}`) |",
         f"| reference energies | {metadata.get('reference_energies_from')}{_caveat(metadata)} |",
         *_render_stages(name, metadata, network),
+        *_render_average(metadata),
         f"| hardware | {training.get('hardware', '-')} |",
         "",
     ]
@@ -443,7 +445,7 @@ def _of_rmd17(name: str, metadata: dict[str, Any], card: dict[str, Any]) -> list
 
 def _caveat(metadata: dict[str, Any]) -> str:
     """Return a remark on reference energies fitted to one molecule."""
-    if metadata.get("errors", {}).get("validation", {}).get("by_formula"):
+    if any(errors.get("by_formula") for errors in metadata.get("errors", {}).values()):
         return ""
     return "; one molecule cannot tell its elements' energies apart, so only totals of this molecule mean anything"
 
@@ -456,6 +458,20 @@ def _render_extra_train(data: dict[str, Any]) -> list[str]:
     return [
         f"| of these from other files | {data['extra_train']} of `{data['extra_train_file']}` (SHA-256 `{digest}`) |"
     ]
+
+
+def _render_replay(data: dict[str, Any]) -> list[str]:
+    """Return the row of frames of earlier training that were trained on again."""
+    if not data.get("replay"):
+        return []
+    digest = data["replay_sha256"]
+    return [f"| beside them, replayed | {data['replay']} of `{data['replay_file']}` (SHA-256 `{digest}`) |"]
+
+
+def _render_average(metadata: dict[str, Any]) -> list[str]:
+    """Return the row of the potentials whose weights were averaged."""
+    parts = [f"{one['share']:.0%} `{one['weights_sha256'][:12]}`" for one in metadata.get("average_of", [])]
+    return [f"| average of weights | {', '.join(parts)} |"] if parts else []
 
 
 def _render_formulas(metadata: dict[str, Any]) -> list[str]:
