@@ -42,6 +42,7 @@ from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pages import add_result, measured_on, table
+from speed_systems import water_box
 from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import energy_drift, run_nve, run_nvt, thermal_momenta
@@ -69,7 +70,7 @@ TIMED = {
     "sildenafil": "CCCc1nn(C)c2c1nc([nH]c2=O)-c1cc(S(=O)(=O)N2CCN(C)CC2)ccc1OCC",
 }
 
-WATERS, WATER_DENSITY = 64, 0.997
+WATERS = 64
 
 
 def calculator_of(contender: str) -> BaseCalculator:
@@ -201,19 +202,6 @@ def minima(contender: str, reference: str, fmax: float, steps: int, work: Path) 
     add_result(RESULTS, report, "minima", f"{label_of(contender)} and {label_of(reference)}", {"molecules": rows})
 
 
-def water_box() -> Atoms:
-    """Return 64 molecules on a lattice, turned at random, at the density of water."""
-    side = (WATERS * 18.015 / (units.mol / 1e24) / WATER_DENSITY) ** (1 / 3)
-    generator, box = np.random.default_rng(0), Atoms(cell=[side] * 3, pbc=True)
-    shape = np.array([[0.0, 0.0, 0.0], [0.757, 0.586, 0.0], [-0.757, 0.586, 0.0]])
-    per_side = round(WATERS ** (1 / 3))
-    for index in range(WATERS):
-        turned = shape @ np.linalg.qr(generator.normal(size=(3, 3)))[0]
-        place = (np.array(np.unravel_index(index, (per_side,) * 3)) + 0.5) * side / per_side
-        box += Atoms("OH2", turned + place)
-    return box
-
-
 @main.command()
 @click.option("--contender", required=True)
 @click.option("--ps", default=20.0, show_default=True, help="After a quarter of it to come to equilibrium.")
@@ -234,7 +222,7 @@ def water(contender: str, ps: float, work: Path) -> None:
 def _water_dynamics(contender: str, ps: float, path: Path) -> Atoms:
     """Langevin dynamics with 0.5 fs, a frame every 50 fs, from where an earlier run ended."""
     done = read(path, ":") if path.is_file() else []
-    atoms = done[-1] if done else water_box()
+    atoms = done[-1] if done else water_box(3 * WATERS)
     atoms.calc = calculator_of(contender)
     if not done:
         with BFGS(atoms, logfile=None) as optimiser:

@@ -390,7 +390,10 @@ def _companions(
     calibration, others = potential.file.with_name(CALIBRATION_FILE), companions_of(potential.file)
     if not others or not is_file(calibration):
         return None
-    return Companions(potential, [prepare(other) for other in others], Calibration.load(calibration), backend)
+    try:
+        return Companions(potential, [prepare(other) for other in others], Calibration.load(calibration), backend)
+    except ValueError as error:
+        raise ValueError(f"{calibration}, beside {potential.file.name}: {error}") from None
 
 
 def _refuse_not_periodic(atoms: Atoms) -> None:

@@ -146,7 +146,10 @@ force = click.option("--force", is_flag=True, help="Overwrite files that the com
 
 def input_files(*given: str | Path | None) -> list[str | Path]:
     """What a command reads, for :func:`ponita_ff.outputs.check_outputs`: a committee's files one by one."""
-    return [part for text in given if text is not None for part in (str(text), *str(text).split(","))]
+    from ponita_ff.potential.companions import COMMITTEE
+
+    texts = [str(text) for text in given if text is not None]
+    return [part.removesuffix(COMMITTEE) for text in texts for part in (text, *text.split(","))]
 
 
 time_budget = click.option("--time", "duration", help="Wall-clock time that the schedule fits itself to: 30m, 2h, …")

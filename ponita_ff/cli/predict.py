@@ -45,6 +45,7 @@ def command(
     ponita-ff predict ethanol-rmd17 in.xyz -o out.xyz
     """
     from ponita_ff.outputs import check_outputs
+    from ponita_ff.potential.companions import shipped_calibration
     from ponita_ff.progress import progress_bar
     from ponita_ff.simulate.predict import (
         check_format,
@@ -56,6 +57,7 @@ def command(
     from ponita_ff.uncertainty import Calibration
 
     check_format(out)
+    calibration = calibration or shipped_calibration(potential)
     check_outputs([out], options.input_files(structures, potential, calibration), force, is_prediction)
     members = options.load_members(potential, device, dtype)
     if calibration is not None and len(members) < 2:

@@ -67,7 +67,7 @@ def test_the_pair_distribution_of_points_without_order_is_one(general_md: Module
     frames = [Atoms("O200", generator.uniform(0, 12, (200, 3)), cell=[12] * 3, pbc=True) for _ in range(10)]
     distances, values = general_md.oxygen_distribution(frames)
     assert values[distances > 2].mean() == pytest.approx(1.0, abs=0.02)
-    box = general_md.water_box()
+    box = general_md.water_box(192)
     assert general_md.molecules_whole(box) and len(box) == 192
     assert box.get_masses().sum() / box.get_volume() / 0.6022 == pytest.approx(0.997, rel=1e-3)
     box.positions[1] += 3.0

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.io import read, write
+from click.testing import CliRunner
 
 from ponita_ff.calculator import PonitaCalculator
+from ponita_ff.cli import main
+from ponita_ff.cli.options import input_files
 from ponita_ff.data import Frame
 from ponita_ff.potential.companions import CALIBRATION_FILE, committee_members, companions_of, shipped_calibration
 from ponita_ff.potential.domain import TrainingDomain
@@ -143,7 +147,24 @@ def test_a_stale_calibration_is_told(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "companion-2.safetensors").unlink()
-    with pytest.raises(ValueError, match="the calibration is of another committee"):
+    with pytest.raises(
+        ValueError, match=r"calibration\.json, beside potential\.safetensors: the calibration is of another committee"
+    ):
         PonitaCalculator(tmp_path / "potential.safetensors")
     (tmp_path / CALIBRATION_FILE).unlink()
     PonitaCalculator(tmp_path / "potential.safetensors")
+
+
+def test_predict_has_the_committee_and_its_calibration(folder: Path, tmp_path: Path) -> None:
+    committee = f"{folder / 'potential.safetensors'}@committee"
+    atoms = distorted()
+    write(tmp_path / "in.xyz", atoms)
+    arguments = ["predict", committee, str(tmp_path / "in.xyz"), "-o", str(tmp_path / "out.xyz"), "--no-progress"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    expected = PonitaCalculator(committee).get_property("forces_std", atoms)
+    np.testing.assert_allclose(read(tmp_path / "out.xyz").arrays["forces_std"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_members_are_inputs_that_outputs_may_not_overwrite() -> None:
+    assert input_files("a.safetensors@committee") == ["a.safetensors", "a.safetensors"]
