@@ -147,9 +147,7 @@ def test_a_stale_calibration_is_told(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "companion-2.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match=r"calibration\.json, beside potential\.safetensors: the calibration is of another committee"
-    ):
+    with pytest.raises(ValueError, match=r"calibration\.json, beside potential.*another committee"):
         PonitaCalculator(tmp_path / "potential.safetensors")
     (tmp_path / CALIBRATION_FILE).unlink()
     PonitaCalculator(tmp_path / "potential.safetensors")
