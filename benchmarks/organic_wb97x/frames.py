@@ -4,8 +4,8 @@
 
 Plan ``labels`` makes frames of at most seven heavy atoms, which PySCF can label; plan ``teacher`` makes many more, of
 at most twelve, whose labels by ANI-2x are trained on; plan ``hydrogen-bonds`` adds dimers that random orientations
-seldom find; plan ``breadth`` makes few frames each of the molecules that follow those of plan ``teacher``; plan ``tests``
-makes frames of molecules whose scaffolds are held out, to measure errors on.
+seldom find; plan ``breadth`` makes few frames each of the molecules that follow those of plan ``teacher``; plan
+``tests`` makes frames of molecules whose scaffolds are held out, to measure errors on.
 
 Each chunk is one shard, ``shard_0007.npz``, written whole. Shards that exist are kept, so a run that was stopped goes
 on when it is started again. What a chunk holds depends only on the plan, the seed and its number.
