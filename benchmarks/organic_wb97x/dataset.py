@@ -43,6 +43,11 @@ def _validates(smiles: str) -> bool:
     return TESTS <= bucket(scaffold) < VALIDATION
 
 
+def name_of(path: Path) -> str:
+    """Return the name of a file with its folder's: shards of all plans have the same names."""
+    return f"{path.absolute().parent.name}/{path.name}"
+
+
 def frames_of(path: Path, chosen: Callable[[str], bool], largest: float) -> Iterator[Frame]:
     """Yield the frames of a shard, or of packed labels.
 
@@ -68,13 +73,13 @@ def frames_of(path: Path, chosen: Callable[[str], bool], largest: float) -> Iter
             pbc=np.zeros(3, dtype=bool),
             energy=float(data["energy"][row]),
             forces=data["forces"][atoms].astype(np.float64),
-            source=f"{path.name}, frame {row}",
+            source=f"{name_of(path)}, frame {row}",
         )
 
 
 def write(path: Path, files: list[Path], chosen: Callable[[str], bool], largest: float, method: str) -> None:
     """Write one of the files and say how many frames it has."""
-    origin = {"method": method, "files": {str(file.name): file_sha256(file) for file in files}, "spread": largest}
+    origin = {"method": method, "files": {name_of(file): file_sha256(file) for file in files}, "spread": largest}
     frames = (frame for file in files for frame in frames_of(file, chosen, largest))
     print(path, write_hdf5(path, frames, origin), "frames", flush=True)
 
