@@ -5,9 +5,10 @@
     python benchmarks/active.py labels --structure CH3CONH2 --method pbe/def2-svp --frames 40 --work WORK
 
 ``frames`` runs dynamics with a method that labels (``--method``, as ``ponita-ff label`` takes it) and keeps labelled
-frames far apart in time. ``explore`` gives active learning and frames drawn at random from such dynamics the same
-number of labels and the same training, and tests both on frames of a third run. ``labels`` times one process against
-two. Results gather in ``results/active.json``; ``results/active.md`` is written from them.
+frames far apart in time. ``explore`` gives active learning, frames drawn at random from such dynamics, and frames of
+``ponita-ff sample`` the same number of labels and the same training, and tests all on frames of another run; with
+``--defaults`` active learning labels in rounds as small as the command's. ``labels`` times one process against two.
+Results gather in ``results/active.json``; ``results/active.md`` is written from them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from ponita_ff.files import write_atomically
 from ponita_ff.labels import find_method, label_frames
 from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
+from ponita_ff.sample import SampleSettings
+from ponita_ff.sample import sample as sample_geometries
 from ponita_ff.settings import parse_assignments
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.evaluate import evaluate
@@ -134,6 +137,28 @@ def errors_of(members: list[Potential], tests: list[Frame]) -> dict[str, float]:
     return {"member": 1e3 * float(np.mean(each)), "committee": 1e3 * float(deviations.mean())}
 
 
+def labelled_geometries(start: Atoms, method: str, number: int, work: Path) -> Path:
+    """Return the file of labelled frames of ``ponita-ff sample``, made unless it exists."""
+    settings = SampleSettings.make({"method": method, "selection": {"frames": number}})
+    sampled = sample_geometries([start], settings, work / "geometries")
+    labelling = label_frames(sampled.path, method, work / "sampled.xyz")
+    if labelling.path is None:
+        raise click.ClickException(f"no frame could be labelled: {next(iter(labelling.failures.values()))}")
+    return labelling.path
+
+
+def committee(base: str, data: Path, members: int, overrides: dict[str, Any], out: Path) -> list[Potential]:
+    """Fine-tune potentials that differ in their seeds, unless they exist."""
+    found = []
+    for member in range(members):
+        folder = out.with_name(f"{out.name}-{member}")
+        if not (folder / POTENTIAL_FILE).is_file():
+            seeds = {"data.seed": member, "seed": member}
+            finetune(finetune_config(base, [data], overrides={**overrides, **seeds}), folder)
+        found.append(load_potential(folder / POTENTIAL_FILE))
+    return found
+
+
 @main.command(name="explore")
 @with_structure
 @with_dynamics
@@ -142,6 +167,7 @@ def errors_of(members: list[Potential], tests: list[Frame]) -> dict[str, float]:
 @click.option("--members", default=2, show_default=True)
 @click.option("--tests", default=200, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="A stopped run goes on there.")
+@click.option("--defaults", is_flag=True, help="Rounds as of ponita-ff explore, not three of equal size.")
 @click.option("--set", "training", multiple=True, metavar="NAME=VALUE", help="Setting of the fine-tuning.")
 def compare(
     name: str,
@@ -153,28 +179,27 @@ def compare(
     members: int,
     tests: int,
     work: Path,
+    defaults: bool,
     training: tuple[str, ...],
 ) -> None:
-    """Compare active learning with as many random frames of dynamics."""
+    """Compare active learning with as many random frames of dynamics, and with as many of sampling."""
     start = structure(name)
     overrides = parse_assignments(training)
     dynamics = (temperature, every)
     held_out = list(read_frames(sample_file(work / "tests.xyz", start, method, tests, *dynamics, 1)))
     began = time.perf_counter()
-    each = max(4, budget // 3)
-    settings = {"method": method, "budget": budget, "initial_labels": each, "labels_per_round": each}
-    settings |= {"members": members, "temperature": temperature, "simulation_time": SIMULATION_PS}
-    settings |= {"training": overrides}
+    settings = {"method": method, "budget": budget, "members": members, "temperature": temperature}
+    settings |= {"simulation_time": SIMULATION_PS, "training": overrides}
+    if not defaults:
+        settings |= dict.fromkeys(("initial_labels", "labels_per_round"), max(4, budget // 3))
     found = explore([start], base, ExploreSettings.from_mapping(settings), work / "explored")
     seconds = time.perf_counter() - began
     drawn = sample_file(work / "random.xyz", start, method, found.labels, *dynamics, 2)
-    others = []
-    for member in range(members):
-        out = work / f"random-{member}"
-        if not (out / POTENTIAL_FILE).is_file():
-            seeds = {"data.seed": member, "seed": member}
-            finetune(finetune_config(base, [drawn], overrides={**overrides, **seeds}), out)
-        others.append(load_potential(out / POTENTIAL_FILE))
+    geometries = labelled_geometries(start, method, found.labels, work)
+    others = {
+        name: committee(base, data, members, overrides, work / name)
+        for name, data in (("random", drawn), ("sampled", geometries))
+    }
     add(
         "explore",
         f"{name}, {method}, {budget} labels",
@@ -187,7 +212,7 @@ def compare(
             "tests": len(held_out),
             "temperature": temperature,
             "explored": errors_of([load_potential(path) for path in found.members], held_out),
-            "random": errors_of(others, held_out),
+            **{name: errors_of(found, held_out) for name, found in others.items()},
         },
     )
 
@@ -220,8 +245,12 @@ def labels(name: str, method: str, number: int, work: Path) -> None:
 def report(results: dict[str, Any]) -> str:
     """Return the page."""
     explored = [
-        [key, r["base"], str(r["labels"]), str(r["rounds"])]
-        + [f"{r[kind][whose]:.1f}" for kind in ("explored", "random") for whose in ("member", "committee")]
+        [key, r["base"], str(r["labels"]), str(r["rounds"]), f"{r['seconds'] / 60:.0f}"]
+        + [
+            f"{r[kind][whose]:.1f}" if kind in r else ""
+            for kind in ("explored", "random", "sampled")
+            for whose in ("member", "committee")
+        ]
         for key, r in results.get("explore", {}).items()
     ]
     labelled = [
@@ -233,10 +262,11 @@ def report(results: dict[str, Any]) -> str:
         "",
         "*Written by `python benchmarks/active.py`; all numbers come from `active.json`.*",
         "",
-        "## As many labels, chosen and drawn at random",
+        "## As many labels, chosen, of dynamics, and sampled",
         "",
-        "A committee fine-tuned on frames that `ponita-ff explore` chose, and one fine-tuned in the same way on frames "
-        "at even distances of the method's own dynamics. Force MAE in meV/Å on frames of another such run.",
+        "Committees fine-tuned on frames that `ponita-ff explore` chose, and in the same way on frames at even "
+        "distances of the method's own dynamics, and on frames of `ponita-ff sample`. Force MAE in meV/Å on frames of "
+        "another run of dynamics.",
         "",
         *table(
             [
@@ -244,9 +274,12 @@ def report(results: dict[str, Any]) -> str:
                 "from",
                 "labels",
                 "rounds",
+                "minutes",
                 "chosen: a member",
                 "committee",
-                "at random: a member",
+                "dynamics: a member",
+                "committee",
+                "sampled: a member",
                 "committee",
             ],
             explored,

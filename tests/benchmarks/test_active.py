@@ -42,14 +42,18 @@ def test_frames_are_the_method_s_own_and_apart(benchmark: ModuleType, tmp_path: 
     assert again.get_potential_energy() == pytest.approx(frames[1].get_potential_energy(), abs=1e-6)
 
 
-def test_explore_against_random_frames(benchmark: ModuleType, tmp_path: Path, tiny_potential_path: Path) -> None:
+def test_explore_against_dynamics_and_sampling(
+    benchmark: ModuleType, tmp_path: Path, tiny_potential_path: Path
+) -> None:
     few = ("--structure", "H2CO", "--method", EMT, "--every", "2", "--tests", "4", "--work", str(tmp_path / "work"))
     settings = ("--set", "optimiser.steps=5", "--set", "optimiser.warmup_steps=1")
     call(benchmark, "explore", *few, "--base", str(tiny_potential_path), "--budget", "4", *settings)
     (result,) = json.loads((tmp_path / "active.json").read_text(encoding="utf-8"))["explore"].values()
     assert result["labels"] == len(read(tmp_path / "work" / "random.xyz", ":")) == 4
-    assert all(result[kind][whose] > 0 for kind in ("explored", "random") for whose in ("member", "committee"))
-    assert result["explored"] != result["random"]
+    assert all(
+        result[kind][whose] > 0 for kind in ("explored", "random", "sampled") for whose in ("member", "committee")
+    )
+    assert result["explored"] != result["random"] != result["sampled"]
     page = (tmp_path / "active.md").read_text(encoding="utf-8")
     assert f"| {result['explored']['member']:.1f} | {result['explored']['committee']:.1f} |" in page
 
