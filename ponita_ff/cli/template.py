@@ -34,7 +34,7 @@ def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
     """Texts of the ``Attributes`` sections of a class and its bases, by name; names of one entry share its text."""
     docs: dict[str, str] = {}
     for kind in reversed(model.__mro__):
-        if issubclass(kind, BaseModel):
+        if issubclass(kind, BaseModel) and kind is not BaseModel:
             docs |= _own_docs(kind)
     return docs
 

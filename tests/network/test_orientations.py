@@ -112,8 +112,8 @@ def test_group_is_a_group_of_rotations(name: str, order: int) -> None:
 
 
 def test_unknown_group_is_named() -> None:
-    with pytest.raises(ValueError, match="'tetrahedral'"):
-        rotation_group("tetrahedral")
+    with pytest.raises(ValueError, match="'cyclic'"):
+        rotation_group("cyclic")
 
 
 @pytest.mark.parametrize("num_ori", [-12, 1, 7, 13, 1000])
