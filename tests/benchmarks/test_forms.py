@@ -55,7 +55,7 @@ def test_run_and_report(forms: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     small = {"cutoff": 3.0, "num_layers": 1, "l_max": 1, "num_bessel": 3, "radial_hidden": 8, "radial_basis": 8}
     chosen = {"PONITA": {"form": "force-field", "num_ori": 6}, "oriented points": {"form": "oriented-points"}}
     monkeypatch.setattr(forms, "FORMS", {name: settings | small for name, settings in chosen.items()})
-    nve = {"timesteps": [0.5], "picoseconds": 0.12}
+    nve = {"timesteps": [0.5], "picoseconds": 0.02}
     scans = {"bonds": 1, "stretch": 1.2, "detach": 1.2, "spacing": 0.2, "bisections": 4, "bisected_intervals": 1}
     quick = {"nve": nve, "scans": scans, "rotations": {"number": 3}, "modes": {"max_steps": 5}}
     monkeypatch.setattr(forms, "AUDIT", quick)
