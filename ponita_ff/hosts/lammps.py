@@ -138,8 +138,8 @@ def attach(
     loaded.to(dtype=choose_dtype(dtype) or loaded.dtype)
     if loaded.cutoff is None or loaded.network.reach is None:
         raise ValueError(
-            f"{potential} has no cutoff, or energies that depend on the whole structure: LAMMPS cannot divide the atoms "
-            "among processes"
+            f"{potential} has no cutoff, or energies that depend on the whole structure: LAMMPS cannot divide the "
+            "atoms among processes"
         )
     evaluation = GhostEvaluation(lmp, loaded, [atomic_numbers[symbol] for symbol in elements], fix)
     reach = loaded.network.reach + skin
