@@ -145,9 +145,10 @@ def conclusion(result: dict[str, Any]) -> list[str]:
     wide, narrow = list(forces)[2], list(forces)[-1]
     return [
         f"**It is not continuous.** The energy jumps by {result['jump_mev']:.2g} meV at the symmetric top, and next to "
-        f"it the forces, which are the exact gradient, grow as one over the distance: {forces[wide]:.3g} eV/Å at {wide}, "
-        f"{forces[narrow]:.3g} at {narrow}. Shapes with two equal moments are of codimension two, so that trajectories "
-        "seldom come that close: in these short runs the range of the energy falls with the square of the time step, "
+        f"it the forces, which are the exact gradient, grow as one over the distance: {forces[wide]:.3g} eV/Å at "
+        f"{wide}, {forces[narrow]:.3g} at {narrow}. Shapes with two equal moments are of codimension two, so that "
+        "trajectories seldom come that close: in these short runs the range of the energy falls with the square of the "
+        "time step, "
         "as on a smooth surface. Longer runs were not measured. What rules the form out for dynamics of more than one "
         "molecule is that the frame is that of the whole structure: two molecules 20 Å apart change each other's "
         f"energy by {result['far_parts_mev']:.2g} meV. It is for comparison; nothing bounds its forces.",

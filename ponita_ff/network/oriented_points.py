@@ -6,9 +6,9 @@ convolution is that of PONITA (arXiv:2310.02970, Section 4) with the atom's own 
     A_j(n)  = Σ_k q_jk k2(n·u_jk) f_jk                         fibre convolution, onto any orientation n
     h_ik    = w f_ik + Σ_j k1(x_ij, u_ik) A_j(u_ik) + b        spatial convolution, at the receiver's orientations
 
-with k1 = Σ_l R_l(r) P_l(c) and k2 = Σ_l w_l P_l. Pairs of points are told apart by r, u_ij·u_ik and u_ik·u_jk'
-alone, so that the energy is exactly invariant. A point comes and goes with the weight q, and the energy smoothly with
-it.
+with k1 = Σ_l R_l(r) P_l(c) and k2 = Σ_l w_l P_l. The points (i, u_ik) and (j, u_jl) are told apart by
+r_ij, u_ij·u_ik and u_ik·u_jl alone, so that the energy is exactly invariant. A point comes and goes with the weight q,
+and the energy smoothly with it.
 
 By the addition theorem P_l(u·v) = Σ_m Y_lm(u) Y_lm(v) the sums are taken over harmonics, and cost as much as there are
 edges, not pairs of edges.
