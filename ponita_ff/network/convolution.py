@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ponita_ff.kernels.messages import Edges, convolve
 
-__all__ = ["SeparableConvolution", "fibre_convolution", "sum_over_neighbours"]
+__all__ = ["OrientedSum", "SeparableConvolution", "fibre_convolution", "radial_weights", "sum_over_neighbours"]
 
 
 def sum_over_neighbours(angular: Tensor, radial: Tensor, features: Tensor, edges: Edges) -> Tensor:
@@ -60,7 +60,52 @@ def fibre_convolution(features: Tensor, kernel: Tensor, for_compile: bool) -> Te
     return product.permute(1, 2, 0)
 
 
-class SeparableConvolution(nn.Module):
+class OrientedSum(nn.Module):
+    """A sum over neighbours on R³ or R³×S²: the atom itself and what neighbours send, then over orientations.
+
+        h_i(n) = Σ_n' q(n') k2(n·n') (w f_i(n') + Σ_j m_ij(n')) + b
+
+    The messages m_ij(n) are the subclass's. Without orientations there is no k2.
+
+    Args:
+        channels: C.
+        l_max: Highest Legendre degree of the kernels.
+        fibre: Whether there are orientations.
+
+    Attributes:
+        fibre: w_l, shape (l_max + 1, C); None without orientations.
+        self_weight: w, shape (C,).
+        bias: b, shape (C,).
+    """
+
+    def __init__(self, channels: int, l_max: int, fibre: bool) -> None:
+        super().__init__()
+        self.channels, self.l_max = channels, l_max
+        self.fibre = nn.Parameter(torch.zeros(l_max + 1, channels)) if fibre else None
+        self.self_weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        if self.fibre is not None:
+            with torch.no_grad():
+                # Start near the identity, Σ_l (2l + 1) P_l, so that no degree is lost on the way.
+                degrees = 2 * torch.arange(l_max + 1) + 1.0
+                self.fibre.copy_(degrees[:, None] * (1.0 + 0.5 * torch.randn(l_max + 1, channels)))
+
+    def over_orientations(self, features: Tensor, messages: Tensor, fibre_angular: Tensor, for_compile: bool) -> Tensor:
+        """h from f and the sum of messages, shape (N, O, C) each.
+
+        Args:
+            features: f.
+            messages: Σ_j m_ij(n).
+            fibre_angular: Quadrature weight of n' times P_l(n·n'), shape (l_max + 1, O', O), senders first.
+            for_compile: See :func:`fibre_convolution`.
+        """
+        spatial = self.self_weight * features + messages
+        if self.fibre is not None:
+            spatial = fibre_convolution(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), for_compile)
+        return spatial + self.bias
+
+
+class SeparableConvolution(OrientedSum):
     """Convolution over the atom itself and its neighbours, then over orientations; one kernel a channel.
 
     Args:
@@ -72,25 +117,12 @@ class SeparableConvolution(nn.Module):
 
     Attributes:
         radial: Radial functions R_l of every degree and channel from the basis, (num_basis) to ((l_max + 1) · C).
-        fibre: w_l, shape (l_max + 1, C); None without orientations.
-        self_weight: w, shape (C,).
-        bias: b, shape (C,).
     """
 
     def __init__(self, channels: int, l_max: int, num_basis: int, avg_num_neighbours: float, fibre: bool) -> None:
-        super().__init__()
-        self.channels, self.l_max = channels, l_max
-        self.radial = nn.Linear(num_basis, (l_max + 1) * channels, bias=False)
-        self.fibre = nn.Parameter(torch.zeros(l_max + 1, channels)) if fibre else None
-        self.self_weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        with torch.no_grad():
-            # Spatial sum of unit variance whatever the number of neighbours; P_l² averages to 1/(2l + 1).
-            self.radial.weight.normal_(std=1.0 / math.sqrt(num_basis * avg_num_neighbours))
-            if self.fibre is not None:
-                # Start near the identity, Σ_l (2l + 1) P_l, so that no degree is lost on the way.
-                degrees = 2 * torch.arange(l_max + 1) + 1.0
-                self.fibre.copy_(degrees[:, None] * (1.0 + 0.5 * torch.randn(l_max + 1, channels)))
+        radial = radial_weights(num_basis, (l_max + 1) * channels, avg_num_neighbours)
+        super().__init__(channels, l_max, fibre)
+        self.radial = radial
 
     def forward(
         self,
@@ -115,7 +147,15 @@ class SeparableConvolution(nn.Module):
             Shape (N, O, C).
         """
         radial = self.radial(basis).unflatten(-1, (self.l_max + 1, self.channels))
-        spatial = self.self_weight * features + convolve(angular, radial, features, edges)
-        if self.fibre is not None:
-            spatial = fibre_convolution(spatial, torch.einsum("lpo,lc->poc", fibre_angular, self.fibre), for_compile)
-        return spatial + self.bias
+        messages = convolve(angular, radial, features, edges)
+        return self.over_orientations(features, messages, fibre_angular, for_compile)
+
+
+def radial_weights(num_basis: int, outputs: int, avg_num_neighbours: float) -> nn.Linear:
+    """Radial functions of degrees and channels from the basis, such that a sum over neighbours has unit variance.
+
+    Whatever the number of neighbours; P_l² averages to 1/(2l + 1).
+    """
+    linear = nn.Linear(num_basis, outputs, bias=False)
+    nn.init.normal_(linear.weight, std=1.0 / math.sqrt(num_basis * avg_num_neighbours))
+    return linear

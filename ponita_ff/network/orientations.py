@@ -31,6 +31,7 @@ __all__ = [
     "even_rotations",
     "grid_residual",
     "orientation_grid",
+    "quotients",
     "random_rotations",
     "rotation_about",
     "rotation_group",
@@ -97,7 +98,8 @@ def rotation_group(name: str) -> Array:
     """All rotations of a finite group.
 
     Args:
-        name: ``"icosahedral"`` (60 rotations) or ``"octahedral"`` (24 rotations), in the frame of the grids.
+        name: ``"icosahedral"`` (60 rotations), ``"octahedral"`` (24), ``"tetrahedral"`` (12), in the frame of the
+            grids, or ``"trivial"`` (1).
 
     Returns:
         Rotation matrices, shape (order, 3, 3), the identity first.
@@ -105,11 +107,19 @@ def rotation_group(name: str) -> Array:
     Raises:
         ValueError: For another name.
     """
-    names = {"icosahedral": "I", "octahedral": "O"}
+    names = {"icosahedral": "I", "octahedral": "O", "tetrahedral": "T", "trivial": "C1"}
     if name not in names:
-        raise ValueError(f"unknown rotation group {name!r}: expected 'icosahedral' or 'octahedral'")
+        raise ValueError(f"unknown rotation group {name!r}: expected one of {', '.join(names)}")
     elements: Array = Rotation.create_group(names[name]).as_matrix()
     return elements[np.argsort(-np.trace(elements, axis1=1, axis2=2), kind="stable")]  # only the identity's trace is 3
+
+
+@cache
+def quotients(name: str) -> NDArray[np.int64]:
+    """Number of g⁻¹g' among the rotations of a finite group, for every g and g', shape (order, order)."""
+    elements = rotation_group(name)
+    traces = np.einsum("gba,hbc,kac->ghk", elements, elements, elements)  # 3 where gᵀh and k are equal, else less
+    return np.asarray(traces.argmax(-1), dtype=np.int64)
 
 
 def _orbit(point: Array, group: str) -> Array:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from ponita_ff.files import write_atomically
-from ponita_ff.network.ponita import Ponita
+from ponita_ff.network.forms import FORMS
 from ponita_ff.potential.domain import TrainingDomain
 from ponita_ff.potential.header import (
     DOMAIN,
@@ -41,7 +41,7 @@ __all__ = [
 _UNITS = {"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3"}
 
 #: Network classes by the form that a file names.
-_NETWORKS: dict[str, Any] = {"force-field": Ponita, "published": PublishedPonita}
+_NETWORKS: dict[str, Any] = {**FORMS, "published": PublishedPonita}
 
 
 def save_potential(potential: Potential, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError, safe_open
 
 from ponita_ff.files import is_file
-from ponita_ff.network.config import PonitaConfig
+from ponita_ff.network.config import FORM_CONFIGS, FormConfig, GridConfig
 from ponita_ff.provenance import arrays_hash
 from ponita_ff.published.config import PublishedConfig
 from ponita_ff.settings import shown, wrong_fields
@@ -46,6 +46,9 @@ Arrays = dict[str, NDArray[Any]]
 #: Tensors of a network that are no weights: the grid, which may be another than the configuration's.
 _GRID = frozenset({"network.orientations", "network.orientation_weights"})
 
+#: Configs of networks by the form that a file names.
+_CONFIGS: dict[str, type[FormConfig] | type[PublishedConfig]] = {**FORM_CONFIGS, "published": PublishedConfig}
+
 #: How far a rotation in a file may be from orthogonal.
 _ORTHOGONAL = 1e-6
 
@@ -65,7 +68,7 @@ class PotentialContent:
     """
 
     header: dict[str, Any]
-    config: PonitaConfig | PublishedConfig
+    config: FormConfig | PublishedConfig
     arrays: Arrays
 
 
@@ -74,7 +77,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    form: Literal["force-field", "published"]
+    form: str
     species: Annotated[list[Annotated[int, Field(ge=1, le=118)]], Field(min_length=1)]
     cutoff: float | None
     network: dict[str, Any]
@@ -85,6 +88,13 @@ class _Header(BaseModel):
     versions: dict[str, str]
     metadata: dict[str, Any]
     domain: dict[str, Any] | None = None
+
+    @field_validator("form")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in _CONFIGS:
+            raise ValueError(f"must be one of {', '.join(_CONFIGS)}; a newer ponita_ff may know it")
+        return value
 
     @field_validator("species")
     @classmethod
@@ -161,8 +171,7 @@ def read_content(path: Path | str) -> PotentialContent:
     header = _checked_header(raw, arrays, path)
     try:
         _Header.model_validate(header)
-        config_class = PonitaConfig if header["form"] == "force-field" else PublishedConfig
-        config: PonitaConfig | PublishedConfig = config_class.model_validate(header["network"])
+        config = _CONFIGS[header["form"]].model_validate(header["network"])
     except ValidationError as error:
         raise _unusable(path, f"its header is wrong:\n{wrong_fields(error)}") from None
     for version in range(header["version"], VERSION):
@@ -250,9 +259,9 @@ def _problems(content: PotentialContent) -> Any:
         yield "rotations has matrices that are no rotations"
 
 
-def _grid_problems(config: PonitaConfig | PublishedConfig, grid: NDArray[Any], quadrature: NDArray[Any]) -> Any:
-    size = max(config.num_ori, 1)
-    any_grid = config.form == "force-field" and config.num_ori > 0
+def _grid_problems(config: FormConfig | PublishedConfig, grid: NDArray[Any], quadrature: NDArray[Any]) -> Any:
+    size = config.grid_size
+    any_grid = isinstance(config, GridConfig) and config.num_ori > 0
     if grid.ndim != 2 or grid.shape[1] != 3 or quadrature.shape != grid.shape[:1]:
         yield f"orientations and their weights have the shapes {grid.shape} and {quadrature.shape}"
     elif len(grid) == 0 or (len(grid) != size and not any_grid):

@@ -44,6 +44,11 @@ class PublishedConfig(BaseModel):
         check_num_weights(self.num_weights(1))
         return self
 
+    @property
+    def grid_size(self) -> int:
+        """Orientations in the grid that a file holds; 1, of no meaning, where there is none."""
+        return max(self.num_ori, 1)
+
     def num_weights(self, num_species: int) -> int:
         """Number of weights of a network of this shape."""
         channels, basis, hidden, fibre = self.channels, self.basis_dim, self.channels * self.widening, self.num_ori > 0

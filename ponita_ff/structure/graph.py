@@ -415,7 +415,7 @@ def shortest_edge(graph: Graph) -> tuple[float, int, int]:
 
 
 def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
-    """Sum of per-atom values (N,) over the atoms of each structure, shape (number,).
+    """Sum of per-atom values (N, ...) over the atoms of each structure, shape (number, ...).
 
     A product with a membership matrix for the few structures of a training batch (adds in one order, so that runs
     repeat bit for bit, and compiles), also for large ones on a GPU, where an ``index_add`` adds in any order; an
@@ -426,4 +426,4 @@ def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
     if number <= 64 or (values.is_cuda and number * len(values) <= _MEMBERSHIPS):
         member = batch == torch.arange(number, device=batch.device).unsqueeze(1)
         return member.to(values.dtype) @ values
-    return values.new_zeros(number).index_add(0, batch, values)
+    return values.new_zeros(number, *values.shape[1:]).index_add(0, batch, values)

@@ -15,7 +15,9 @@ from torch import nn
 
 from ponita_ff.data import DataError, Frame, read_isolated_atoms
 from ponita_ff.energy.references import fit_reference_energies
-from ponita_ff.network.ponita import Ponita
+from ponita_ff.network.config import GridConfig
+from ponita_ff.network.form import Form
+from ponita_ff.network.forms import make_network
 from ponita_ff.potential.file import load_potential, read_header
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.neighbours import neighbour_list
@@ -73,7 +75,7 @@ def _random_potential(config: TrainConfig, species: list[int], sample: Sequence[
         model = model.model_copy(update={"avg_num_neighbours": _average_neighbours(sample, model.cutoff)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = Ponita(model, len(species))
+        network = make_network(model, len(species))
     metadata: dict[str, Any] = {"name": config.name, "reference_energies_from": origin}
     potential = Potential(network, species, references, scale, config.potential.zbl_cutoff, metadata)
     return potential.to(getattr(torch, config.dtype))
@@ -85,9 +87,11 @@ def _potential_from_start(
     """The potential in a file, for these species only and with reference energies that fit the frames."""
     base = load_potential(path)
     network = _network_of_start(config, base, path)
-    base_num_ori = network.config.num_ori
-    network.set_grid(config.model.num_ori)
-    network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
+    base_num_ori = 0
+    if isinstance(config.model, GridConfig):
+        base_num_ori = network.config.num_ori
+        network.set_grid(config.model.num_ori)
+        network.config = network.config.model_copy(update={"num_ori": config.model.num_ori})
     rows = [base.species.index(_nearest_element(z, base.species)) for z in species]
     network.embedding = nn.Embedding.from_pretrained(network.embedding.weight.detach()[rows], freeze=False)
     base_references = dict(zip(base.species, base.reference_energies.tolist(), strict=True))
@@ -106,19 +110,19 @@ def _potential_from_start(
     return potential.to(getattr(torch, config.dtype)).train().requires_grad_(True)
 
 
-def _network_of_start(config: TrainConfig, base: Potential, path: Path) -> Ponita:
+def _network_of_start(config: TrainConfig, base: Potential, path: Path) -> Form:
     """The network to start from.
 
     Raises:
         ConfigError: If the settings describe another network or another repulsion, naming what to give.
     """
     network = base.network
-    if not isinstance(network, Ponita):
+    if not isinstance(network, Form):
         raise ConfigError(f"potential.start: {path} holds a network of the published form, which is not trained here")
     own, given = network.config.model_dump(), config.model.model_dump()
     # avg_num_neighbours only scales random initial weights. Kernels are continuous, so they run on any grid.
-    free = {"avg_num_neighbours"} | ({"num_ori"} if given["num_ori"] and own["num_ori"] else set())
-    wrong = [name for name in given if given[name] != own[name] and name not in free]
+    free = {"avg_num_neighbours"} | ({"num_ori"} if given.get("num_ori") and own.get("num_ori") else set())
+    wrong = [name for name in own if given.get(name) != own[name] and name not in free]
     if wrong:
         needed = ", ".join(f"model.{name}: {own[name]}" for name in wrong)
         raise ConfigError(f"potential.start: {path} is another network than model describes; give {needed}")

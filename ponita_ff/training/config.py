@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
-from ponita_ff.network.config import GRID_SIZES, PonitaConfig
+from ponita_ff.network.config import GRID_SIZES, FormConfig, GridConfig, PonitaConfig, form_config
 from ponita_ff.settings import Section, SettingsError, merged, read_yaml, with_changes, wrong_fields
 from ponita_ff.training.legacy import rename_overrides, rename_settings
 
@@ -243,7 +243,7 @@ class TrainConfig(Section):
             MD step. ``accurate``: a final stage on 32 orientations; the error is smaller and depends far less on how a
             molecule is rotated, for 2.7 times the arithmetic of a step.
         data: Labelled frames and how they are split.
-        model: The network.
+        model: The network; ``form`` names which, and with it the fields there are.
         potential: What surrounds the network: reference energies, repulsion, species, and weights to start from.
         loss: Weights and kind of the loss.
         optimiser: Optimiser, schedule and length of the run.
@@ -260,7 +260,7 @@ class TrainConfig(Section):
 
     preset: Literal["fast", "accurate"] = "fast"
     data: DataConfig
-    model: PonitaConfig = PonitaConfig()
+    model: Annotated[SerializeAsAny[FormConfig], BeforeValidator(form_config)] = PonitaConfig()
     potential: PotentialConfig = PotentialConfig()
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -418,10 +418,11 @@ class TrainConfig(Section):
         if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
             problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
         stage = self.final_stage
-        if stage is not None and (self.model.num_ori == 0 or stage.num_ori not in GRID_SIZES):
+        num_ori = self.model.num_ori if isinstance(self.model, GridConfig) else 0
+        if stage is not None and (num_ori == 0 or stage.num_ori not in GRID_SIZES):
             problems.append(
                 f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
-                f"got {stage.num_ori} and {self.model.num_ori}"
+                f"got {stage.num_ori} and {num_ori}"
             )
         if self.optimiser.trainable == "layers" and self.optimiser.last_layers > self.model.num_layers:
             problems.append(f"optimiser.last_layers: the network has {self.model.num_layers} layers")

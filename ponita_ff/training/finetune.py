@@ -90,7 +90,7 @@ def finetune_config(
         beside = path.with_name(REPLAY_FILE)
         replay = [beside] if beside.is_file() else []
     header = read_header(path)
-    if header["form"] != "force-field":
+    if header["form"] == "published":
         raise ConfigError(f"{path} holds a network of the published form, which is not trained here")
     number = sum(len(read_frames(file)) for file in data) if frames is None else frames
     validation = max(_MIN_VALIDATION, round(_VALIDATION_FRACTION * number))
@@ -104,7 +104,7 @@ def finetune_config(
             "validation": validation,
             "replay": [str(file) for file in replay],
         },
-        "model": {name: value for name, value in header["network"].items() if name != "form"},
+        "model": header["network"],
         "potential": {"start": str(path), "zbl_cutoff": load_potential(path).zbl_cutoff},
         "optimiser": _schedule(number),
     }

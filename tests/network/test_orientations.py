@@ -15,6 +15,7 @@ from ponita_ff.network.orientations import (
     even_rotations,
     grid_residual,
     orientation_grid,
+    quotients,
     random_rotations,
     rotation_group,
 )
@@ -111,8 +112,8 @@ def test_group_is_a_group_of_rotations(name: str, order: int) -> None:
 
 
 def test_unknown_group_is_named() -> None:
-    with pytest.raises(ValueError, match="'tetrahedral'"):
-        rotation_group("tetrahedral")
+    with pytest.raises(ValueError, match="'cyclic'"):
+        rotation_group("cyclic")
 
 
 @pytest.mark.parametrize("num_ori", [-12, 1, 7, 13, 1000])
@@ -164,3 +165,11 @@ def test_averaging_rotations_cancel_the_leading_error(number: int, bound: float)
 @pytest.mark.parametrize(("number", "group"), [(1, "icosahedral"), (7, "icosahedral"), (3, "octahedral"), (3, "")])
 def test_other_averages_are_even(number: int, group: str) -> None:
     assert torch.equal(averaging_rotations(number, group), even_rotations(number))
+
+
+@pytest.mark.parametrize(("name", "order"), [("trivial", 1), ("tetrahedral", 12), ("octahedral", 24)])
+def test_quotients_of_a_group(name: str, order: int) -> None:
+    elements, table = rotation_group(name), quotients(name)
+    assert elements.shape == (order, 3, 3)
+    assert np.allclose(elements[0], np.eye(3))
+    assert np.abs(elements[:, None].swapaxes(-1, -2) @ elements[None] - elements[table]).max() < 1e-12

@@ -100,3 +100,20 @@ def test_same_seed_makes_the_same_network() -> None:
             torch.manual_seed(7)
             states.append(Ponita(PonitaConfig(channels=8, num_layers=1), 2).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(
+    ("num_ori", "sums"),
+    [
+        (0, {"layers.1.convolution.radial.weight": -0.499802, "layers.1.expand.weight": 0.501912}),
+        (12, {"layers.1.convolution.fibre": 128.567466, "layers.1.convolution.radial.weight": -1.962572}),
+    ],
+)
+def test_first_weights_are_those_of_earlier_versions(num_ori: int, sums: dict[str, float]) -> None:
+    """So that a run with the same seed is the same run: drawn in the same order, whatever classes share."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = Ponita(PonitaConfig(num_ori=num_ori, channels=16, num_layers=2), 3)
+    found = {name: float(weight.detach().double().sum()) for name, weight in network.named_parameters()}
+    for name, expected in {"embedding.weight": 9.500061, **sums}.items():
+        assert found[name] == pytest.approx(expected, abs=2e-5), name
