@@ -32,7 +32,17 @@ CHANGE |= {"forces_after": 0.123, "energy_taught": None, "forces_taught": None}
 
 def test_all_numbers_are_on_the_page_and_nothing_is_asked_of_another_host() -> None:
     page = render(METADATA, "model: {<b>}", [("curve", b"\x89PNG")])
-    for text in ("Training of &lt;mine&gt;", "1.5 minutes", "12.34", "56.70", "11.00", "CH4", "3.30", "abc, def", "{&lt;b&gt;}"):
+    for text in (
+        "Training of &lt;mine&gt;",
+        "1.5 minutes",
+        "12.34",
+        "56.70",
+        "11.00",
+        "CH4",
+        "3.30",
+        "abc, def",
+        "{&lt;b&gt;}",
+    ):
         assert text in page, text
     for symbol in ("C", "H", "O"):
         assert f"force MAE, {symbol}" in page
