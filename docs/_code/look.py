@@ -1,11 +1,11 @@
-"""Open every page of the built site in a headless Chromium: errors, requests to other hosts, width, search.
+"""Open every page of the built site in a headless Chromium: errors, requests to other hosts, width, sorting, search.
 
     python docs/_code/look.py site-out --pictures look-out
     python docs/_code/look.py site-out --only guides/audit.html --only index.html
 
 Needs Chromium (``CHROMIUM`` names its program, else it is looked for) and playwright, of the extra ``docs``. The pages
 are served on this machine; whatever they ask of another host is refused and reported. With ``--pictures``, screenshots
-at desktop and phone width, light and dark.
+of whole pages.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _search(page: Any, address: str) -> list[str]:
     """Problems of the search."""
     page.goto(f"{address}/index.html")
     page.wait_for_load_state("networkidle")
-    page.click("label[for=__search]", force=True)
+    page.click("input.md-search__input")
     page.fill("input.md-search__input", _SEARCH)
     try:
         page.wait_for_selector(f"a.md-search-result__link[href*='{_FOUND}']", timeout=60_000)
@@ -136,14 +136,15 @@ def _look_at(page: Any, address: str, name: str, picture: Path | None) -> None:
     page.wait_for_load_state("networkidle")
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(picture), full_page=False)
+        page.screenshot(path=str(picture), full_page=True)
 
 
 @click.command()
 @click.argument("site", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--only", multiple=True, help="Only these pages, e.g. index.html.  [default: all]")
 @click.option("--pictures", type=click.Path(path_type=Path), help="Folder for screenshots.")
-def main(site: Path, only: tuple[str, ...], pictures: Path | None) -> None:
+@click.option("--every", is_flag=True, help="Both schemes at both widths, not light on a desktop and dark on a phone.")
+def main(site: Path, only: tuple[str, ...], pictures: Path | None, every: bool) -> None:
     """Look at the pages of SITE, and end with exit code 1 if something is wrong; 2 if there is no browser."""
     program = chromium()
     try:
@@ -160,7 +161,7 @@ def main(site: Path, only: tuple[str, ...], pictures: Path | None) -> None:
         browser = playwright.chromium.launch(executable_path=program, args=_OPTIONS)
         problems: list[str] = []
         for kind, (width, height) in _WIDTHS.items():
-            for scheme in _SCHEMES if pictures else _SCHEMES[:1]:
+            for scheme in _SCHEMES if every else _SCHEMES[kind == "phone" :][:1]:
                 context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
                 page = context.new_page()
                 page.set_default_timeout(120_000)
@@ -185,7 +186,8 @@ def main(site: Path, only: tuple[str, ...], pictures: Path | None) -> None:
         page.set_default_timeout(120_000)
         problems = []
         _watch(page, address, problems)
-        problems += _search(page, address)
+        if (site / "search").is_dir():
+            problems += _search(page, address)
         for problem in problems:
             click.echo(f"search: {problem}")
         failed += len(problems)

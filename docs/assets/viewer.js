@@ -103,7 +103,7 @@
   };
 
   const chart = (data) => {
-    const [width, height, left, bottom, top] = [480, 280, 46, 34, 40];
+    const [width, height, left, bottom, top] = [480, 280, 40, 30, 34];
     const values = data.curves.flatMap((curve) => curve.energies);
     const limit = 1.1 * Math.max(...values.map(Math.abs));
     const x = (degrees) => left + (width - left - 10) * degrees / 360;
@@ -118,7 +118,7 @@
     for (const energy of [-step, 0, step]) {
       svg.append(drawn("text", { x: left - 5, y: y(energy) + 4, "text-anchor": "end" }, String(energy).replace("-", "−")));
     }
-    svg.append(drawn("text", { x: left, y: top - 8 }, "energy − mean (meV)"));
+    svg.append(drawn("text", { x: left + 8, y: top + 2 }, "energy − mean (meV)"));
     data.curves.forEach((curve, i) => {
       const points = curve.energies.map((energy, k) => `${x(data.degrees[k]).toFixed(1)},${y(energy).toFixed(1)}`);
       svg.append(drawn("polyline", { points: points.join(" "), class: `curve curve-${i}` }));
