@@ -32,7 +32,7 @@ def table() -> str:
 def pictures() -> str:
     """Parity of each potential, linked to its card; Markdown."""
     return "\n".join(
-        f"[![Parity of {one.name} on its test frames](../potentials/{one.name}/parity.png)]"
+        f"[![Parity of {one.name} on its test frames](../potentials/{one.name}/parity.png)<br>{one.name}]"
         f"(../potentials/{one.name}/README.md)"
         for one in list_shipped()
     )

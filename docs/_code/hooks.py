@@ -28,7 +28,7 @@ from settings_tables import settings_tables
 from ponita_ff.cli.config import settings_models
 from ponita_ff.page.template import SCRIPT
 
-_MARK = re.compile(r"<!-- made: ([\w.-]+(?: [\w./-]+)?) -->")
+_MARK = re.compile(r"<!-- made: ([\w.-]+(?: [\w./-]+)*) -->")
 
 
 def _settings(command: str) -> str:
@@ -79,9 +79,10 @@ def _other_benchmarks() -> str:
     return "\n".join(["Also measured:", "", *lines]) if lines else ""
 
 
-def _table(source: str) -> str:
-    """The first table of a page of results."""
-    return tables.markdown(tables.tables((ROOT / source).read_text(encoding="utf-8"))[0])
+def _table(source: str, columns: str = "") -> str:
+    """The first table of a page of results, or its first columns."""
+    found = tables.tables((ROOT / source).read_text(encoding="utf-8"))[0]
+    return tables.markdown([row[: int(columns)] if columns else row for row in found])
 
 
 _MAKERS: dict[str, Callable[..., str]] = {

@@ -49,6 +49,7 @@ def problems(site: Path) -> list[str]:
     Args:
         site: Folder of the built site.
     """
+    site = site.absolute()
     pages = {path: _Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():
@@ -58,7 +59,7 @@ def problems(site: Path) -> list[str]:
         name = path.relative_to(site)
         found += [f"{name}: fetches {address}" for address in page.fetched if _is_elsewhere(address)]
         for address in [*page.links, *(address for address in page.fetched if not _is_elsewhere(address))]:
-            problem = _problem(address, path, pages)
+            problem = _problem(address, path, site, pages)
             if problem:
                 found.append(f"{name}: {address} {problem}")
     for path in sorted(site.rglob("*.css")):
@@ -72,12 +73,14 @@ def _is_elsewhere(address: str) -> bool:
     return bool(urlsplit(address).netloc)
 
 
-def _problem(address: str, path: Path, pages: dict[Path, _Page]) -> str | None:
+def _problem(address: str, path: Path, site: Path, pages: dict[Path, _Page]) -> str | None:
     """What is wrong with a link from a page, in words."""
     parts = urlsplit(address)
     if parts.scheme or parts.netloc:
         return None
     target = path if not parts.path else Path(posixpath.normpath(path.parent / unquote(parts.path)))
+    if not target.is_relative_to(site):
+        return "leads out of the site"
     if target.is_dir():
         target = target / "index.html"
     if not target.is_file():

@@ -56,10 +56,11 @@ def with_site_links(text: str, source: str, pages: Mapping[str, str]) -> str:
         if not target or ":" in target:
             return match[0]
         found = site_path(posixpath.normpath(posixpath.join(posixpath.dirname(source), target)), pages)
+        text = _LINK.sub(replace, match["text"])  # a picture may be the text of a link
         if found is None:
-            return match["text"]
+            return text
         there = posixpath.relpath(found, posixpath.dirname(here) or ".")
-        return f"{match['image']}[{match['text']}]({there}{hash_sign}{anchor})"
+        return f"{match['image']}[{text}]({there}{hash_sign}{anchor})"
 
     return _outside_code(text, lambda part: _LINK.sub(replace, part))
 

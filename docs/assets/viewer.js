@@ -112,7 +112,7 @@
     svg.append(drawn("line", { x1: left, x2: width - 10, y1: y(0), y2: y(0), class: "axis" }));
     svg.append(drawn("line", { x1: left, x2: left, y1: top, y2: height - bottom, class: "axis" }));
     for (const degrees of [0, 90, 180, 270, 360]) {
-      svg.append(drawn("text", { x: x(degrees), y: height - bottom + 16, "text-anchor": "middle" }, `${degrees}°`));
+      svg.append(drawn("text", { x: x(degrees), y: height - bottom + 22, "text-anchor": "middle" }, `${degrees}°`));
     }
     const step = Number((limit / 1.1).toPrecision(1));
     for (const energy of [-step, 0, step]) {

@@ -39,6 +39,8 @@ def test_links_lead_to_the_page_that_is_made_of_a_file() -> None:
     repository = code("repository")
     pages = {"benchmarks/results/speed.md": "benchmarks/speed.md", "potentials/a/README.md": "potentials/a.md"}
     text = "[s](../../benchmarks/results/speed.md#x) ![p](../../gone.png) [c](md.md) [w](https://a.b/c)\n"
+    nested = "[![p](../../potentials/a/README.md)<br>a](../../potentials/a/README.md)"
+    assert repository.with_site_links(nested, "docs/guides/x.md", pages).count("(../potentials/a.md)") == 2
     found = repository.with_site_links(text, "docs/guides/x.md", pages)
     assert found == "[s](../benchmarks/speed.md#x) p [c](md.md) [w](https://a.b/c)\n"
     card = "[f](../../benchmarks/results/speed.md)\n```\n[f](../../benchmarks/results/speed.md)\n```\n"
@@ -52,7 +54,7 @@ def test_broken_links_and_other_hosts_are_found(tmp_path: Path) -> None:
     (tmp_path / "style.css").write_text("a {background: url(local.png)} @import 'https://c.d/e.css';", encoding="utf-8")
     page = (
         '<a href="other.html#there">fine</a> <a href="https://far.away/">leads there, fetches nothing</a> '
-        '<a href="other.html#gone"></a> <a href="missing.html"></a> <img src="missing.png">'
+        '<a href="other.html#gone"></a> <a href="missing.html"></a> <img src="missing.png"> <a href="../out.html"></a>'
         '<script src="https://far.away/x.js"></script> <link rel="stylesheet" href="//far.away/x.css">'
     )
     (tmp_path / "index.html").write_text(page, encoding="utf-8")
@@ -61,6 +63,7 @@ def test_broken_links_and_other_hosts_are_found(tmp_path: Path) -> None:
         "index.html: fetches //far.away/x.css",
         "index.html: other.html#gone has no place #gone",
         "index.html: missing.html does not exist",
+        "index.html: ../out.html leads out of the site",
         "index.html: missing.png does not exist",
         "style.css: fetches https://c.d/e.css",
     ]
