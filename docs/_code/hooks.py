@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import commands
 import drawings
 import gallery
 import links
@@ -88,6 +89,7 @@ def _table(source: str, columns: str = "") -> str:
 _MAKERS: dict[str, Callable[..., str]] = {
     "gallery": gallery.table,
     "pictures": gallery.pictures,
+    "commands": commands.reference,
     "settings": _settings,
     "data": _data,
     "drawing": _drawing,

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from ponita_ff.cli.config import settings_models
+from ponita_ff.cli.group import COMMANDS
 from ponita_ff.potential.shipped import list_shipped
 from ponita_ff.settings import dotted
 
@@ -181,3 +182,13 @@ def test_docstrings_become_markdown_with_an_entry_for_each_argument() -> None:
         "As `ponita_ff.x.train`.\n\nArgs:\n    a: Of `P`,\n        more.\n    b: Of `P`,\n        more.\n    c: One."
     )
     assert code("docstrings").as_markdown(text) == expected
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    text = code("commands").reference()
+    for name in COMMANDS:
+        assert f"\n## {name}\n" in text
+    for option in ("--warn-above", "--teacher", "--max-spread", "--march", "--no-replay"):
+        assert f"<code>{option.replace('--', '&#45;&#45;').replace('_', '&#95;')}" in text
+    assert "ponita-ff audit ethanol-rmd17 --structure CH3CH2OH --quick\n" in text  # an example stays as it is
+    assert "Sentinel" not in text and "None" not in text.replace("None for", "")
