@@ -114,7 +114,8 @@
     for (const degrees of [0, 90, 180, 270, 360]) {
       svg.append(drawn("text", { x: x(degrees), y: height - bottom + 22, "text-anchor": "middle" }, `${degrees}°`));
     }
-    const step = Number((limit / 1.1).toPrecision(1));
+    const size = 10 ** Math.floor(Math.log10(limit / 1.1));
+    const step = size * Math.floor(limit / 1.1 / size);
     for (const energy of [-step, 0, step]) {
       svg.append(drawn("text", { x: left - 5, y: y(energy) + 4, "text-anchor": "end" }, String(energy).replace("-", "−")));
     }
