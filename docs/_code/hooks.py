@@ -62,7 +62,7 @@ def _tried() -> str:
     """The steps of the first page as a script ran them, with the time of each."""
     values = json.loads((ROOT / "docs" / "data" / "tried.json").read_text(encoding="utf-8"))
     lines = ["| step | seconds of CPU time | seconds |", "| --- | --- | --- |"]
-    lines += [f"| `{one['step']}` | {one['cpu']:.0f} | {one['wall']:.0f} |" for one in values["steps"]]
+    lines += [f"| {html.escape(one['step'])} | {one['cpu']:.0f} | {one['wall']:.0f} |" for one in values["steps"]]
     lines.append(
         f"| all | {sum(o['cpu'] for o in values['steps']):.0f} | {sum(o['wall'] for o in values['steps']):.0f} |"
     )

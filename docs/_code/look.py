@@ -27,7 +27,7 @@ _WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 _SCHEMES = ("light", "dark")
 
 #: What is searched for, and a page that must be found.
-_SEARCH, _FOUND = "thermostat", "guides/md.html"
+_SEARCH, _FOUND, _TRIES = "thermostat", "guides/md.html", 10
 
 #: Chromium's own services look for the network, which no page does.
 _OPTIONS = [
@@ -122,13 +122,16 @@ def _search(page: Any, address: str) -> list[str]:
     """Problems of the search."""
     page.goto(f"{address}/index.html")
     page.wait_for_load_state("networkidle")
-    page.click("input.md-search__input")
-    page.fill("input.md-search__input", _SEARCH)
-    try:
-        page.wait_for_selector(f"a.md-search-result__link[href*='{_FOUND}']", timeout=60_000)
-    except Exception as error:  # a timeout of playwright's
-        return [f"search for {_SEARCH!r} does not find {_FOUND}: {type(error).__name__}"]
-    return []
+    field, wanted = page.locator("input.md-search__input"), page.locator(f"a.md-search-result__link[href*='{_FOUND}']")
+    field.click()
+    # The index is loaded once the field has the focus, and keys pressed before it is there go unheard.
+    for _ in range(_TRIES):
+        field.fill("")
+        field.press_sequentially(_SEARCH, delay=20)
+        page.wait_for_timeout(3_000)
+        if wanted.count():
+            return []
+    return [f"search for {_SEARCH!r} does not find {_FOUND}"]
 
 
 def _look_at(page: Any, address: str, name: str, picture: Path | None) -> None:
