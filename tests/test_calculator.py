@@ -515,7 +515,7 @@ def test_skin_changes_no_trajectory(name: str, steps: int, make_potential: Make,
 
 
 def test_dispersion_on_top(tiny_potential: Potential) -> None:
-    """The line of README: ASE adds what DFT-D4 gives."""
+    """As the guide to relaxation has it: ASE adds what DFT-D4 gives."""
     dftd4 = pytest.importorskip("dftd4.ase")
     from ase.calculators.mixing import SumCalculator
 

@@ -15,7 +15,7 @@ ROOT = Path(ponita_ff.__file__).parent
 #: The way of the data, from the leaves up. A folder stands for all its modules, which may import each other.
 STEPS: tuple[tuple[str, ...], ...] = (
     ("files", "lazy"),
-    ("json_lines", "progress", "provenance", "python_path", "signals", "units"),
+    ("json_lines", "page", "progress", "provenance", "python_path", "signals", "units"),
     ("kernels", "locks", "settings", "structure"),
     ("data", "network", "outputs"),
     ("energy", "published"),

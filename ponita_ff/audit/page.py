@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from ponita_ff.audit.plots import draw, png
 from ponita_ff.audit.result import AuditReport, CheckResult, Measurement
 from ponita_ff.audit.run import CHECKS
 from ponita_ff.files import write_json, write_text
 from ponita_ff.outputs import claim_folder
+from ponita_ff.page.template import load
 
 __all__ = ["FILES", "format_number", "render", "write_report"]
 
@@ -40,10 +41,7 @@ def format_number(value: float) -> str:
 @cache
 def _template() -> Template:
     """Return the template of the page, which lies beside this module."""
-    loader = PackageLoader("ponita_ff.audit", package_path="")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    environment.filters["number"] = format_number
-    return environment.get_template("page.html.jinja")
+    return load("ponita_ff.audit", "page.html.jinja", {"number": format_number})
 
 
 def _limit(measurements: Sequence[Measurement]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ponita_ff.audit.result import CheckResult
+from ponita_ff.page.template import data_url
 
 __all__ = ["PLOTS", "draw", "png"]
 
@@ -70,7 +70,7 @@ def png(figure: Figure, dpi: int = 130) -> str:
     buffer = BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, dpi=dpi, format="png", metadata={"Software": None})
-    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(buffer.getvalue())
 
 
 def _axes(figure: Figure, number: int, columns: int = 3, rows_each: int = 1, height: float = 2.9) -> list[Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ponita_ff.cli import options
 from ponita_ff.cli.group import Command
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 #: Settings that finetune chooses by its arguments, the base potential and the number of frames.
 _CHOSEN_BY_FINETUNE = {
@@ -23,6 +28,22 @@ _CHOSEN_BY_FINETUNE = {
 }
 
 
+def settings_models() -> dict[str, type[BaseModel]]:
+    """Settings by the name of the command that reads them."""
+    from ponita_ff.audit.settings import AuditSettings
+    from ponita_ff.explore.settings import ExploreSettings
+    from ponita_ff.sample.settings import SampleSettings
+    from ponita_ff.training.config import TrainConfig
+
+    return {
+        "train": TrainConfig,
+        "finetune": TrainConfig,
+        "sample": SampleSettings,
+        "explore": ExploreSettings,
+        "audit": AuditSettings,
+    }
+
+
 @click.command("config", cls=Command)
 @click.argument("which", type=click.Choice(["train", "finetune", "sample", "explore", "audit"]))
 @options.common
@@ -35,20 +56,7 @@ def command(which: str) -> None:
     ponita-ff config train > train.yaml     for: ponita-ff train train.yaml --out run
     ponita-ff config audit > audit.yaml     for: ponita-ff audit POTENTIAL --settings audit.yaml
     """
-    from pydantic import BaseModel
-
-    from ponita_ff.audit.settings import AuditSettings
     from ponita_ff.cli.template import settings_template
-    from ponita_ff.explore.settings import ExploreSettings
-    from ponita_ff.sample.settings import SampleSettings
-    from ponita_ff.training.config import TrainConfig
 
-    models: dict[str, type[BaseModel]] = {
-        "train": TrainConfig,
-        "finetune": TrainConfig,
-        "sample": SampleSettings,
-        "explore": ExploreSettings,
-        "audit": AuditSettings,
-    }
     chosen = _CHOSEN_BY_FINETUNE if which == "finetune" else set()
-    click.echo(settings_template(models[which], chosen), nl=False)
+    click.echo(settings_template(settings_models()[which], chosen), nl=False)

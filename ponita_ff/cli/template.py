@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-__all__ = ["attribute_docs", "settings_template"]
+__all__ = ["attribute_docs", "described", "section_type", "settings_template", "shown_default", "summary"]
 
 _WIDTH = 100
 _INDENT = "  "
@@ -63,23 +63,23 @@ def _lines(model: type[BaseModel], values: Mapping[str, Any], prefix: str, chose
     docs = attribute_docs(model)
     after_section = False
     for name, field in model.model_fields.items():
-        section = _section_type(field.annotation)
+        section = section_type(field.annotation)
         if section is None:
             if after_section:
                 yield ""
             yield from _value(name, field, docs.get(name, ""), values, prefix + name in chosen)
         else:
             yield ""
-            yield from _comment(docs.get(name) or _summary(section))
+            yield from _comment(docs.get(name) or summary(section))
             yield from _section(name, field, section, values, prefix + name, chosen)
         after_section = section is not None
 
 
 def _value(name: str, field: FieldInfo, doc: str, values: Mapping[str, Any], chosen: bool) -> Iterator[str]:
     """A field that is no section, below its comment."""
-    yield from _comment(_told(doc, field))
+    yield from _comment(described(doc, field))
     required = field.is_required() and name not in values
-    value = _example(field.annotation) if required else _yaml(values.get(name, _default(field)))
+    value = _example(field.annotation) if required else _yaml(values[name]) if name in values else shown_default(field)
     note = "  # chosen by the command" if chosen else "  # required" if required else ""
     yield f"{'# ' if chosen or required else ''}{name}: {value}{note}"
 
@@ -111,7 +111,12 @@ def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _section_type(annotation: Any) -> type[BaseModel] | None:
+def shown_default(field: FieldInfo) -> str:
+    """The default of a field in YAML."""
+    return _yaml(_default(field))
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds, alone or optionally."""
     for kind in _alternatives(annotation):
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
@@ -129,7 +134,7 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _told(doc: str, field: FieldInfo) -> str:
+def described(doc: str, field: FieldInfo) -> str:
     """The comment of a field, with its choices where it has some."""
     choices = [
         str(value)
@@ -154,7 +159,8 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
 
 
-def _summary(model: type[BaseModel]) -> str:
+def summary(model: type[BaseModel]) -> str:
+    """First paragraph of a model's docstring."""
     return inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].replace("``", "")
 
 

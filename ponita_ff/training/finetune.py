@@ -22,6 +22,7 @@ from ponita_ff.training.config import POTENTIAL_FILE, ConfigError, TrainConfig
 from ponita_ff.training.evaluate import Errors, evaluate
 from ponita_ff.training.legacy import rename_overrides
 from ponita_ff.training.replay import with_reference_energies_of
+from ponita_ff.training.report_page import write_report_page
 from ponita_ff.training.run import RunFolder, TrainingData, finished_potential, run_folder, train_in
 
 __all__ = ["REPLAY_FILE", "ErrorChange", "finetune", "finetune_config"]
@@ -203,6 +204,7 @@ def _finetune(
     potential.metadata["finetuning"] = [asdict(change) for change in changes]
     save_potential(potential, folder.path / POTENTIAL_FILE)
     write_json(folder.path / "report.json", potential.metadata)
+    write_report_page(folder.path)
     return changes
 
 

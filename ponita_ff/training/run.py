@@ -43,6 +43,7 @@ from ponita_ff.training.evaluate import Errors, evaluate, frame_graph
 from ponita_ff.training.parallel import Processes, process_group
 from ponita_ff.training.plots import plot_learning_curve, plot_parity
 from ponita_ff.training.replay import mix_frames, split_replay, with_reference_energies_of
+from ponita_ff.training.report_page import PICTURES, REPORT_PAGE, write_report_page
 from ponita_ff.training.trainer import Trainer, read_metrics, saved_config
 
 __all__ = [
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 _SPLIT_FILE, _CONFIG_FILE = "split.json", "config.yaml"
 
 #: What a run overwrites in its folder. Settings and split may have been put there by the user, and are kept.
-RUN_FILES = (CHECKPOINT_FILE, POTENTIAL_FILE, "report.json", "metrics.csv", "learning_curve.png", "parity.png")
+RUN_FILES = (CHECKPOINT_FILE, POTENTIAL_FILE, "report.json", REPORT_PAGE, "metrics.csv", *PICTURES)
 
 #: Frames that statistics of the training data are of, at most, and atoms that are looked at together.
 _DOMAIN_FRAMES, _DOMAIN_ATOMS = 20_000, 1000
@@ -423,7 +424,7 @@ def _report(
     out: Path,
     first_stage: list[dict[str, float]],
 ) -> None:
-    """Evaluate a trained potential and write its file, ``report.json`` and plots.
+    """Evaluate a trained potential and write its file, ``report.json``, plots and the page with all of these.
 
     Args:
         potential: The trained potential; its metadata are completed.
@@ -448,6 +449,7 @@ def _report(
     plot_learning_curve(trainer.state.history, out / "learning_curve.png", first_stage)
     name, result = list(results.items())[-1]
     plot_parity(result, f"{name} frames", out / "parity.png")
+    write_report_page(out)
     for name, result in results.items():
         _log_errors(name, result.errors)
 

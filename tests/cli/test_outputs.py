@@ -199,7 +199,7 @@ def test_labels_of_a_stopped_run_are_kept(number: int, code: int, here: Path, mo
 def test_a_stopped_training_is_told_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ponita_ff.training.trainer import Trainer
 
-    for name in ("plot_learning_curve", "plot_parity"):
+    for name in ("plot_learning_curve", "plot_parity", "write_report_page"):
         monkeypatch.setattr(f"ponita_ff.training.run.{name}", lambda *_: None)
     monkeypatch.setattr(Trainer, "_train_step", interrupting(Trainer._train_step, 1, signal.SIGTERM))
     result = call("train", "train.yaml", "--out", "out")

@@ -26,6 +26,8 @@ def plots_left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if "drawn_plots" not in request.fixturenames:
         for name in ("plot_learning_curve", "plot_parity"):
             monkeypatch.setattr(f"ponita_ff.training.run.{name}", lambda *_: None)
+        for module in ("run", "finetune"):
+            monkeypatch.setattr(f"ponita_ff.training.{module}.write_report_page", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_training_lowers_the_error_and_writes_all_results(settings: dict[str, An
         rows = [float(row["validation_forces_mae"]) for row in csv.DictReader(file)]
     assert len(rows) == 15
     assert rows[-1] < 0.5 * rows[0]
-    for name in ("potential.safetensors", "config.yaml", "split.json", "report.json"):
+    for name in ("potential.safetensors", "config.yaml", "split.json", "report.json", "report.html"):
         assert (tmp_path / name).stat().st_size > 0
     for name in ("learning_curve.png", "parity.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,88 @@
+"""The headline figures of README, taken from the pages that scripts wrote, and put between two comments.
+
+python docs/_code/headline.py
+"""
+
+from __future__ import annotations
+
+import re
+
+from repository import ROOT
+from tables import cell
+
+from ponita_ff.files import write_text
+
+_RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def _first(text: str) -> str:
+    """The number that a cell begins with."""
+    return text.split(" ")[0].split("/")[0].strip()
+
+
+def _speed(molecule: str) -> tuple[str, str]:
+    page = _RESULTS / "speed.md"
+    return tuple(_first(cell(page, form, "ms", molecule)) for form in ("default form, native", "published form, eager"))  # type: ignore[return-value]
+
+
+def _last(section: str) -> str:
+    return cell(_RESULTS / "equal_time.md", "60", "force MAE", section)
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """What was measured, the figures, and the page with the name of its script."""
+    rmd17, tuned, general = (_RESULTS / name for name in ("rmd17.md", "finetune.md", "general.md"))
+    ours, published = _speed("Ethanol (9 atoms)")
+    large, large_published = _speed("Aspirin (21 atoms)")
+    return [
+        (
+            "energy and forces of ethanol, aspirin on two CPU cores",
+            f"{ours}, {large} ms; authors' form in eager torch {published}, {large_published} ms",
+            "speed",
+        ),
+        (
+            "aspirin (rMD17), 60 minutes of training on one core",
+            f"force MAE {_last('aspirin, ponita_ff')} meV/Å; SchNetPack's PaiNN {_last('aspirin, painn')}",
+            "equal_time",
+        ),
+        (
+            "aspirin, 50 labelled frames",
+            f"fine-tuned {cell(tuned, 'aspirin, 50', 'fine-tuned')} meV/Å; MACE from random weights, as published, "
+            f"{cell(tuned, 'aspirin', 'MACE')}",
+            "finetune",
+        ),
+        (
+            "ethanol, aspirin (rMD17), shipped potentials",
+            f"{_first(cell(rmd17, 'ethanol', 'this'))}, {_first(cell(rmd17, 'aspirin', 'this'))} meV/Å; "
+            f"published PONITA {_first(cell(rmd17, 'ethanol', 'PONITA'))}, {_first(cell(rmd17, 'aspirin', 'PONITA'))}",
+            "rmd17",
+        ),
+        (
+            "3BPA, not trained on, general potential",
+            f"{cell(general, 'organic-wb97x', '3bpa: forces')} meV/Å; "
+            f"ANI-2x {cell(general, 'ani-2x', '3bpa: forces')}, GFN2-xTB {cell(general, 'gfn2-xtb', '3bpa: forces')}",
+            "general",
+        ),
+    ]
+
+
+def block() -> str:
+    """The table in Markdown."""
+    lines = ["| measured | result | page, script |", "| --- | --- | --- |"]
+    lines += [
+        f"| {what} | {figures} | [{name}](benchmarks/results/{name}.md), `benchmarks/{name}.py` |"
+        for what, figures, name in rows()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_figures(text: str) -> str:
+    """README with the table as it should be now."""
+    assert _BLOCK.search(text), "README has no place for the figures"
+    return _BLOCK.sub(lambda match: match[1] + block() + match[2], text)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    write_text(path, with_figures(path.read_text(encoding="utf-8")))

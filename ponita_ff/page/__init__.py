@@ -1,0 +1,1 @@
+"""The look of HTML pages that commands write: one style, one script, one frame, without requests to other hosts."""
