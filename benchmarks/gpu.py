@@ -8,8 +8,8 @@ soon as it is there; after each part OUT/gpu.md and OUT/gpu.png are written from
 nothing that was measured. The parts, in this order:
 
 - machine: device, versions, rates of matrix products and of copies;
-- correctness: energies, forces, stress and the gradient by all weights of every backend and dtype against float64 on the
-  CPU; whether steps repeat bit for bit; what waits for the device;
+- correctness: energies, forces, stress and the gradient by all weights of every backend and dtype against float64 on
+  the CPU; whether steps repeat bit for bit; what waits for the device;
 - speed: time of a step through the calculator, memory and steps of dynamics per second for 9 to 999 atoms;
 - training: steps and frames per second and memory at batches of 5, 64 and 512;
 - cpu: the same on two cores of that machine;
@@ -62,10 +62,10 @@ PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
 
 def run_part(check: Check) -> None:
     """One part here; its failure is a result."""
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     with check.logged(), check.attempt("failed"):
         PARTS[check.part][0](check)
-    check.write("end of part", seconds=time.perf_counter() - start)
+    check.write("end of part", seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - busy)
 
 
 def run_in_process(command: list[str], part: str, limit: float, out: Path) -> None:

@@ -2,7 +2,9 @@
 
     python benchmarks/gpu_bundle.py --python 3.12
     # there, in the checkout; nothing is fetched or installed:
-    PYTHONPATH=$PWD:$PWD/gpu-bundle-out python3 benchmarks/gpu_check.py --out gpu-out
+    export PYTHONPATH=$PWD:$PWD/gpu-bundle-out
+    python3 benchmarks/gpu.py --out gpu-out
+    python3 benchmarks/gpu_train.py run rmd17.npz benchmarks/gpu_jobs/rmd17.yaml --minutes 6 --out gpu-out
 
 That machine has PyTorch with Triton, torch-geometric, numpy, SciPy, matplotlib, h5py, safetensors, click, Jinja,
 PyYAML, TensorBoard and tqdm; ``--also`` names what else it lacks. The folder is for one version of Python on Linux,
@@ -60,7 +62,8 @@ def main(python: str, out: Path, also: tuple[str, ...]) -> None:
     if size > LIMIT:
         raise click.ClickException(f"{out} has {size:.0f} MB, more than {LIMIT:.0f}: leave packages of --also out")
     click.echo(f"{out}: {size:.0f} MB; there, in the checkout:")
-    click.echo(f"PYTHONPATH=$PWD:$PWD/{out} python3 benchmarks/gpu_check.py --out gpu-out")
+    place = out if out.is_absolute() else f"$PWD/{out}"
+    click.echo(f"PYTHONPATH=$PWD:{place} python3 benchmarks/gpu.py --out gpu-out")
 
 
 if __name__ == "__main__":

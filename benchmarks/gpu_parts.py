@@ -467,33 +467,43 @@ def _forget(check: Check) -> None:
 
 def replicas(check: Check) -> None:
     """Many copies of ethanol in one call: of the potential, and of what TorchSim and i-PI call, which moves them."""
-    import torch
+    potential = _potential().to(device=check.device)
+    for number in (3,) if check.quick else (100, 1000, 10_000):
+        for kind, make in (("potential", _one_graph), ("engines", _moved_replicas)):
+            name = f"{number} replicas, {kind}"
+            with check.attempt(name):
+                function = make(check, potential, number)
+                check.memory()
+                found = check.time(function, 0.5)
+                rate = {"replicas_per_s": 1e3 * number / found["ms"]}
+                check.write(name, replicas=number, **found, **check.memory(), **rate)
+            _forget(check)
 
-    from ponita_ff.hosts.batched import BatchedPotential
+
+def _one_graph(check: Check, potential: Any, number: int) -> Callable[[], object]:
     from ponita_ff.structure.graph import batch_graphs, build_graph
 
     atoms = _system("ethanol")
-    potential = _potential().to(device=check.device)
-    predict = potential.predictor("eager")
     one = build_graph(atoms.numbers, atoms.positions, potential.cutoff)
-    for number in (3,) if check.quick else (100, 1000, 10_000):
-        with check.attempt(f"{number} replicas, potential"):
-            graph = batch_graphs([one] * number).to(check.device)
-            check.memory()
-            found = check.time(partial(predict, graph), 0.5)
-            rate = {"replicas_per_s": 1e3 * number / found["ms"]}
-            check.write(f"{number} replicas, potential", replicas=number, **found, **check.memory(), **rate)
-        with check.attempt(f"{number} replicas, engines"):
-            batched = BatchedPotential(potential, device=check.device, backend="eager")
-            places = torch.from_numpy(atoms.positions).to(check.device).repeat(number, 1)
-            numbers = torch.from_numpy(atoms.numbers).to(check.device).repeat(number)
-            owners = torch.arange(number, device=check.device).repeat_interleave(len(atoms))
-            cells = torch.zeros(number, 3, 3, dtype=torch.float64, device=check.device)
-            move = partial(torch.randn_like, places)
-            found = check.time(lambda: batched(places + 0.01 * move(), numbers, owners, cells, False), 0.5)
-            rate = {"replicas_per_s": 1e3 * number / found["ms"]}
-            check.write(f"{number} replicas, engines", replicas=number, **found, **check.memory(), **rate)
-        _forget(check)
+    return partial(potential.predictor("eager"), batch_graphs([one] * number).to(check.device))
+
+
+def _moved_replicas(check: Check, potential: Any, number: int) -> Callable[[], object]:
+    import torch
+
+    from ponita_ff.hosts.batched import BatchedPotential
+
+    atoms = _system("ethanol")
+    batched = BatchedPotential(potential, device=check.device, backend="eager")
+    places = torch.from_numpy(atoms.positions).to(check.device).repeat(number, 1)
+    numbers = torch.from_numpy(atoms.numbers).to(check.device).repeat(number)
+    owners = torch.arange(number, device=check.device).repeat_interleave(len(atoms))
+    cells = torch.zeros(number, 3, 3, dtype=torch.float64, device=check.device)
+
+    def call() -> object:
+        return batched(places + 0.01 * torch.randn_like(places), numbers, owners, cells, False)
+
+    return call
 
 
 # --------------------------------------------------------------------------------------------------- training
@@ -565,7 +575,8 @@ def training(check: Check) -> None:
             with check.attempt(f"{name}, parts"):
                 gradient = check.time(partial(made.step, made.batch(kind)), 0.3)
                 gathering, update = (
-                    check.time(call, 0.3) for call in (partial(made.batch, kind), partial(made.optimiser.step, 1e-9, 10.0))
+                    check.time(call, 0.3)
+                    for call in (partial(made.batch, kind), partial(made.optimiser.step, 1e-9, 10.0))
                 )
                 times = {"gradient_ms": gradient["ms"], "batch_ms": gathering["ms"], "update_ms": update["ms"]}
                 check.write(f"{name}, parts", **times)
@@ -627,7 +638,7 @@ def _rates(check: Check) -> dict[str, float]:
     found = {}
     for row in map(json.loads, lines):
         for key in ("tflops", "gb_per_s"):
-            if row["part"] == "machine" and key in row and "high" != row["name"].split(", ")[-1]:
+            if row["part"] == "machine" and key in row and row["name"].split(", ")[-1] != "high":
                 found[key] = float(row[key])
     return found
 

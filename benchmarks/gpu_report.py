@@ -105,7 +105,10 @@ def _errors(rows: list[Row]) -> Iterator[list[str]]:
     for row in _of(rows, "correctness", "compiled"):
         values = [f"{key} {row[key]:.2g} {unit}" for key, unit in units.items() if key in row]
         if row["name"].startswith("gradient"):
-            values = [f"{row['relative_error']:.2g} of its largest component", f"repeats bit for bit: {row['same_bits']}"]
+            values = [
+                f"{row['relative_error']:.2g} of its largest component",
+                f"repeats bit for bit: {row['same_bits']}",
+            ]
         if "largest_force_error" in row:
             values = [f"forces {row['largest_force_error']:.2g} eV/Å, mean {row['mean_force_error']:.2g}"]
         if row["name"] == "waits of a step":

@@ -1,7 +1,7 @@
 """Batches of structures on a GPU, call after call: launches are recorded once for each padded shape and replayed.
 
-Engines that move many structures (``hosts/``) and evaluations of many frames give batches of few shapes. The first batch
-of a shape runs as it is, because a recording costs three evaluations; the next one is padded and recorded.
+Engines that move many structures (``hosts/``) and evaluations of many frames give batches of few shapes. The first
+batch of a shape runs as it is, because a recording costs three evaluations; the next one is padded and recorded.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def test_goals(script: Script, tmp_path: Path) -> None:
     parts.append(tmp_path, {**mace, "name": "ethanol, MACE, dynamics", "steps_per_s": 200.0, "drift_ev": 0.0})
     training = {"name": "batch of 64, resident", "frames": 64, "kind": "resident", "ms": 4.0}
     parts.append(tmp_path, {"part": "training", **training, "frames_per_s": 16000.0})
-    parts.append(tmp_path, {"part": "cpu", "name": "two cores", "frames": 5, "backend": "native", "frames_per_s": 800.0})
+    parts.append(
+        tmp_path, {"part": "cpu", "name": "two cores", "frames": 5, "backend": "native", "frames_per_s": 800.0}
+    )
     report.write_report(tmp_path)
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "| steps/s of ethanol through ASE ≥ 1,500 | 1600 | yes |" in page
