@@ -104,12 +104,11 @@ def main(out: Path, device: str, quick: bool, seconds: float, chosen: tuple[str,
             append(out, {"part": part, "name": "left out", "reason": reason})
         elif here:
             run_part(Check(part, device, quick, out))
-            continue
         else:
             options = ["--out", str(out), "--device", device, "--only", part, "--here", *(["--quick"] if quick else [])]
             run_in_process([sys.executable, __file__, *options], part, limit, out)
-        write_report(out)
-    if here and len(chosen) != 1:
+            write_report(out)
+    if len(chosen) != 1 or not here:  # else a part in its own process
         write_report(out)
 
 
