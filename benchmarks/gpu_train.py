@@ -58,7 +58,7 @@ class RunOfJob(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     settings: dict[str, Any]
     share: Annotated[float, Field(gt=0)] = 1.0
-    reserve: Annotated[float, Field(gt=0)] = 20.0
+    reserve: Annotated[float, Field(gt=0)] = 30.0
     batch_size: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -162,7 +162,7 @@ class Session:
             folder / part / name
             for folder in folders
             for part in (".", FIRST_STAGE_FOLDER)
-            for name in (CHECKPOINT_FILE, "split.json", "config.yaml", POTENTIAL_FILE)
+            for name in (CHECKPOINT_FILE, "split.json", "config.yaml", "metrics.csv", POTENTIAL_FILE)
         ]
         _archive(self.out / "checkpoints.tar", self.work, checkpoints)
 

@@ -48,17 +48,17 @@ def packed(script: Script, folder: Path) -> Path:
     return folder / "packed.npz"
 
 
-def job(folder: Path, **changes: Any) -> Path:
+def job(folder: Path, steps: int = 2) -> Path:
     """Two runs, the second from the first."""
     settings = {
         "data": {"path": "data/water.h5", "train": 16, "validation": 4},
         "model": MODEL,
-        "optimiser": {"batch_size": 4, "steps": 2, "validate_every": 2},
+        "optimiser": {"batch_size": 4, "steps": steps, "validate_every": 2},
     }
     second = {**settings, "potential": {"start": "first/potential.safetensors"}}
     runs = [
         {"name": "first", "settings": settings, "batch_size": 16, "reserve": 1.0},
-        {"name": "second", "settings": {**second, **changes}, "reserve": 1.0},
+        {"name": "second", "settings": second, "reserve": 1.0},
     ]
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump({"runs": runs}), encoding="utf-8")
@@ -83,6 +83,13 @@ def test_two_runs(script: Script, tmp_path: Path) -> None:
     assert config.optimiser.batch_size == 16
     assert config.optimiser.learning_rate == pytest.approx(2e-3)
     assert 500 < (config.optimiser.seconds or 0) < 590
+    # On another machine it goes on from what came back.
+    arguments = ("run", tmp_path / "packed.npz", job(tmp_path, steps=4), "--work", tmp_path / "there")
+    rest = ("--only", "second", "--continue", tmp_path / "out", "--out", tmp_path / "again")
+    done = call(script, *arguments, *rest, "--minutes", "20", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    metrics = (tmp_path / "there" / "second" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in metrics] == ["step", "2.0", "4.0"]
 
 
 def test_what_is_refused(script: Script, tmp_path: Path) -> None:
