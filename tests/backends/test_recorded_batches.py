@@ -141,3 +141,21 @@ def test_through_the_batches_of_other_engines(
         for value, reference in zip(found, expected, strict=True):
             assert value.numpy() == pytest.approx(reference.numpy(), rel=1e-10, abs=1e-10)
     assert all(len(predictor._recorded._recordings) for predictor in there._predictors)  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_replayed_batches(make_potential: Callable[..., Potential], make_system: Callable[[str], Atoms]) -> None:
+    """The third call of a shape is replayed; a predictor on a GPU takes recordings by itself."""
+    potential = make_potential(dtype=torch.float32, **SMALL)
+    graph = batch_of(potential, make_system("molecule"), make_system("molecule"))
+    predictor = potential.to(device="cuda").predictor("eager")
+    for moved in (0.0, 0.02, 0.04):
+        there = graph.to("cuda")
+        there["positions"] = there["positions"] + moved
+        found = predictor(there)
+    assert predictor._recorded is not None
+    (recording,) = predictor._recorded._recordings._recordings.values()
+    assert recording._graph is not None
+    expected = predict(potential.to(device="cpu"), graph, True, False)
+    for value, reference in zip(found, expected, strict=True):
+        assert value.cpu().numpy() == pytest.approx(reference.numpy(), abs=1e-4)
