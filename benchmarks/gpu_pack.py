@@ -4,7 +4,7 @@ Positions and forces of a frame are whole multiples of a step, counted from its 
 is the frame's own: its widest axis divided by what so many bits count to. Energies, cells and stresses stay float64.
 What that changes at most is checked when frames are packed, and stands in the file. Forces have 16 bits.
 Positions have 24, because a bond pulls atoms back with some 50 eV/Å for each Å: 16 bits of a molecule of 7 Å would be
-wrong by up to 3 meV/Å in forces, as much as the errors of a good potential.
+wrong by some meV/Å in forces, as much as the errors of a good potential.
 """
 
 from __future__ import annotations
