@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tarfile
 import time
@@ -84,11 +85,12 @@ def test_two_runs(script: Script, tmp_path: Path) -> None:
     assert config.optimiser.learning_rate == pytest.approx(2e-3)
     assert 500 < (config.optimiser.seconds or 0) < 590
     # On another machine it goes on from what came back.
-    arguments = ("run", tmp_path / "packed.npz", job(tmp_path, steps=4), "--work", tmp_path / "there")
+    shutil.rmtree(tmp_path / "work")
+    arguments = ("run", tmp_path / "packed.npz", job(tmp_path, steps=4), "--work", tmp_path / "work")
     rest = ("--only", "second", "--continue", tmp_path / "out", "--out", tmp_path / "again")
     done = call(script, *arguments, *rest, "--minutes", "20", "--device", "cpu")
     assert done.exit_code == 0, done.output
-    metrics = (tmp_path / "there" / "second" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    metrics = (tmp_path / "work" / "second" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in metrics] == ["step", "2.0", "4.0"]
 
 
