@@ -9,8 +9,8 @@ A job is a YAML file with a list of runs, in the order in which they are made (`
 ``ponita-ff train``, which trains, with paths that start at the folder --work: frames are ``data/NAME.h5`` there, a
 potential of an earlier run is ``RUN/potential.safetensors``. OUT gets, again after every run and every half minute,
 ``potentials.tar`` (potentials, settings, errors, curves, logs) and ``checkpoints.tar`` (of the last runs, as many as
-fit). With --continue FOLDER the runs go on from the checkpoints of an earlier OUT; --work must be the same path, because
-a checkpoint holds the paths of its data.
+fit). With --continue FOLDER the runs go on from the checkpoints of an earlier OUT; --work must be the same path,
+because a checkpoint holds the paths of its data.
 """
 
 from __future__ import annotations
