@@ -30,7 +30,7 @@ from typing import Any
 
 from ase.calculators.calculator import Calculator, all_changes
 
-__all__ = ["PACKAGES", "PEERS", "Package", "Peer", "environment_folder", "find_interpreters"]
+__all__ = ["GPU_PEERS", "PACKAGES", "PEERS", "Package", "Peer", "environment_folder", "find_interpreters"]
 
 #: Index with wheels of torch without CUDA, which are gigabytes smaller.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -76,8 +76,11 @@ SEED = 0
 NEIGHBOURS = 15.0
 
 
-def mace_off(irreps: str, cutoff: float) -> Calculator:
-    """Return MACE in the shape of the MACE-OFF23 models (arXiv:2312.15211): 2 layers, l ≤ 3 on edges, correlation 3."""
+def mace_off(irreps: str, cutoff: float, device: str = "cpu", accelerated: bool = False) -> Calculator:
+    """Return MACE in the shape of the MACE-OFF23 models (arXiv:2312.15211): 2 layers, l ≤ 3 on edges, correlation 3.
+
+    ``accelerated``: with the kernels of cuEquivariance, which needs cuequivariance-torch.
+    """
     import mace.calculators  # first: it makes torch load the files of e3nn
     import numpy as np
     import torch
@@ -105,10 +108,11 @@ def mace_off(irreps: str, cutoff: float) -> Calculator:
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
-    return mace.calculators.MACECalculator(models=model, device="cpu", default_dtype="float32")
+    options = {"enable_cueq": True} if accelerated else {}
+    return mace.calculators.MACECalculator(models=model, device=device, default_dtype="float32", **options)
 
 
-def nequip() -> Calculator:
+def nequip(device: str = "cpu") -> Calculator:
     """Return NequIP as its authors trained it on molecules (arXiv:2101.03164): 5 layers, l ≤ 3, 64 features, 4 Å."""
     from ase.data import chemical_symbols
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
@@ -131,10 +135,10 @@ def nequip() -> Calculator:
         avg_num_neighbors=NEIGHBOURS,
     )
     transforms = [ChemicalSpeciesToAtomTypeMapper(model_type_names=names), NeighborListTransform(r_max=cutoff)]
-    return NequIPCalculator(model.eval(), device="cpu", transforms=transforms)
+    return NequIPCalculator(model.eval().to(device), device=device, transforms=transforms)
 
 
-def painn() -> Calculator:
+def painn(device: str = "cpu") -> Calculator:
     """Return PaiNN of SchNetPack with its own settings for MD17: 3 interactions, 128 features, 20 Gaussians, 5 Å."""
     import schnetpack as spk
     import torch
@@ -165,10 +169,10 @@ def painn() -> Calculator:
             super().calculate(atoms, wanted, system_changes)
 
     neighbours = spk.transform.MatScipyNeighborList(cutoff=cutoff)
-    return InMemory(network, neighbor_list=neighbours, stress_key="stress", energy_unit="eV")
+    return InMemory(network, neighbor_list=neighbours, stress_key="stress", energy_unit="eV", device=device)
 
 
-def tensornet() -> Calculator:
+def tensornet(device: str = "cpu") -> Calculator:
     """Return TensorNet of TorchMD-NET as published for molecules (arXiv:2306.06482): 2 layers, 128 channels, 4.5 Å."""
     import torch
     from torchmdnet.models.model import create_model
@@ -194,7 +198,7 @@ def tensornet() -> Calculator:
         "derivative": True,
         "precision": 32,
     }
-    return _TorchMDNet(create_model(settings).eval())
+    return _TorchMDNet(create_model(settings).eval(), device)
 
 
 class _TorchMDNet(Calculator):
@@ -202,18 +206,18 @@ class _TorchMDNet(Calculator):
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - as the base class declares it
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.device = model.to(device), device
 
     def calculate(self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes) -> None:
         import torch
 
         super().calculate(atoms, properties, system_changes)
-        positions = torch.from_numpy(atoms.positions.astype("float32"))
-        box = torch.from_numpy(atoms.cell.array.astype("float32")) if atoms.pbc.any() else None
-        energy, forces = self.model(torch.from_numpy(atoms.numbers), positions, box=box)
-        self.results = {"energy": float(energy.detach()), "forces": forces.detach().numpy()}
+        positions = torch.from_numpy(atoms.positions.astype("float32")).to(self.device)
+        box = torch.from_numpy(atoms.cell.array.astype("float32")).to(self.device) if atoms.pbc.any() else None
+        energy, forces = self.model(torch.from_numpy(atoms.numbers).to(self.device), positions, box=box)
+        self.results = {"energy": float(energy.detach()), "forces": forces.detach().cpu().numpy()}
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,15 @@ class Peer:
 
     Attributes:
         environment: Name of its package in `PACKAGES`.
-        make: Its adapter.
+        make: Its adapter; takes the ``device``, the CPU by default.
         stress: Whether its calculator provides the stress; if not, boxes are timed without.
+        also: Another distribution that it needs.
     """
 
     environment: str
-    make: Callable[[], Calculator]
+    make: Callable[..., Calculator]
     stress: bool = True
+    also: str | None = None
 
     @property
     def package(self) -> Package:
@@ -243,6 +249,13 @@ PEERS = {
     "NequIP": Peer("nequip", nequip),
     "PaiNN (SchNetPack)": Peer("schnetpack", painn),
     "TensorNet (TorchMD-NET)": Peer("torchmd-net", tensornet, stress=False),
+}
+
+#: Those that ``gpu.py`` measures as well.
+GPU_PEERS = PEERS | {
+    "MACE-OFF23 small, cuEquivariance": Peer(
+        "mace", partial(mace_off, "96x0e", 4.5, accelerated=True), also="cuequivariance-torch"
+    )
 }
 
 

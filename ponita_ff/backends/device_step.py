@@ -9,7 +9,8 @@ without a recording.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +61,6 @@ class DeviceStep:
         self._recordings = Recordings(device.type == "cuda" if record is None else record)
         self._functions: dict[bool, TensorFunction] = {}
         self._host = torch.empty(0, dtype=torch.float64)
-        #: What each recording holds the table of, so that a table is copied once.
-        self._loaded: dict[tuple[int, int, bool], tuple[Tensor, ...]] = {}
 
     def __call__(self, graph: Graph, stress: bool, made_at: Tensor, max_move: float) -> StepValues:
         """Predict.
@@ -75,19 +74,15 @@ class DeviceStep:
         """
         number, slots = graph.neighbours.shape
         key = (padded_size(number), padded_size(slots), stress)
-        held = (graph["neighbours"], graph["offsets"], graph["cell"], made_at)
-        if key not in self._recordings:
-            inputs = self._inputs(graph, key, made_at, max_move)
-            self._recordings.add(key, self._function(stress, inputs), inputs)
-            self._loaded = {known: tables for known, tables in self._loaded.items() if known in self._recordings}
-        elif not all(map(_same, self._loaded[key], held)):
-            fresh = self._inputs(graph, key, made_at, max_move)
-            for place, value in zip(self._recordings[key].inputs, fresh, strict=True):
-                place.copy_(value)
-        self._loaded[key] = held
-        recording = self._recordings[key]
-        recording.inputs[0][:number].copy_(graph["positions"])
-        return self._unpack(self._to_host(*recording()), number, key)
+        make_inputs = partial(self._inputs, graph, key, made_at, max_move)
+        packed = self._recordings.run(
+            key,
+            self._function(stress, make_inputs),
+            make_inputs,
+            (graph["neighbours"], graph["offsets"], graph["cell"], made_at),
+            {0: graph["positions"]},
+        )
+        return self._unpack(self._to_host(*packed), number, key)
 
     def _to_host(self, packed: Tensor) -> NDArray[np.float64]:
         """A copy on the host: the only wait."""
@@ -105,7 +100,7 @@ class DeviceStep:
         origin[: len(made_at)] = made_at
         return [*(padded[name] for name in INPUT_FIELDS), origin, origin.new_tensor([max_move])]
 
-    def _function(self, stress: bool, inputs: list[Tensor]) -> TensorFunction:
+    def _function(self, stress: bool, make_inputs: Callable[[], list[Tensor]]) -> TensorFunction:
         if stress not in self._functions:
 
             def plain(tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -115,7 +110,7 @@ class DeviceStep:
                 return self._values(tensors, stress, for_compile=True)
 
             self._functions[stress] = (
-                compile_for_any_shape(traced, plain, _example(inputs)) if self._compiled else plain
+                compile_for_any_shape(traced, plain, _example(make_inputs())) if self._compiled else plain
             )
         return self._functions[stress]
 
@@ -152,7 +147,3 @@ def _example(inputs: list[Tensor]) -> list[Tensor]:
             shape[1] = _EXAMPLE_SLOTS
         examples.append(value.new_zeros(shape))
     return examples
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other

@@ -12,6 +12,7 @@ from torch import Tensor
 from ponita_ff.backends.ahead_of_time import AheadOfTimeError, CompiledPrediction, compiled_path, load_compiled
 from ponita_ff.backends.compiled import ShapeCompiler
 from ponita_ff.backends.native.engine import NativeNetwork
+from ponita_ff.backends.recorded_batches import RecordedBatches
 from ponita_ff.energy.assembly import Terms, assemble
 from ponita_ff.energy.derivatives import predict
 from ponita_ff.energy.model import EnergyModel
@@ -42,7 +43,7 @@ class Predictor:
       not available or do not implement the network, predictions are made eagerly, with a warning.
     - ``"compiled"``: a single structure by the code that ``ponita-ff compile`` left beside the potential's file, where
       it fits; anything else is compiled by torch, once for each of the first few sizes (up to a minute each).
-    - ``"eager"``: plain torch.
+    - ``"eager"``: plain torch; on a GPU, batches whose shape comes again are recorded and replayed.
     - ``"auto"``: native for float32 on the CPU where the kernels are available, else eager.
 
     It is a snapshot: make a new one after the potential has changed.
@@ -68,6 +69,10 @@ class Predictor:
         self._compiled: dict[tuple[bool, bool], ShapeCompiler] = {}
         #: The backend that is used: ``"native"``, ``"compiled"`` or ``"eager"``.
         self.backend = "native" if self._engine else "compiled" if backend == "compiled" else "eager"
+        #: On a GPU, where torch computes eagerly.
+        self._recorded: RecordedBatches | None = None
+        if self.backend == "eager" and potential.device.type == "cuda":
+            self._recorded = RecordedBatches(potential, record=True)
         #: Atoms in one batch of many structures.
         self.max_batch_atoms = _ENGINE_BATCH_ATOMS if self._engine else _TORCH_BATCH_ATOMS
 
@@ -92,6 +97,8 @@ class Predictor:
                 total, atomic, force, tensor = self._ahead_of_time(tensors)
                 return (total, atomic, force, tensor) if stress else (total, atomic, force)
             return self._compiler(forces, stress)([], tensors)
+        if self._recorded is not None:
+            return self._recorded(graph, forces, stress)
         return predict(self._potential, graph, forces, stress)
 
     def _compiler(self, forces: bool, stress: bool) -> ShapeCompiler:

@@ -6,13 +6,16 @@ its function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["Recording", "Recordings", "TensorFunction", "padded_size"]
+
+logger = logging.getLogger(__name__)
 
 #: A function of tensors, of nothing else that changes.
 TensorFunction = Callable[[list[Tensor]], tuple[Tensor, ...]]
@@ -36,7 +39,7 @@ class Recording:
     Args:
         function: Takes the list of tensors. It must not depend on values on the host, nor wait for the device.
         inputs: Its arguments; whoever calls writes new values into them.
-        record: Whether to record; else every call is a call of the function.
+        record: Whether to record; else, and with a warning where recording fails, every call is a call of the function.
         pool: Memory shared by recordings of which only the last one's results are wanted.
     """
 
@@ -45,8 +48,15 @@ class Recording:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._outputs: tuple[Tensor, ...] = ()
         if record:
-            with torch.cuda.device(inputs[0].device):
+            self._try_to_record(pool)
+
+    def _try_to_record(self, pool: Any) -> None:
+        try:
+            with torch.cuda.device(self.inputs[0].device):
                 self._record(pool)
+        except RuntimeError as error:  # of a driver, a library in the function, or of memory
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            logger.warning("launches on the GPU cannot be recorded, so that every step is slower: %s", reason)
 
     def _record(self, pool: Any) -> None:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -80,6 +90,8 @@ class Recordings:
         self._record = record
         self._pool = torch.cuda.graph_pool_handle() if record else None
         self._recordings: dict[Hashable, Recording] = {}
+        #: What each recording has copies of, so that a table is copied once.
+        self._held: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._recordings)
@@ -93,6 +105,41 @@ class Recordings:
     def add(self, key: Hashable, function: TensorFunction, inputs: list[Tensor]) -> Recording:
         """Record a function with these inputs, which are then the recording's own."""
         while len(self._recordings) >= _MAX_RECORDINGS:
-            del self._recordings[next(iter(self._recordings))]
+            oldest = next(iter(self._recordings))
+            del self._recordings[oldest]
+            self._held.pop(oldest, None)
         self._recordings[key] = Recording(function, inputs, self._record, self._pool)
         return self._recordings[key]
+
+    def run(
+        self,
+        key: Hashable,
+        function: TensorFunction,
+        make_inputs: Callable[[], list[Tensor]],
+        held: Sequence[Tensor],
+        moving: Mapping[int, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The function's value by the recording for a key, which is made if there is none.
+
+        Args:
+            key: Of everything that the recording depends on but the values of its inputs.
+            function: See :class:`Recording`.
+            make_inputs: Gives all inputs.
+            held: What the inputs are made of. They are made again where one of these is another tensor than in the
+                last call with this key.
+            moving: Values copied into the first rows of an input, by its place among them, in every call.
+        """
+        if key not in self:
+            self.add(key, function, make_inputs())
+        elif not all(map(_same, self._held[key], held)):
+            for place, value in zip(self[key].inputs, make_inputs(), strict=True):
+                place.copy_(value)
+        self._held[key] = tuple(held)
+        recording = self[key]
+        for number, values in moving.items():
+            recording.inputs[number][: len(values)].copy_(values)
+        return recording()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other

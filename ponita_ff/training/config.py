@@ -162,9 +162,10 @@ class OptimiserConfig(Section):
         kind: ``muon``: Muon for the matrices of the layers, Adam for all other weights. ``adam``: Adam for all weights.
         learning_rate: Largest learning rate, reached after the warm-up.
         muon_lr_multiplier: Learning rate of Muon divided by that of Adam.
-        batch_size: Structures in a batch. A GPU wants some 1,000 atoms at a time, say 100 molecules of ethanol; for a
-            batch that is k times the default, start from sqrt(k) times its learning rate (arXiv:2205.10287). That
-            rule was not tried on a GPU yet.
+        batch_size: Structures in a batch. On a GPU take the batch from which a larger one gives no more frames per
+            second (``benchmarks/gpu.py`` measures that), to begin with some 1,000 atoms; and for a batch that is k
+            times another, sqrt(k) times its learning rate (arXiv:2205.10287), with the same warm-up and average in
+            steps. That rule was not tried on a GPU yet; ``benchmarks/gpu_jobs/batch-rule.yaml`` does.
         steps: Number of training steps. With ``time``, the run ends with whichever is reached first. None: no limit.
         time: Wall-clock time of training, e.g. ``90s``, ``30m``, ``2h``, ``1d``. The schedule fits itself to it. None:
             no limit.
@@ -217,6 +218,11 @@ class OptimiserConfig(Section):
         steps = None if self.steps is None else max(1, round(fraction * self.steps))
         time = None if self.seconds is None else f"{fraction * self.seconds:.3f}s"
         return self.model_copy(update={"steps": steps, "time": time})
+
+    def for_batch_size(self, batch_size: int) -> OptimiserConfig:
+        """The same settings for another batch: its learning rate by the rule of ``batch_size`` above."""
+        rate = self.learning_rate * (batch_size / self.batch_size) ** 0.5
+        return self.model_copy(update={"batch_size": batch_size, "learning_rate": rate})
 
 
 class FinalStageConfig(Section):
@@ -325,6 +331,14 @@ class TrainConfig(Section):
     def with_start(self, path: Path) -> TrainConfig:
         """The same settings from the weights of another potential with the same network."""
         return self.model_copy(update={"potential": self.potential.model_copy(update={"start": path})})
+
+    def for_batch_size(self, batch_size: int) -> TrainConfig:
+        """The same settings for another batch, with learning rates by the rule of ``optimiser.batch_size``."""
+        optimiser, stage = self.optimiser.for_batch_size(batch_size), self.final_stage
+        if stage is not None:
+            factor = optimiser.learning_rate / self.optimiser.learning_rate
+            stage = stage.model_copy(update={"learning_rate": factor * stage.learning_rate})
+        return self.model_copy(update={"optimiser": optimiser, "final_stage": stage})
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings with absolute paths; relative ones start at the working directory."""

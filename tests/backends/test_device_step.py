@@ -80,7 +80,7 @@ def test_old_recordings_are_dropped(make_potential: Callable[..., Potential], mo
         graph = graph_of(Atoms("C" * number, positions=np.arange(3 * number).reshape(-1, 3)), potential)
         found = step(graph, False, graph.positions, 0.1).predictions[2]
         assert found == pytest.approx(predict(potential, graph, True, False)[2].numpy(), abs=1e-12)
-        assert len(step._recordings) == len(step._loaded) <= 2
+        assert len(step._recordings) == len(step._recordings._held) <= 2
 
 
 @pytest.mark.parametrize("stress", [False, True])

@@ -183,3 +183,14 @@ def test_every_setting_is_described(section: type[Section]) -> None:
     """One entry under Attributes for each, in the order of the fields."""
     entries = re.findall(r"(?m)^ {8}(\w+): ", str(section.__doc__).partition("Attributes:")[2])
     assert entries == list(section.model_fields)
+
+
+def test_rates_of_another_batch() -> None:
+    """They grow with the root of its size, also in a final stage; nothing else changes."""
+    values = {"preset": "accurate", "data": {"path": "x"}, "optimiser": {"batch_size": 4, "learning_rate": 2e-3}}
+    config = TrainConfig.model_validate(values)
+    larger = config.for_batch_size(64)
+    assert larger.optimiser == config.optimiser.model_copy(update={"batch_size": 64, "learning_rate": 8e-3})
+    assert config.final_stage is not None
+    assert larger.final_stage == config.final_stage.model_copy(update={"learning_rate": 1e-3})
+    assert larger.for_batch_size(4) == config

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ponita_ff.data import Frame
 from ponita_ff.network.orientations import random_rotations
@@ -18,7 +19,7 @@ from ponita_ff.training import resident
 from ponita_ff.training.config import LossConfig, TrainConfig
 from ponita_ff.training.evaluate import frame_graph
 from ponita_ff.training.resident import ResidentFrames, rotate_structures
-from ponita_ff.training.step import TrainingStep
+from ponita_ff.training.step import _WEIGHTS, TrainingStep
 from ponita_ff.training.trainer import Trainer, _FiniteWatch
 
 SMALL = {"channels": 4, "num_layers": 1, "l_max": 1, "num_ori": 6, "widening": 1}
@@ -68,6 +69,27 @@ def test_loss_and_gradient_are_those_of_a_plain_batch(
         for found, expected in zip(gradient(step, potential, padded), gradient(step, potential, plain), strict=True):
             assert np.asarray(found) == pytest.approx(np.asarray(expected), rel=1e-9, abs=1e-11)
     assert all(size % 4 == 0 for shape in shapes for size in shape)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_nothing_in_a_step_depends_on_values(periodic: bool, make_potential: Callable, make_system: Callable) -> None:
+    """Loss and gradient trace with tensors that have no values: nothing waits for the device, so it can be recorded."""
+    potential = make_potential(zbl_cutoff=1.0, **SMALL).requires_grad_(True)
+    there = ResidentFrames(make_frames(make_system, periodic), potential)
+    step = TrainingStep(potential, LossConfig(stress=float(periodic)), "eager")
+    weights = [p.detach() for p in step._parameters.values()]
+
+    def tensors_of(indices: list[int]) -> list[Tensor]:
+        graph = there.batch(indices, random_rotations(len(indices), (7,)))
+        return [*(graph[name] for name in (*step._fields, *_WEIGHTS)), step._fractions[1]]
+
+    def function(parameters: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        return step._loss_and_gradients(parameters, tensors, for_compile=False)
+
+    first, second = tensors_of([0, 1]), tensors_of([3, 4])
+    traced = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(weights, first)
+    for found, expected in zip(traced(weights, second), function(weights, second), strict=True):
+        assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-11)
 
 
 def test_a_run_on_resident_frames(make_potential: Callable, make_system: Callable, tmp_path: Path) -> None:
