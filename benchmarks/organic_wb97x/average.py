@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("potentials", nargs="+", metavar="FILE:SHARE")
     parser.add_argument("--test", type=Path, required=True, help="labelled frames")
+    parser.add_argument("--level", default="ωB97X/6-31G(d)", help="level of theory (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     files = [Path(text.rpartition(":")[0]) for text in args.potentials]
@@ -48,6 +49,7 @@ def main() -> None:
         {"file": file.name, "share": share / sum(shares), "weights_sha256": read_header(file)["weights_sha256"]}
         for file, share in zip(files, shares, strict=True)
     ]
+    last.metadata["level_of_theory"] = args.level
     result = evaluate(last, read_frames(args.test))
     plot_parity(result, "test frames", args.out.with_name("parity.png"))
     errors = result.errors

@@ -22,8 +22,10 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(potential) for potential in shipped], indent=2, default=str))
         return
-    width = max([len(potential.name) for potential in shipped], default=4)
-    line = f"{{:<{width}}}  {{:<9}}  {{:<12}}  {{:>6}}  {{:>9}}  {{:>6}}"
+    name = max([len(potential.name) for potential in shipped], default=4)
+    elements = max([len(" ".join(potential.elements)) for potential in shipped], default=8)
+    level = max([len(potential.level or "") for potential in shipped], default=5)
+    line = f"{{:<{name}}}  {{:<{max(8, elements)}}}  {{:<{max(5, level)}}}  {{:>6}}  {{:>9}}  {{:>6}}"
     click.echo(line.format("name", "elements", "level", "frames", "force MAE", "size"))
     click.echo(line.format("", "", "", "", "(meV/Å)", "(MB)"))
     for potential in shipped:

@@ -59,7 +59,11 @@ def _describe(name: str, path: Path) -> ShippedPotential:
         name=name,
         elements=tuple(chemical_symbols[z] for z in header["species"]),
         level=metadata.get("level_of_theory") or _LEVELS.get(fact(metadata, "data", "protocol")),
-        training_frames=fact(metadata, "data", "train"),
+        # A later stage may have had fewer frames than what it started from.
+        training_frames=max(
+            [n for n in (fact(metadata, "data", "train"), fact(header, "domain", "frames")) if isinstance(n, int)],
+            default=None,
+        ),
         force_mae=fact(metadata, "errors", "test", "forces_mae"),
         cutoff=header["cutoff"],
         num_ori=header["network"].get("num_ori", 0),
