@@ -212,6 +212,19 @@ def pack_command(files: tuple[Path, ...], out: Path, position_bits: str) -> None
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
+@main.command("unpack")
+@click.argument("packed", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def unpack_command(packed: Path, folder: Path) -> None:
+    """Write the files of frames, as HDF5; those that are in the folder already stay."""
+    try:
+        sets = unpack(packed, folder)
+    except (DataError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    for name, one in sets.items():
+        click.echo(f"{folder / name}.h5: {one.frames} frames")
+
+
 @main.command("run")
 @click.argument("packed", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("job", type=click.Path(path_type=Path, exists=True, dir_okay=False))

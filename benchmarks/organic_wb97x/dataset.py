@@ -8,6 +8,7 @@ Needs ponita_ff and RDKit. Files in the folder:
 - ``teacher_validation.h5``: those of scaffolds that are not trained on, to make choices with
 - ``dft.h5``, ``dft_validation.h5``: the same for the labels by PySCF
 - ``tests.h5``: frames of scaffolds that are held out for tests, which ``frames.py`` leaves out of all others
+- ``molecules.smi``: the SMILES of every molecule and dimer in all of these with its number of frames
 
 Frames of the shards on which ANI-2x's networks disagree are left out.
 """
@@ -15,6 +16,7 @@ Frames of the shards on which ANI-2x's networks disagree are left out.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -77,6 +79,15 @@ def frames_of(path: Path, chosen: Callable[[str], bool], largest: float) -> Iter
         )
 
 
+def count_molecules(files: list[Path]) -> Counter[str]:
+    """Return the number of frames of each molecule and dimer."""
+    found: Counter[str] = Counter()
+    for path in files:
+        with np.load(path) as file:
+            found.update(file["smiles"].tolist())
+    return found
+
+
 def write(path: Path, files: list[Path], chosen: Callable[[str], bool], largest: float, method: str) -> None:
     """Write one of the files and say how many frames it has."""
     origin = {"method": method, "files": {name_of(file): file_sha256(file) for file in files}, "spread": largest}
@@ -101,6 +112,8 @@ def main() -> None:
             write(args.out / f"{name}_validation.h5", files, validates, args.spread, method)
     if tests := [file for folder in args.tests for file in sorted(folder.glob("shard_????.npz"))]:
         write(args.out / "tests.h5", tests, lambda smiles: True, args.spread, "ANI-2x")
+    counts = count_molecules(shards + ([args.labels] if args.labels else []) + tests)
+    (args.out / "molecules.smi").write_text("".join(f"{smiles} {counts[smiles]}\n" for smiles in sorted(counts)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import yaml
 from ase.build import molecule
 from click.testing import CliRunner
 
-from ponita_ff.data import Frame, write_hdf5
+from ponita_ff.data import Frame, read_frames, write_hdf5
 from ponita_ff.potential.file import load_potential
 from ponita_ff.training.config import TrainConfig
 
@@ -92,6 +92,13 @@ def test_two_runs(script: Script, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     metrics = (tmp_path / "work" / "second" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in metrics] == ["step", "2.0", "4.0"]
+
+
+def test_packed_frames_are_written_again(script: Script, tmp_path: Path) -> None:
+    result = call(script, "unpack", packed(script, tmp_path), tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    assert len(read_frames(tmp_path / "again" / "water.h5")) == 20
+    assert "water.h5: 20 frames" in result.output
 
 
 def test_what_is_refused(script: Script, tmp_path: Path) -> None:
