@@ -15,7 +15,7 @@ from ponita_ff.backends.native import comparison
 from ponita_ff.backends.native.engine import NativeNetwork
 from ponita_ff.backends.native.training import NativeDifferentiation
 from ponita_ff.kernels.build import KernelError, compiler
-from ponita_ff.network import ponita
+from ponita_ff.network import grid
 from ponita_ff.network.ponita import Ponita
 from ponita_ff.potential.potential import Potential
 from ponita_ff.structure.graph import Graph
@@ -47,8 +47,8 @@ def plant_activation(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> N
 
 def plant_legendre(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the eager side alone: the kernels have their own."""
-    original = ponita.legendre
-    monkeypatch.setattr(ponita, "legendre", lambda cosine, l_max: original(cosine, l_max) * 1.01)
+    original = grid.legendre
+    monkeypatch.setattr(grid, "legendre", lambda cosine, l_max: original(cosine, l_max) * 1.01)
 
 
 PLANTED = pytest.mark.parametrize("plant", [plant_in_forward, plant_activation, plant_legendre])
