@@ -385,11 +385,12 @@ def report(results: pages.Results) -> str:
         lines += [*pages.table(("", "ms a step", "ghosts", "energy (eV)", "forces (eV/Å)"), rows), ""]
     for r in results.get("crash", {}).values():
         kept = " and ".join(name for name in ("even", "odd") if r[name]) or "none"
+        said = f"“{r['said']}”" if r["said"] else "no message of its own"
         lines += [
             "## A process that dies",
             "",
             f"One of two processes was killed in the middle of a run: mpiexec ended with exit code {r['exit_code']} "
-            f"and “{r['said']}”. Of the two restart files that LAMMPS writes in turn, readable and continued: {kept}.",
+            f"and {said}. Of the two restart files that LAMMPS writes in turn, readable and continued: {kept}.",
             "",
         ]
     for r in results.get("migrate", {}).values():
