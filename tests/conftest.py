@@ -24,6 +24,9 @@ from ponita_ff.potential.potential import Potential
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# As above: TorchInductor compiles in the test's process. Its pool of processes imports torch in each, for a few files.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 #: Reference energies in eV, of the size that isolated atoms have in DFT.
 REFERENCES = {1: -13.6, 6: -1029.9, 8: -2041.8}
 

@@ -20,9 +20,12 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.vibrations import VibrationsData
+from training_pictures import drawn_plots, plots_left_out
 
 from ponita_ff import FixRigidMotion
 from ponita_ff.data import read_frames, read_isolated_atoms
+
+__all__ = ["drawn_plots", "plots_left_out"]
 
 EXAMPLES = Path(__file__).parents[1] / "md_examples"
 DATA = EXAMPLES / "data"
@@ -53,7 +56,6 @@ def run(
 
 
 def test_a_broken_molecule_ends_with_an_error(run: Run) -> None:
-    run("md")  # puts the examples on the path
     common = importlib.import_module("common")
     time = np.arange(4.0)
     record = common.Record(time, 0 * time, 0 * time, np.array([0.0, 0.1, 0.6, 0.1]), 1.0)
