@@ -221,6 +221,7 @@ def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr("ponita_ff.backends.compiled.make_fx", lambda function, **options: lambda *example: function)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     save_potential(potential, codeless.with_suffix(".safetensors"))
     if reason == "not compiled by this user":
