@@ -105,8 +105,13 @@ def test_step_that_is_compiled_equals_eager(
 
 @needs_compiler
 @inductor_config.patch(
-    # One file with all kernels, each file takes seconds for its headers alone; vectorised code takes twice as long.
-    {"cpp_wrapper": True, "cpp_cache_precompile_headers": False, "cpp.simdlen": 1}
+    # One file with all kernels, each file takes seconds for its headers alone; code that need not be fast.
+    {
+        "cpp_wrapper": True,
+        "cpp_cache_precompile_headers": False,
+        "cpp.simdlen": 1,
+        "aot_inductor.debug_compile": True,
+    }
 )
 def test_compiled_step_equals_eager(
     settings: dict[str, Any], frames: InMemoryFrames, caplog: pytest.LogCaptureFixture
