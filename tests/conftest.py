@@ -24,6 +24,9 @@ from ponita_ff.potential.potential import Potential
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# As above: TorchInductor compiles in the test's process. Its pool of processes imports torch in each, for a few files.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 #: Reference energies in eV, of the size that isolated atoms have in DFT.
 REFERENCES = {1: -13.6, 6: -1029.9, 8: -2041.8}
 
@@ -34,18 +37,29 @@ MakePotential = Callable[..., Potential]
 SLOW_FILES = (
     "backends/test_ahead_of_time.py",
     "training/test_step.py",
-    "backends/test_compiled.py",
     "explore/test_run.py",
-    "training/test_trainer.py",
-    "training/test_finetune.py",
-    "cli/test_cli.py",
-    "cli/test_simulations.py",
-    "test_md_examples.py",
-    "test_shipped.py",
+    "backends/test_compiled.py",
+    "labels/test_run.py",
     "simulate/test_md.py",
+    "cli/test_simulations.py",
+    "test_shipped.py",
+    "benchmarks/test_gpu.py",
     "training/test_parallel.py",
-    "benchmarks/test_finetune.py",
+    "test_md_examples.py",
+    "training/test_trainer.py",
+    "cli/test_cli.py",
     "benchmarks/test_active.py",
+    "backends/native/test_engine.py",
+    "benchmarks/test_finetune.py",
+    "test_calculator.py",
+    "benchmarks/test_equal_time.py",
+    "benchmarks/test_general.py",
+    "training/test_finetune.py",
+    "audit/test_smoothness.py",
+    "backends/test_device_step.py",
+    "docs/test_code_blocks.py",
+    "sample/test_run.py",
+    "backends/native/test_comparison.py",
 )
 
 

@@ -20,9 +20,13 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.vibrations import VibrationsData
+from labelled_here import labels_in_this_process
+from training_pictures import drawn_plots, plots_left_out
 
 from ponita_ff import FixRigidMotion
 from ponita_ff.data import read_frames, read_isolated_atoms
+
+__all__ = ["drawn_plots", "labels_in_this_process", "plots_left_out"]
 
 EXAMPLES = Path(__file__).parents[1] / "md_examples"
 DATA = EXAMPLES / "data"
@@ -53,7 +57,6 @@ def run(
 
 
 def test_a_broken_molecule_ends_with_an_error(run: Run) -> None:
-    run("md")  # puts the examples on the path
     common = importlib.import_module("common")
     time = np.arange(4.0)
     record = common.Record(time, 0 * time, 0 * time, np.array([0.0, 0.1, 0.6, 0.1]), 1.0)
@@ -226,6 +229,7 @@ def test_observables_beside_reference_frames(run: Run) -> None:
         assert ours == pytest.approx(theirs * math.sqrt(500 / temperature), abs=1.0)
 
 
+@pytest.mark.usefixtures("labels_in_this_process")
 def test_new_molecule_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     options = ("--structure", "H2CO", "--method", "ase.calculators.emt:EMT", "--budget", "6", "--tests", "3")
     output = run("new_molecule", *options, "--stop", "1e9")

@@ -18,6 +18,7 @@ from ase.build import molecule
 from click.testing import CliRunner
 from owners import pretend_owner
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 import ponita_ff.backends.ahead_of_time
 from ponita_ff import PonitaCalculator
@@ -31,8 +32,17 @@ from ponita_ff.structure.graph import INPUT_FIELDS, Graph, batch_graphs, build_g
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 
-#: One small shape of network for all tests: compiling takes most of a minute.
+#: One small shape of network for all tests: tracing and compiling take half a minute. ZBL is in the potential that
+#: test_compiled.py compiles by the same trace.
 SMALL: dict[str, Any] = {"dtype": torch.float32, "channels": 8, "num_layers": 1, "l_max": 1, "num_ori": 6}
+
+#: For the compiler: what computes for milliseconds need not be fast, and headers that are used once are not prepared.
+#: Vectorised code is compiled in test_compiled.py.
+QUICK = {
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    "aot_inductor.precompile_headers": False,
+    "cpp.simdlen": 1,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +56,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def potential(make_potential: Callable[..., Potential]) -> Potential:
-    return make_potential(**SMALL, zbl_cutoff=1.3)
+    return make_potential(**SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,8 @@ def package(potential: Potential, tmp_path_factory: pytest.TempPathFactory) -> P
     """A real package of the potential, made by the command, beside the potential's file."""
     path = tmp_path_factory.mktemp("package") / "small.safetensors"
     save_potential(potential, path)
-    result = CliRunner().invoke(main, ["compile", str(path)])
+    with inductor_config.patch(QUICK):
+        result = CliRunner().invoke(main, ["compile", str(path)])
     assert result.exit_code == 0, result.output
     assert result.output == f"compiled: {path.with_suffix('.pt2')}\n"
     return path.with_suffix(".pt2")
@@ -210,6 +221,7 @@ def test_the_compiled_backend_goes_on_without_a_package_that_does_not_fit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr("ponita_ff.backends.compiled.make_fx", lambda function, **options: lambda *example: function)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", never)
     save_potential(potential, codeless.with_suffix(".safetensors"))
     if reason == "not compiled by this user":

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from training_pictures import drawn_plots, plots_left_out
+
+__all__ = ["drawn_plots", "plots_left_out"]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from ase.io import read
 from click.testing import CliRunner
+from labelled_here import labels_in_this_process
+
+__all__ = ["labels_in_this_process"]
 
 EMT = "ase.calculators.emt:EMT"
 
@@ -43,8 +47,13 @@ def test_frames_are_the_method_s_own_and_apart(benchmark: ModuleType, tmp_path: 
 
 
 def test_explore_against_dynamics_and_sampling(
-    benchmark: ModuleType, tmp_path: Path, tiny_potential_path: Path
+    benchmark: ModuleType,
+    tmp_path: Path,
+    tiny_potential_path: Path,
+    labels_in_this_process: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(benchmark, "label_frames", labels_in_this_process)
     few = ("--structure", "H2CO", "--method", EMT, "--every", "2", "--tests", "4", "--work", str(tmp_path / "work"))
     settings = ("--set", "optimiser.steps=5", "--set", "optimiser.warmup_steps=1")
     call(benchmark, "explore", *few, "--base", str(tiny_potential_path), "--budget", "4", *settings)

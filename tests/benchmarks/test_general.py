@@ -16,6 +16,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from click.testing import CliRunner
+from labelled_here import labels_in_this_process
+
+__all__ = ["labels_in_this_process"]
 
 
 @pytest.fixture
@@ -56,9 +59,14 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_errors_of_a_method_are_those_that_were_put_in(
-    general: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    general: ModuleType,
+    data: Path,
+    tmp_path: Path,
+    labels_in_this_process: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(general, "RESULTS", tmp_path)
+    monkeypatch.setattr(general, "label_frames", labels_in_this_process)
     arguments = ["zero-shot", "--data", data, "--work", tmp_path / "work", "--contender", "ase.calculators.emt:EMT"]
     result = CliRunner().invoke(general.main, [*map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import yaml
 from ase.build import molecule
 from click.testing import CliRunner
 
+from ponita_ff.cli import main as ponita_ff_command
 from ponita_ff.data import Frame, read_frames, write_hdf5
 from ponita_ff.potential.file import load_potential
 from ponita_ff.training.config import TrainConfig
@@ -70,7 +73,25 @@ def call(script: Script, *arguments: str | Path) -> Any:
     return CliRunner().invoke(script("gpu_train").main, [str(argument) for argument in arguments])
 
 
-def test_two_runs(script: Script, tmp_path: Path) -> None:
+class Here:
+    """Stands in for the process of a run: the same command, in this process, which has imported torch already."""
+
+    def __init__(self, command: list[str], cwd: Path, stdout: TextIO, stderr: int) -> None:
+        assert command[:3] == [sys.executable, "-m", "ponita_ff"] and stderr == subprocess.STDOUT
+        with contextlib.chdir(cwd):
+            done = CliRunner().invoke(ponita_ff_command, command[3:])
+        stdout.write(done.output)
+        self._code = done.exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._code
+
+    def kill(self) -> None:
+        """It has ended."""
+
+
+def test_two_runs(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script("gpu_train").subprocess, "Popen", Here)
     arguments = ("run", packed(script, tmp_path), job(tmp_path), "--work", tmp_path / "work")
     done = call(script, *arguments, "--minutes", "20", "--out", tmp_path / "out", "--device", "cpu")
     assert done.exit_code == 0, done.output

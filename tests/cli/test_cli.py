@@ -293,6 +293,7 @@ def test_evaluate_names_the_frame_with_an_unknown_element(tmp_path: Path) -> Non
     assert "frames.xyz, frame 0: atom 1 is Cl (Z = 17), which this potential does not know" in result.output
 
 
+@pytest.mark.usefixtures("labels_in_this_process")
 def test_explore_trains_a_committee(run_folder: Path, tmp_path: Path) -> None:
     base, out = run_folder / "run" / "potential.safetensors", tmp_path / "out"
     write(tmp_path / "start.xyz", molecule("CH3OH"), format="extxyz")

@@ -309,11 +309,18 @@ def test_stopped_and_continued(
 
 PROGRAM = """
 import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from ase.io import read
-from ponita_ff.explore import ExploreSettings, explore
+from matplotlib.figure import Figure
+from ponita_ff.explore import ExploreSettings, explore, run
+from ponita_ff.labels import label_frames
 
 if __name__ == "__main__":
+    # As in the tests: no processes that label, no pictures.
+    run.label_frames = partial(label_frames, executor=ThreadPoolExecutor(1))
+    Figure.savefig = lambda self, path, **options: Path(path).write_bytes(b"")
     settings = ExploreSettings.from_mapping(json.loads(sys.argv[3]))
     explore([read(sys.argv[1])], sys.argv[2], settings, Path(sys.argv[4]), progress=False)
 """

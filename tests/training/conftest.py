@@ -11,23 +11,11 @@ from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
 from methanol import make_frames
+from training_pictures import drawn_plots, plots_left_out
 
 from ponita_ff.data import InMemoryFrames
 
-
-@pytest.fixture
-def drawn_plots() -> None:
-    """For tests that look at the plots of a run."""
-
-
-@pytest.fixture(autouse=True)
-def plots_left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no plots, which take longer than their training, except where a test asks for ``drawn_plots``."""
-    if "drawn_plots" not in request.fixturenames:
-        for name in ("plot_learning_curve", "plot_parity"):
-            monkeypatch.setattr(f"ponita_ff.training.run.{name}", lambda *_: None)
-        for module in ("run", "finetune"):
-            monkeypatch.setattr(f"ponita_ff.training.{module}.write_report_page", lambda *_: None)
+__all__ = ["drawn_plots", "plots_left_out"]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -74,9 +75,8 @@ def test_stress_loss(potential: Potential, frames: InMemoryFrames) -> None:
     assert float(terms.loss) > 0
 
 
-@pytest.mark.parametrize("backend", ["compiled", pytest.param("native", marks=needs_compiler)])
-@inductor_config.patch(cpp_wrapper=True)  # one file with all kernels: each file takes seconds for its headers alone
-def test_step_equals_eager(backend: str, potential: Potential, batch: Graph, caplog: pytest.LogCaptureFixture) -> None:
+def assert_equals_eager(backend: str, potential: Potential, batch: Graph) -> None:
+    """Loss and the gradient by every weight."""
     eager = TrainingStep(potential, LossConfig())
     loss = eager(batch).loss
     gradients = [p.grad.clone() for p in potential.parameters()]
@@ -85,6 +85,41 @@ def test_step_equals_eager(backend: str, potential: Potential, batch: Graph, cap
     assert float(other(batch).loss) == pytest.approx(float(loss), rel=1e-9)
     for p, gradient in zip(potential.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-8, atol=1e-10)
+
+
+@needs_compiler
+def test_native_step_equals_eager(potential: Potential, batch: Graph) -> None:
+    assert_equals_eager("native", potential, batch)
+
+
+def test_step_that_is_compiled_equals_eager(
+    potential: Potential, batch: Graph, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is handed to the compiler, of a network with all parts; the compiler's own work is the next test's."""
+    given: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: given.append(graph) or graph)
+    assert_equals_eager("compiled", potential, batch)
+    assert len(given) == 1 and isinstance(given[0], torch.fx.GraphModule)
+    assert "could not compile" not in caplog.text
+
+
+@needs_compiler
+@inductor_config.patch(
+    # One file with all kernels, each file takes seconds for its headers alone; code that need not be fast.
+    {
+        "cpp_wrapper": True,
+        "cpp_cache_precompile_headers": False,
+        "cpp.simdlen": 1,
+        "aot_inductor.debug_compile": True,
+    }
+)
+def test_compiled_step_equals_eager(
+    settings: dict[str, Any], frames: InMemoryFrames, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without orientations: compiling takes long enough."""
+    model = {"cutoff": 4.0, "num_ori": 0, "channels": 4, "num_layers": 1, "widening": 1}
+    small = build_potential(TrainConfig.from_mapping({**settings, "model": model, "dtype": "float64"}), frames)
+    assert_equals_eager("compiled", small, batch_graphs([frame_graph(frames[i], small.cutoff) for i in range(2)]))
     assert "could not compile" not in caplog.text  # it did not fall back to eager
 
 
