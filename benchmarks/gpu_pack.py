@@ -108,10 +108,10 @@ def unpack(path: Path, folder: Path) -> dict[str, PackedSet]:
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise many types of errors for damaged bytes
         raise DataError(f"{path}: not packed frames, or damaged ({error}): make it with gpu_train.py pack") from None
     if about.get("format") != _FORMAT or about.get("version") != _VERSION:
         raise DataError(f"{path}: packed by another version, {about.get('version')}: pack the frames again")

@@ -148,7 +148,7 @@ def _goals(rows: list[Row]) -> Iterator[list[str]]:
     tests: list[tuple[str, float | None, Callable[[float], bool]]] = [
         ("steps/s of ethanol through ASE ≥ 1,500", ethanol, lambda value: value >= 1500),
         ("ms of a step of 999 atoms of water ≤ 3", water, lambda value: value <= 3),
-        ("atoms in memory ≥ 99,000", atoms, lambda value: value >= 99_000),
+        ("atoms in memory ≥ 99,999 (100,000 in whole molecules)", atoms, lambda value: value >= 99_999),
         ("frames/s of training, in those of two cores ≥ 30", ratio, lambda value: value >= 30),
         ("steps/s of ethanol over those of the fastest peer > 1", _over_peers(rows, ethanol), lambda value: value > 1),
     ]

@@ -92,6 +92,9 @@ class Plan:
         return max(self.shares)
 
 
+#: Of plans ``teacher`` and ``breadth``, whose molecules are one list: the second goes on where the first ends.
+TEACHER_SHARES = dict.fromkeys(range(7), 1.0) | {7: 0.7, 8: 0.4, 9: 0.25, 10: 0.15, 11: 0.1, 12: 0.08}
+
 PLANS = {
     # Labels of small molecules are cheaper.
     "labels": Plan(
@@ -109,7 +112,7 @@ PLANS = {
     ),
     # Twelve heavy atoms hold all functional groups with their neighbours; many molecules, few frames of each.
     "teacher": Plan(
-        shares=dict.fromkeys(range(7), 1.0) | {7: 0.7, 8: 0.4, 9: 0.25, 10: 0.15, 11: 0.1, 12: 0.08},
+        shares=TEACHER_SHARES,
         pair_heavy=13,
         random_heavy=7,
         molecules=80,
@@ -124,7 +127,7 @@ PLANS = {
     # The error on molecules that are not in the data depends on how many are. With the seed of plan ``teacher`` these
     # are the molecules after its first ten chunks.
     "breadth": Plan(
-        shares=dict.fromkeys(range(7), 1.0) | {7: 0.7, 8: 0.4, 9: 0.25, 10: 0.15, 11: 0.1, 12: 0.08},
+        shares=TEACHER_SHARES,
         pair_heavy=13,
         random_heavy=7,
         molecules=200,

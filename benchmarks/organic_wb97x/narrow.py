@@ -5,7 +5,7 @@
 Of the hidden units of each block those are kept whose activations on some frames span the others' best (a pivoted QR
 decomposition), and the layer behind them is fitted anew, by least squares, to what the block added before. Blocks are
 narrowed one after the other, each with the features of those narrowed so far. Needs ponita_ff. Forces are then wrong
-by some 0.1 eV/Å; some hundred steps of training mend that.
+by some 0.1 eV/Å, which training mends.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     wide = load_potential(args.potential)
+    if not isinstance(wide.network, Ponita) or not 1 <= args.widening < wide.network.config.widening:
+        raise SystemExit(f"{args.potential} has no blocks of the force-field form wider than {args.widening}")
     frames = read_frames(args.data)
     chosen = np.random.default_rng(0).choice(len(frames), min(args.frames, len(frames)), replace=False)
     graph = batch_graphs([frame_graph(frames[int(index)], wide.cutoff) for index in chosen])

@@ -415,7 +415,7 @@ def shortest_edge(graph: Graph) -> tuple[float, int, int]:
 
 
 def sum_over_structures(values: Tensor, batch: Tensor, number: int) -> Tensor:
-    """Sum of per-atom values (N, ...) over the atoms of each structure, shape (number, ...).
+    """Sum of per-atom values (N,) or (N, k) over the atoms of each structure, shape (number,) or (number, k).
 
     A product with a membership matrix for the few structures of a training batch (adds in one order, so that runs
     repeat bit for bit, and compiles), also for large ones on a GPU, where an ``index_add`` adds in any order; an

@@ -431,12 +431,13 @@ class TrainConfig(Section):
             problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
         if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
             problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
-        stage = self.final_stage
-        num_ori = self.model.num_ori if isinstance(self.model, GridConfig) else 0
-        if stage is not None and (num_ori == 0 or stage.num_ori not in GRID_SIZES):
+        stage, model = self.final_stage, self.model
+        if stage is not None and not isinstance(model, GridConfig):
+            problems.append(f"final_stage: the form {model.form} has no grid of orientations that could be finer")
+        if stage is not None and isinstance(model, GridConfig) and (not model.num_ori or stage.num_ori not in GRID_SIZES):
             problems.append(
                 f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
-                f"got {stage.num_ori} and {num_ori}"
+                f"got {stage.num_ori} and {model.num_ori}"
             )
         if self.optimiser.trainable == "layers" and self.optimiser.last_layers > self.model.num_layers:
             problems.append(f"optimiser.last_layers: the network has {self.model.num_layers} layers")

@@ -86,6 +86,13 @@ def test_what_is_refused(script: Script, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match=r"more than 0\.0001: pack fewer frames"):
         packing.pack([tmp_path / "one.h5"], packed)
     assert not packed.exists()
-    packed.write_bytes(b"no")
-    with pytest.raises(DataError, match="not packed frames, or damaged"):
-        packing.unpack(packed, tmp_path)
+    monkeypatch.undo()
+    packing.pack([tmp_path / "sub" / "one.h5"], packed)
+    whole = packed.read_bytes()
+    middle = len(whole) // 2
+    damaged = whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 200]) + whole[middle + 200 :]
+    for content in (b"", b"no", whole[:middle], damaged):
+        packed.write_bytes(content)
+        with pytest.raises(DataError, match="not packed frames, or damaged"):
+            packing.unpack(packed, tmp_path / "out")
+    assert not (tmp_path / "out" / "one.h5").exists()

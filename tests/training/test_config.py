@@ -145,6 +145,8 @@ def test_presets_are_defaults(settings: dict[str, Any]) -> None:
     assert TrainConfig.from_mapping(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match="preset"):
         TrainConfig.from_mapping({**settings, "preset": "best"})
+    with pytest.raises(ConfigError, match="the form oriented-points has no grid"):
+        TrainConfig.from_mapping({**settings, "preset": "accurate", "model": {"form": "oriented-points"}})
 
 
 @pytest.mark.parametrize("name", PRESETS)
