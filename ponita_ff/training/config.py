@@ -241,6 +241,18 @@ class FinalStageConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
 
 
+def _stage_problems(stage: FinalStageConfig, model: FormConfig) -> list[str]:
+    """What keeps a final stage from being made with a network."""
+    if not isinstance(model, GridConfig):
+        return [f"final_stage: the form {model.form} has no grid of orientations that could be finer"]
+    if model.num_ori == 0 or stage.num_ori not in GRID_SIZES:
+        return [
+            f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
+            f"got {stage.num_ori} and {model.num_ori}"
+        ]
+    return []
+
+
 class TrainConfig(Section):
     """Settings of a training run.
 
@@ -431,14 +443,8 @@ class TrainConfig(Section):
             problems.append("data: give train and validation, the numbers of frames (or protocol: rmd17)")
         if (self.potential.zbl_cutoff or 0.0) > self.model.cutoff:
             problems.append("potential.zbl_cutoff: must not be beyond model.cutoff, where there are no neighbours")
-        stage, model = self.final_stage, self.model
-        if stage is not None and not isinstance(model, GridConfig):
-            problems.append(f"final_stage: the form {model.form} has no grid of orientations that could be finer")
-        if stage is not None and isinstance(model, GridConfig) and (not model.num_ori or stage.num_ori not in GRID_SIZES):
-            problems.append(
-                f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
-                f"got {stage.num_ori} and {model.num_ori}"
-            )
+        if self.final_stage is not None:
+            problems += _stage_problems(self.final_stage, self.model)
         if self.optimiser.trainable == "layers" and self.optimiser.last_layers > self.model.num_layers:
             problems.append(f"optimiser.last_layers: the network has {self.model.num_layers} layers")
         if self.loss.energy + self.loss.forces + self.loss.stress == 0:
