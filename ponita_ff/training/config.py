@@ -244,7 +244,7 @@ class FinalStageConfig(Section):
 def _stage_problems(stage: FinalStageConfig, model: FormConfig) -> list[str]:
     """What keeps a final stage from being made with a network."""
     if not isinstance(model, GridConfig):
-        return [f"final_stage: the form {model.form} has no grid of orientations that could be finer"]
+        return [f"final_stage.num_ori: the form {model.form} has no grid of orientations that could be finer"]
     if model.num_ori == 0 or stage.num_ori not in GRID_SIZES:
         return [
             f"final_stage.num_ori: must be one of {GRID_SIZES}, and model.num_ori not 0; "
