@@ -47,6 +47,10 @@ _STARTS = 20
 #: So many times the frames that are wanted are sampled: some break, and rigid molecules have no torsions.
 _SPARE = 1.2
 
+#: Steps of the training on the teacher's labels, at most: 5,000 learn 2,000 frames of phenyl acetate to 8 meV/Å, some
+#: twentieth of what the later labels correct.
+_MOST_STEPS = 6000
+
 #: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
 _MAX_SPREAD = 1.0
 
@@ -135,7 +139,8 @@ def taught(
         frames: Frames of the molecules, relaxed or not; labels are not used.
         settings: Of the teacher.
         out: Folder of frames, labels and training.
-        training: Settings of the training by dotted name, as for :func:`ponita_ff.training.finetune.finetune_config`.
+        training: Settings of the training by dotted name, as for :func:`ponita_ff.training.finetune.finetune_config`;
+            at most 6,000 steps unless they say otherwise.
         replay: Files of frames that the base was trained on, as for ``finetune_config``.
         progress: Whether to show progress bars.
 
@@ -151,7 +156,7 @@ def taught(
     _check_settings(settings, out / _SETTINGS)
     labels = _labelled(base, frames, settings, out, progress)
     folder = out / _TRAINING
-    config = finetune_config(base, [labels], replay=replay, overrides=training)
+    config = finetune_config(base, [labels], replay=replay, overrides=training, most_steps=_MOST_STEPS)
     finetune(config, folder, resume=is_started(folder), progress=progress)
     return folder / POTENTIAL_FILE
 

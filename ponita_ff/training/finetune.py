@@ -68,6 +68,7 @@ def finetune_config(
     replay: Sequence[Path] | None = None,
     frames: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    most_steps: int = 20_000,
 ) -> TrainConfig:
     """Settings for fine-tuning that suit the number of frames.
 
@@ -80,6 +81,7 @@ def finetune_config(
         frames: Number of frames of ``data`` to use, drawn at random. None: all.
         overrides: Values by dotted name for any field of :class:`TrainConfig`, e.g. ``{"optimiser.time": "30m"}``;
             names of earlier versions are translated.
+        most_steps: Number of steps for many frames.
 
     Raises:
         SettingsError: For settings that cannot be used, a base of the published form, or too few frames.
@@ -107,7 +109,7 @@ def finetune_config(
         },
         "model": header["network"],
         "potential": {"start": str(path), "zbl_cutoff": load_potential(path).zbl_cutoff},
-        "optimiser": _schedule(number),
+        "optimiser": _schedule(number, most_steps),
     }
     if test:
         settings["data"]["test"] = [str(file) for file in test]
@@ -115,9 +117,9 @@ def finetune_config(
     return TrainConfig.from_mapping(changed, "these settings").with_absolute_paths()
 
 
-def _schedule(frames: int) -> dict[str, Any]:
+def _schedule(frames: int, most_steps: int) -> dict[str, Any]:
     """Schedule for a number of frames; ``benchmarks/finetune.py`` measures its results."""
-    steps = int(min(20_000, max(1_000, 200 * frames**0.75)))
+    steps = int(min(most_steps, max(1_000, 200 * frames**0.75)))
     return {
         "steps": steps,
         "learning_rate": 5e-4,
