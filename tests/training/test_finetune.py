@@ -212,3 +212,4 @@ def test_few_frames_get_a_short_schedule(base: Path, water_path: Path) -> None:
     assert steps == sorted(steps)  # type: ignore[type-var]
     assert steps[0] == 1000
     assert steps[-1] == 20000
+    assert finetune_config(base, [water_path], frames=5000, most_steps=6000).optimiser.steps == 6000
