@@ -1,11 +1,12 @@
 """What batches save in other engines, and how well those conserve energy.
 
-    python benchmarks/hosts.py torch-sim --replicas 64 --steps 50
+    python benchmarks/hosts.py torch-sim --replicas 64 --steps 50 [--mace]
     python benchmarks/hosts.py ipi --beads 32
     python benchmarks/hosts.py nve --ps 10
 
 Each adds its results to ``benchmarks/results/hosts.json`` and writes the page anew. All with ethanol-rmd17, float32, on
-the CPU; threads by OMP_NUM_THREADS. Needs the extras torch-sim, openmm and ipi (``make test-hosts`` installs them).
+the CPU; threads by OMP_NUM_THREADS. Needs the extras torch-sim, openmm and ipi (``make test-hosts`` installs them);
+``--mace`` an environment with the extra torch-sim and mace-torch 0.3.16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -36,6 +37,9 @@ from ponita_ff import PonitaCalculator
 from ponita_ff.kernels.threads import number_of_threads
 from ponita_ff.simulate.md import draw_momenta, hold_centre
 from ponita_ff.simulate.statistics import energy_drift
+
+if TYPE_CHECKING:
+    from torch_sim.models.interface import ModelInterface
 
 PAGE = Path(__file__).parent / "results" / "hosts"
 POTENTIAL = "ethanol-rmd17"
@@ -55,16 +59,32 @@ def started(number: int, temperature: float = 300.0) -> list[Atoms]:
     return systems
 
 
-def torch_sim_run(systems: list[Atoms]) -> tuple[Callable[[], None], Callable[[], float]]:
-    """A step at constant energy of all systems in one state, and their total energy (eV)."""
-    import torch_sim
-
+def ponita_in_torch_sim() -> ModelInterface:
+    """The potential."""
     from ponita_ff.hosts.torch_sim import PonitaModel
 
-    model = PonitaModel(POTENTIAL, device="cpu")
+    return PonitaModel(POTENTIAL, device="cpu")
+
+
+def mace_in_torch_sim() -> ModelInterface:
+    """MACE in the shape of MACE-OFF23 small, with random weights, by the wrapper that TorchSim brings."""
+    from peers import mace_off
+    from torch_sim.models.mace import MaceModel
+
+    network = mace_off("96x0e", 4.5).models[0]
+    return MaceModel(network, device=torch.device("cpu"), dtype=torch.float32, compute_stress=False)
+
+
+def torch_sim_run(
+    systems: list[Atoms], model: ModelInterface | None = None, timestep: float = TIMESTEP
+) -> tuple[Callable[[], None], Callable[[], float]]:
+    """A step (fs) at constant energy of all systems in one state, and their total energy (eV)."""
+    import torch_sim
+
+    model = model or ponita_in_torch_sim()
     state = torch_sim.initialize_state(systems, model.device, model.dtype)
-    timestep = torch.tensor(1e-3 * TIMESTEP * torch_sim.units.MetalUnits.time, dtype=torch.float64)
-    init, update = torch_sim.nve(model=model, dt=timestep, kT=torch.tensor(0.0))
+    step_length = torch.tensor(1e-3 * timestep * torch_sim.units.MetalUnits.time, dtype=torch.float64)
+    init, update = torch_sim.nve(model=model, dt=step_length, kT=torch.tensor(0.0))
     state = init(state, kT=torch.tensor(0.0, dtype=torch.float64), seed=1)
     momenta = np.concatenate([atoms.get_momenta() for atoms in systems])
     state.momenta = torch.from_numpy(momenta)  # ASE's units are the same: √(eV amu)
@@ -156,6 +176,18 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "min": min(values), "max": max(values)}
 
 
+TORCH_SIM_CONTENDERS = {
+    "torch_sim_ms": "TorchSim",
+    "ase_ms": "ASE, one after another",
+    "mace_ms": "TorchSim, MACE-OFF23 small",
+}
+
+MACE_NOTE = (
+    "MACE has random weights (`peers.py`) and the wrapper that TorchSim brings; its steps are 1e-6 fs long, so that "
+    "its molecules stay whole."
+)
+
+
 def report(results: pages.Results) -> str:
     """The page."""
     lines = [
@@ -170,6 +202,7 @@ def report(results: pages.Results) -> str:
     found = [value for kind in results.values() for value in kind.values()]
     for result in results.get("torch-sim", {}).values():
         batch, single = (result[name] for name in ("torch_sim_ms", "ase_ms"))
+        mace = "mace_ms" in result
         lines += [
             f"## TorchSim: {result['replicas']} replicas",
             "",
@@ -179,12 +212,15 @@ def report(results: pages.Results) -> str:
             *pages.table(
                 ("", "ms", "replica steps/s"),
                 [
-                    (name, _times(value), f"{1e3 * result['replicas'] / value['median']:.0f}")
-                    for name, value in (("TorchSim", batch), ("ASE, one after another", single))
+                    (name, _times(result[key]), f"{1e3 * result['replicas'] / result[key]['median']:.0f}")
+                    for key, name in TORCH_SIM_CONTENDERS.items()
+                    if key in result
                 ],
             ),
             "",
-            f"TorchSim takes {batch['median'] / single['median']:.2f} times as long.",
+            f"TorchSim takes {batch['median'] / single['median']:.2f} times as long as ASE."
+            + (f" MACE takes {result['mace_ms']['median'] / batch['median']:.1f} times as long." if mace else ""),
+            *(["", MACE_NOTE] if mace else []),
             "",
         ]
     for result in results.get("ipi", {}).values():
@@ -226,17 +262,26 @@ page_option = click.option("--page", type=click.Path(path_type=Path), default=PA
 @click.option("--replicas", default=64, show_default=True)
 @click.option("--steps", default=50, show_default=True, help="In each round.")
 @click.option("--rounds", default=5, show_default=True)
+@click.option("--mace", is_flag=True, help="Beside MACE by the wrapper that TorchSim brings.")
 @page_option
-def torch_sim(replicas: int, steps: int, rounds: int, page: Path) -> None:
+def torch_sim(replicas: int, steps: int, rounds: int, mace: bool, page: Path) -> None:
     """Replicas in one state against ASE runs one after another."""
     step, _ = torch_sim_run(started(replicas))
     calculators = PonitaCalculator(POTENTIAL, device="cpu")
     runs = [ase_run(atoms, calculators) for atoms in started(replicas)]
+    contenders: dict[str, Callable[[], object]] = {
+        "torch_sim_ms": lambda: [step() for _ in range(steps)],
+        "ase_ms": lambda: [run.run(steps) for run in runs],
+    }
+    if mace:
+        mace_step, _ = torch_sim_run(started(replicas), mace_in_torch_sim(), timestep=1e-6)
+        contenders["mace_ms"] = lambda: [mace_step() for _ in range(steps)]
+        mace_step()
     step()
-    times: dict[str, list[float]] = {"torch_sim_ms": [], "ase_ms": []}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        times["torch_sim_ms"].append(1e3 / steps * seconds(lambda: [step() for _ in range(steps)]))
-        times["ase_ms"].append(1e3 / steps * seconds(lambda: [run.run(steps) for run in runs]))
+        for name, run_steps in contenders.items():
+            times[name].append(1e3 / steps * seconds(run_steps))
     measured = {name: spread(values) for name, values in times.items()}
     setting = {"replicas": replicas, "steps": steps, "rounds": rounds, "threads": number_of_threads()}
     pages.add_result(page, report, "torch-sim", str(replicas), setting | measured)

@@ -24,10 +24,20 @@ def test_the_page(script: Callable[[str], ModuleType]) -> None:
         }
     )
     assert "| TorchSim | 10.00 (9.00–11.00) | 400 |" in page
-    assert "TorchSim takes 0.25 times as long." in page
+    assert "TorchSim takes 0.25 times as long as ASE." in page
+    assert "MACE" not in page
     assert "A batch takes 0.25 times as long." in page
     assert "| OpenMM | 10 | 1.2 ± 0.5 | 0.75 |" in page
     assert page.endswith("Measured on a machine.\n")
+
+
+def test_the_page_with_mace(script: Callable[[str], ModuleType]) -> None:
+    times = {"torch_sim_ms": 10.0, "ase_ms": 40.0, "mace_ms": 100.0}
+    measured = {name: {"median": value, "min": value, "max": value} for name, value in times.items()}
+    setting = {"replicas": 4, "steps": 5, "rounds": 3, "threads": 1, "hardware": "a machine"}
+    page = script("hosts").report({"torch-sim": {"4": setting | measured}})
+    assert "| TorchSim, MACE-OFF23 small | 100.00 (100.00–100.00) | 40 |" in page
+    assert "MACE takes 10.0 times as long." in page
 
 
 @pytest.mark.filterwarnings("ignore")  # of the engines' making
