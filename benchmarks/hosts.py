@@ -87,7 +87,7 @@ def torch_sim_run(
     init, update = torch_sim.nve(model=model, dt=step_length, kT=torch.tensor(0.0))
     state = init(state, kT=torch.tensor(0.0, dtype=torch.float64), seed=1)
     momenta = np.concatenate([atoms.get_momenta() for atoms in systems])
-    state.momenta = torch.from_numpy(momenta)  # ASE's units are the same: √(eV amu)
+    state.momenta = torch.from_numpy(momenta).to(model.dtype)  # ASE's units are the same: √(eV amu)
     states = [state]
 
     def step() -> None:

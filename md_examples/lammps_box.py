@@ -11,21 +11,16 @@ phase: what such a box does is not physics.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import common
+import lammps_run
 import numpy as np
-from ase.io import write
 
 INPUT = """units metal
 atom_modify map yes
-read_data box.data
+read_data atoms.data
 plugin load {plugin}
 pair_style ponita
 pair_coeff * * {potential} H C O          # the element of each atom type
@@ -55,41 +50,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--spacing", type=common.positive, default=7.0, help="Å between molecules (7)")
     parser.add_argument("--ps", type=common.positive, default=0.1, help="length of the run in ps (0.1)")
     args = parser.parse_args(argv)
-    from ponita_ff.hosts.lammps_plugin import PluginError, build_plugin
-    from ponita_ff.potential.file import find_potential
-
     common.make_calculator(args)  # says what is wrong with the options, and makes the folder
-    beside = Path(sys.executable).parent
-    mpiexec = shutil.which("mpiexec", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
-    plugin = (args.out / "ponitaplugin.so").resolve()
-    try:
-        if not plugin.exists():
-            print("Compiling the pair style, once")
-            build_plugin(plugin)
-    except PluginError as error:
-        raise SystemExit(str(error)) from None
-    if mpiexec is None:
-        raise SystemExit("there is no mpiexec: pip install '.[lammps]' brings one")
     copies, steps = (1, 4) if args.fast else (args.copies, max(20, round(1e3 * args.ps / args.timestep)))
     atoms = common.ethanol()
     atoms.set_cell(3 * [args.spacing])
     atoms.pbc = True
     atoms = atoms * (copies, copies, copies)
-    write(args.out / "box.data", atoms, format="lammps-data", specorder=["H", "C", "O"], units="metal", masses=True)
-    potential = f'"{find_potential(args.potential).resolve()}"'
     settings = {"temperature": args.temperature, "timestep": 1e-3 * args.timestep, "seed": common.SEED, "steps": steps}
     settings |= {"every": max(1, steps // 10), "relaxation": 3 if args.fast else 100}
-    text = INPUT.format(plugin=plugin, potential=potential, **settings)
-    (args.out / "in.txt").write_text(text, encoding="utf-8")
     print(f"Running {len(atoms)} atoms on {args.ranks} processes")
-    command = [mpiexec, "-n", str(args.ranks), str(beside / "lmp"), "-in", "in.txt"]
-    done = subprocess.run(command, cwd=args.out, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"LAMMPS ended with an error:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
-    rows = re.findall(r"^ +(\d+) +(\S+) +(\S+) +(\S+) +(\S+) *$", done.stdout.split("Setting up Verlet")[1], re.M)
+    output = lammps_run.run(args, atoms, INPUT, settings, args.ranks)
+    rows = re.findall(r"^ +(\d+) +(\S+) +(\S+) +(\S+) +(\S+) *$", output.split("Setting up Verlet")[1], re.M)
     temperatures = np.array([float(row[1]) for row in rows])
-    seconds = float(re.findall(r"Loop time of (\S+) on", done.stdout)[-1])
-    ghosts = re.findall(r"Nghost: +(\S+) ave", done.stdout)[-1]
+    seconds = float(re.findall(r"Loop time of (\S+) on", output)[-1])
+    ghosts = re.findall(r"Nghost: +(\S+) ave", output)[-1]
     print(f"Results ({args.out}/):")
     common.say("temperature", f"{temperatures[len(temperatures) // 2 :].mean():.0f} K in the second half")
     common.say("ghosts", f"{ghosts} of each process, on average")
