@@ -95,6 +95,7 @@ def data_file(atoms: Atoms, path: Path) -> Path:
 def make_lammps(plugin: Path, tmp_path: Path) -> Iterator[MakeLammps]:
     """Makes a LAMMPS with some atoms and, if there is a potential, with the pair style."""
     opened: list[Any] = []
+    threads = torch.get_num_threads()  # LAMMPS sets OpenMP's own number, which torch's is
 
     def make(atoms: Atoms | None, potential: Path | str | None, options: str = "", start: str = "units metal") -> Any:
         lmp = lammps_package.lammps(cmdargs=["-screen", "none", "-log", "none"])
@@ -111,6 +112,7 @@ def make_lammps(plugin: Path, tmp_path: Path) -> Iterator[MakeLammps]:
     yield make
     for lmp in opened:
         lmp.close()
+    torch.set_num_threads(threads)
 
 
 def by_tag(lmp: Any, name: str, kind: int = 1, width: int = 3) -> np.ndarray:
@@ -239,7 +241,7 @@ def run_mpi(ranks: int, folder: Path, *command: str) -> subprocess.CompletedProc
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # ranks that wait use their cores: on a busy machine seconds become minutes
     )
 
 
