@@ -96,18 +96,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Running {ps:g} ps at {args.temperature:g} K")
     lammps_run.run(args, atoms, INPUT, settings)
     angles, energies = np.loadtxt(args.out / "torsion.pmf").T
-    energies = 1e3 * (energies - energies.min())
+    mirrored = energies[::-1]  # the molecule has a mirror plane: the two must be equal, and differ by what chance does
+    error = 500.0 * float(np.sqrt(np.mean((energies - mirrored) ** 2)))
+    energies = 500.0 * (energies + mirrored)
+    energies -= energies.min()
     visited = np.loadtxt(args.out / "torsion.colvars.traj")[:, 1]
     plot(angles, energies, args.out / "lammps_torsion.png")
     near = {name: np.abs((angles - at + 180) % 360 - 180) <= 40 for name, at in MINIMA.items()}
     lowest = {name: float(energies[close].min()) for name, close in near.items()}
     print(f"Results ({args.out}/):")
-    common.say("gauche", f"{0.5 * (lowest['gauche'] + lowest['gauche−']) - lowest['trans']:+.1f} meV from trans")
+    common.say("gauche", f"{lowest['gauche'] - lowest['trans']:+.1f} meV from trans")
     common.say("barriers", ", ".join(f"{angles[i]:.0f}°: {energies[i]:.0f} meV" for i in tops(energies)))
+    common.say("error", f"{error:.1f} meV, from the difference of the two halves of the circle")
     common.say("visited", f"{100 * np.histogram(visited, 36, (-180, 180))[0].astype(bool).mean():.0f} % of the circle")
 
 
-MINIMA = {"trans": 180.0, "gauche": 60.0, "gauche−": -60.0}
+MINIMA = {"trans": 180.0, "gauche": 60.0}
 
 
 def tops(energies: common.Array) -> list[int]:
