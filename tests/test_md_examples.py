@@ -237,7 +237,7 @@ def test_observables_beside_reference_frames(run: Run) -> None:
         assert ours == pytest.approx(theirs * math.sqrt(500 / temperature), abs=1.0)
 
 
-@pytest.mark.usefixtures("labels_in_this_process")
+@pytest.mark.usefixtures("drawn_pictures", "labels_in_this_process")
 def test_new_molecule_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     options = ("--structure", "H2CO", "--method", "ase.calculators.emt:EMT", "--budget", "6", "--tests", "3")
     output = run("new_molecule", *options, "--stop", "1e9")
