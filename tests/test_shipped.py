@@ -32,7 +32,7 @@ FOLDERS = sorted(path.parent for path in (ROOT / "potentials").glob("*/potential
 MARGIN = 1.2
 
 #: Of the 200 rotations of the card.
-NUM_ROTATIONS = 12
+NUM_ROTATIONS = 24
 
 DATA = Path(os.environ.get("PONITA_FF_DATA", ROOT.parent / "shared" / "data"))
 
