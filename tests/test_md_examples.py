@@ -21,12 +21,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.vibrations import VibrationsData
 from labelled_here import labels_in_this_process
+from pictures import drawn_pictures, pictures_left_out
 from training_pictures import drawn_plots, plots_left_out
 
 from ponita_ff import FixRigidMotion
 from ponita_ff.data import read_frames, read_isolated_atoms
 
-__all__ = ["drawn_plots", "labels_in_this_process", "plots_left_out"]
+__all__ = ["drawn_pictures", "drawn_plots", "labels_in_this_process", "pictures_left_out", "plots_left_out"]
 
 EXAMPLES = Path(__file__).parents[1] / "md_examples"
 DATA = EXAMPLES / "data"
@@ -97,6 +98,7 @@ def check_trajectory(path: Path, frames: int) -> list[Atoms]:
     return images
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_md(run: Run) -> None:
     output = run("md", "--temperature", "250")
     # 20 steps of NVT and 40 of NVE, a frame every 20, the last of the one is the first of the other.
@@ -123,6 +125,7 @@ def test_md_is_repeatable(run: Run) -> None:
     np.testing.assert_array_equal(read("results/md.traj").positions, first)
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_nve(run: Run) -> None:
     output = run("nve", "--timestep", "0.4")
     check_trajectory(Path("results/nve-0.4fs.traj"), 3)
@@ -137,6 +140,7 @@ def test_nve(run: Run) -> None:
 
 
 @pytest.mark.parametrize("thermostat", ["langevin", "bussi", "both"])
+@pytest.mark.usefixtures("drawn_pictures")
 def test_nvt(run: Run, thermostat: str) -> None:
     output = run("nvt", "--thermostat", thermostat)
     names = ["langevin", "bussi"] if thermostat == "both" else [thermostat]
@@ -154,6 +158,7 @@ def test_nvt(run: Run, thermostat: str) -> None:
 
 
 @pytest.mark.parametrize("optimiser", ["FIRE2", "BFGS"])
+@pytest.mark.usefixtures("drawn_pictures")
 def test_relax(run: Run, optimiser: str) -> None:
     output = run("relax", "--optimiser", optimiser)
     images = check_trajectory(Path("results/relax.traj"), 6)
@@ -170,6 +175,7 @@ def test_relax(run: Run, optimiser: str) -> None:
     assert len(numbers(output, "H–O–C–C torsion")) == 2
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_vibrations(run: Run) -> None:
     output = run("vibrations")
     check_trajectory(Path("results/relax.traj"), 6)
@@ -192,6 +198,7 @@ def test_vibrations_agree_with_finite_differences(run: Run) -> None:
     np.testing.assert_allclose(tables[1], tables[0], atol=5e-3 * np.abs(tables[0]).max())
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_neb(run: Run) -> None:
     output = run("neb")
     images = check_trajectory(Path("results/neb.traj"), 5)
@@ -213,6 +220,7 @@ def observables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("observables")
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_observables_beside_reference_frames(run: Run) -> None:
     """The same run again, beside its own frames: no difference but for the mean temperature."""
     run("observables")
@@ -229,7 +237,7 @@ def test_observables_beside_reference_frames(run: Run) -> None:
         assert ours == pytest.approx(theirs * math.sqrt(500 / temperature), abs=1.0)
 
 
-@pytest.mark.usefixtures("labels_in_this_process")
+@pytest.mark.usefixtures("drawn_pictures", "labels_in_this_process")
 def test_new_molecule_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     options = ("--structure", "H2CO", "--method", "ase.calculators.emt:EMT", "--budget", "6", "--tests", "3")
     output = run("new_molecule", *options, "--stop", "1e9")

@@ -36,12 +36,15 @@ needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler 
 #: test_compiled.py compiles by the same trace.
 SMALL: dict[str, Any] = {"dtype": torch.float32, "channels": 8, "num_layers": 1, "l_max": 1, "num_ori": 6}
 
-#: For the compiler: what computes for milliseconds need not be fast, and headers that are used once are not prepared.
-#: Vectorised code is compiled in test_compiled.py.
+#: For the compiler: what computes for milliseconds need not be fast, and headers that are used once are not prepared;
+#: torch neither looks for operators to replace, whose patterns take seconds to load, nor tries out vector instructions.
+#: Vectorised code, with replaced operators, is compiled in test_compiled.py.
 QUICK = {
     "aot_inductor.compile_wrapper_opt_level": "O0",
     "aot_inductor.precompile_headers": False,
     "cpp.simdlen": 1,
+    "cpp.vec_isa_ok": True,
+    "pattern_matcher": False,
 }
 
 

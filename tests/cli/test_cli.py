@@ -75,6 +75,7 @@ def test_info_prints_provenance_errors_and_one_weights_hash(run_folder: Path) ->
         assert expected in result.output
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_evaluate_prints_the_same_errors_as_the_file_holds(run_folder: Path) -> None:
     path = run_folder / "run" / "potential.safetensors"
     out = run_folder / "evaluation"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
 from ase.build import molecule
 from ase.io import read, write
 from click.testing import CliRunner, Result
+from forked import started
 
 from ponita_ff.cli import main
 from ponita_ff.potential.file import save_potential
@@ -42,6 +43,7 @@ def committee(make_potential: Any, tmp_path: Path) -> str:
     return ",".join(map(str, paths))
 
 
+@pytest.mark.usefixtures("drawn_pictures")
 def test_md_of_a_shipped_potential_needs_no_structure(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call("md", "ethanol-rmd17", "--steps", 40, "--ensemble", "nve", "--log-every", 1, "--out", out, "--quiet")
@@ -56,6 +58,7 @@ def test_md_of_a_shipped_potential_needs_no_structure(tmp_path: Path) -> None:
         "state.npz",
         "trajectory.traj",
     ]
+    assert (out / "md.png").read_bytes().startswith(b"\x89PNG")
     assert np.ptp(read_log(out / "log.csv")["total_eV"]) < 5e-3
     again = call("md", "ethanol-rmd17", "--steps", 40, "--ensemble", "nve", "--log-every", 1, "--out", out)
     assert again.exit_code == 0 and f"finished before: {out} holds 40 steps" in again.output
@@ -68,20 +71,15 @@ def test_md_that_was_killed_goes_on(options: tuple[str, ...], tiny_potential_pat
     """Killed in the middle of writing; the continued run equals one that was never stopped."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = ["md", str(tiny_potential_path), "CH3OH", *map(str, MD), *options, "--no-progress"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ponita_ff", *command, "--steps", "1000000", "--out", str(killed)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (killed / "log.csv").exists() or (killed / "log.csv").read_bytes().count(b"\n") < 8:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
     number, code = (signal.SIGTERM, 143) if "nve" in options else (signal.SIGKILL, -signal.SIGKILL)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == code and not (killed / "final.xyz").exists()
+    with started(forked.command, [*command, "--steps", "1000000", "--out", str(killed)]) as process:
+        deadline = time.monotonic() + 120
+        while not (killed / "log.csv").exists() or (killed / "log.csv").read_bytes().count(b"\n") < 8:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        process.join(timeout=60)
+    assert process.exitcode == code and not (killed / "final.xyz").exists()
     done = State.load(killed / "state.npz").step
     steps = 20 * (done // 20 + 3)
     result = call(*command, "--steps", steps, "--out", killed)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,8 @@ from ase import Atoms
 from ase.build import molecule
 from ase.io import read, write
 from explore_calculators import calls
+from forked import started
+from labelled_here import explore_here
 from matplotlib.figure import Figure
 from methanol import make_frames
 
@@ -307,43 +306,15 @@ def test_stopped_and_continued(
     continue_and_check(base, values, tmp_path, whole)
 
 
-PROGRAM = """
-import json, sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from ase.io import read
-from matplotlib.figure import Figure
-from ponita_ff.explore import ExploreSettings, explore, run
-from ponita_ff.labels import label_frames
-
-if __name__ == "__main__":
-    # As in the tests: no processes that label, no pictures.
-    run.label_frames = partial(label_frames, executor=ThreadPoolExecutor(1))
-    Figure.savefig = lambda self, path, **options: Path(path).write_bytes(b"")
-    settings = ExploreSettings.from_mapping(json.loads(sys.argv[3]))
-    explore([read(sys.argv[1])], sys.argv[2], settings, Path(sys.argv[4]), progress=False)
-"""
-
-
 def test_killed_in_training_and_continued(base: Path, values: dict[str, Any], whole: Whole, tmp_path: Path) -> None:
-    write(tmp_path / "water.xyz", molecule("H2O"))
-    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     out = tmp_path / "out"
-    arguments = [str(tmp_path / "water.xyz"), str(base), json.dumps(values), str(out)]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not (out / "round-1" / "member-0" / CHECKPOINT_FILE).exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with started(explore_here, molecule("H2O"), base, values, out) as process:
+        deadline = time.monotonic() + 240
+        while not (out / "round-1" / "member-0" / CHECKPOINT_FILE).exists():
+            assert process.is_alive(), "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert process.exitcode == -signal.SIGKILL
     assert not (out / "round-1" / "candidates.xyz").exists()
     continue_and_check(base, values, tmp_path, whole)
 

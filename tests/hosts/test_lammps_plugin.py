@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from ponita_ff.backends.native.image import MAGIC
 from ponita_ff.cli import main
+from ponita_ff.hosts import lammps_model
 from ponita_ff.hosts.lammps_model import image_for_lammps, load_member, species_of_types
 from ponita_ff.hosts.lammps_plugin import Installation, PluginError, build_plugin, find_lammps, is_plugin
 from ponita_ff.kernels.build import KernelError, compiler
@@ -106,10 +108,18 @@ def test_what_lammps_cannot_run(tiny: Path, make_potential: MakePotential, tmp_p
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
-def test_what_the_plugin_asks(tiny: Path) -> None:
-    command = [sys.executable, "-m", "ponita_ff.hosts.lammps_model", "32", "float64", "2", str(tiny), "H", "O"]
+def test_what_the_plugin_asks(tiny: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    arguments = ["32", "float64", "2", str(tiny), "H", "O"]
+    command = [sys.executable, "-m", "ponita_ff.hosts.lammps_model", *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.stdout == image_for_lammps(str(tiny), ["H", "O"], 32, "float64", 2)
     assert done.stdout.startswith(MAGIC)
-    done = subprocess.run([*command[:-1], "N"], capture_output=True, check=False)
-    assert done.stdout.decode() == "atom type 2 is N, which this potential does not know; it knows H, C, O"
+    # The same here: it sends standard output where errors go.
+    before = os.dup(1)
+    try:
+        lammps_model._main([*arguments[:-1], "N"])
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    answer = capfdbinary.readouterr().out.decode()
+    assert answer == "atom type 2 is N, which this potential does not know; it knows H, C, O"

@@ -87,17 +87,23 @@ def test_two_processes_give_what_one_gives(frames: list[Atoms], traces: Path, tm
         assert (result.labelled, result.frames, result.failures) == (8, 8, {})
         assert calls(folder) == Counter(range(8))
         assert len(processes(folder) - others) == count
+        assert {threads(trace) for trace in folder.iterdir()} == {"1"}
         others |= processes(folder)
     assert (tmp_path / "1.xyz").read_bytes() == (tmp_path / "2.xyz").read_bytes()
     assert energies(tmp_path / "2.xyz") == springs(range(8))
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_process_begins_with_its_number_of_threads(threads: int, traces: Path, tmp_path: Path) -> None:
-    label_frames(make_frames(1), spring(traces), tmp_path / "out.xyz", name="spring", threads_per_process=threads)
+def threads(trace: Path) -> str:
+    """With how many the process of a calculation began."""
+    return trace.read_text(encoding="utf-8").split()[1]
+
+
+def test_a_process_begins_with_its_number_of_threads(traces: Path, tmp_path: Path) -> None:
+    """Three; it is one, the default, in the test before."""
+    label_frames(make_frames(1), spring(traces), tmp_path / "out.xyz", name="spring", threads_per_process=3)
     (trace,) = traces.iterdir()
-    assert trace.read_text(encoding="utf-8").split()[1] == str(threads)
+    assert threads(trace) == "3"
 
 
 def test_a_frame_that_kills_its_process_once_is_labelled(frames: list[Atoms], traces: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations_with_replacement
@@ -20,6 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from click.testing import CliRunner
+from forked import command, started
 
 from ponita_ff.cli import main
 from ponita_ff.data.structures import iter_structures
@@ -30,7 +29,6 @@ from ponita_ff.outputs import OutputError, claim_folder
 from ponita_ff.sample import SampleError, SampleResult, sample
 from ponita_ff.sample.molecules import read_molecules
 
-ROOT = Path(__file__).parents[1]
 METHOD = "sample_calculators:ForceField"
 
 #: Few and short.
@@ -86,23 +84,14 @@ def test_a_killed_command_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     method = f"{METHOD}{{folder: {traces}, seconds: 0.1}}"
     few = {"kinds": ["bonds", "contacts"]}
     options = [f"--set={name}={json.dumps(value)}" for name, value in {**QUICK, **few}.items()]
-    command = [sys.executable, "-m", "ponita_ff", "sample", str(source), "--method", method, "--out", str(out)]
-    path = os.pathsep.join([str(ROOT), str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [*command, *options, "--no-progress"],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = ["sample", str(source), "--method", method, "--out", str(out), *options, "--no-progress"]
     journal = out / "journal.jsonl"
-    deadline = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL and not (out / "frames.xyz").exists()
+    with started(command, arguments) as process:
+        deadline = time.monotonic() + 120
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+    assert process.exitcode == -signal.SIGKILL and not (out / "frames.xyz").exists()
     kept = journal.read_bytes().rpartition(b"\n")[0] + b"\n"
     done = kept.count(b"\n") - 1
     assert 0 < done < 8

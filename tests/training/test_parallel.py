@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.io import read, write
+from forked import command, started
 
 from ponita_ff.data import InMemoryFrames
 from ponita_ff.potential.file import read_header
@@ -59,13 +59,18 @@ def mixed(settings: dict[str, Any], frames_path: Path, water: list[Atoms], tmp_p
 
 
 def train_in_two_processes(config: Path, out: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*start, "-m", "ponita_ff", "train", str(config), "--out", str(out), "--no-progress"]
-    done = subprocess.run(
-        command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    """With the variables that torchrun gives each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    arguments = ["train", str(config), "--out", str(out), "--no-progress"]
+    with ExitStack() as stack:
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        processes = [stack.enter_context(started(command, arguments, shared | rank)) for rank in ranks]
+        for process in processes:
+            process.join(timeout=240)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def test_two_processes_lose_what_one_loses(mixed: dict[str, Any], tmp_path: Path) -> None:

@@ -105,12 +105,15 @@ def test_step_that_is_compiled_equals_eager(
 
 @needs_compiler
 @inductor_config.patch(
-    # One file with all kernels, each file takes seconds for its headers alone; code that need not be fast.
+    # One file with all kernels, each file takes seconds for its headers alone; code that need not be fast. Vectorised
+    # code, with replaced operators, is compiled in tests/backends/test_compiled.py.
     {
         "cpp_wrapper": True,
         "cpp_cache_precompile_headers": False,
         "cpp.simdlen": 1,
+        "cpp.vec_isa_ok": True,
         "aot_inductor.debug_compile": True,
+        "pattern_matcher": False,
     }
 )
 def test_compiled_step_equals_eager(

@@ -9,8 +9,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from forked import command, started
 
 from ponita_ff.cli import main
 from ponita_ff.data import InMemoryFrames
@@ -162,13 +161,11 @@ def test_early_stopping_is_not_undone_by_resuming(
 def kill_after_checkpoint(arguments: list[str], checkpoint: Path) -> None:
     """Train in another process and kill it when it has written a checkpoint."""
     threads = str(torch.get_num_threads())  # as in this process, so that sums are rounded alike
-    command = [sys.executable, "-m", "ponita_ff", "train", *arguments, "--no-progress", "--threads", threads]
-    process = subprocess.Popen(command)
-    while process.poll() is None and not checkpoint.exists():
-        time.sleep(0.005)
-    time.sleep(random.uniform(0.0, 0.1))
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with started(command, ["train", *arguments, "--no-progress", "--threads", threads]) as process:
+        while process.is_alive() and not checkpoint.exists():
+            time.sleep(0.005)
+        time.sleep(random.uniform(0.0, 0.1))
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_full_disk_is_one_clear_error_and_keeps_the_checkpoint(
