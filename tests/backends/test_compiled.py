@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,13 @@ import pytest
 import torch
 from ase import Atoms
 from torch import Tensor
+from torch._inductor import config as inductor_config
 
 from ponita_ff.backends.compiled import ShapeCompiler
 from ponita_ff.calculator import PonitaCalculator
+from ponita_ff.kernels.build import compiler as find_compiler
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")
 
 
 def cube(fixed: list[Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -122,7 +125,20 @@ def test_calculator_goes_on_where_compiling_fails(
     assert "could not compile" in caplog.text
 
 
-@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler here")
+@needs_compiler
+def test_what_torch_itself_compiles(caplog: pytest.LogCaptureFixture) -> None:
+    """With all of its defaults, among them vectorised code."""
+    compiler = ShapeCompiler(cube, failing)
+    x = torch.linspace(-2.0, 2.0, 40)
+    value, gradient = compiler([torch.tensor(2.0)], [x])
+    torch.testing.assert_close(value, 2 * x.pow(3).sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, 6 * x.square())
+    assert not [record for record in caplog.records if record.name.startswith("ponita_ff")]
+
+
+@needs_compiler
+# One file with all kernels, each file takes seconds for its headers alone.
+@inductor_config.patch({"cpp_wrapper": True, "cpp_cache_precompile_headers": False})
 def test_compiled_calculator_equals_the_eager_one(caplog: pytest.LogCaptureFixture, make_potential: Callable) -> None:
     # As small as a network can be. What orientations add to a trace is compiled in test_ahead_of_time.py.
     shape = {"channels": 4, "num_layers": 1, "num_ori": 0, "widening": 1}
