@@ -28,6 +28,7 @@ from typing import Any
 from pages import read_results, table, write_results
 
 from ponita_ff.files import write_text
+from ponita_ff.training.config import OptimiserConfig
 
 #: Rotations of each validation frame.
 TURNS = 4
@@ -50,10 +51,20 @@ FROM_BASE: dict[str, Any] = {
     "potential.zbl_cutoff": 1.0,
 }
 
+#: The package's learning rate, for its batches of 5.
+RATE = OptimiserConfig().learning_rate
+
+#: A batch for a GPU, as many frames in all, so that the steps are fewer.
+BATCH_64: dict[str, Any] = {"optimiser.batch_size": 64, "optimiser.warmup_steps": 100}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "batch size 2": {"optimiser.batch_size": 2},
     "batch size 10": {"optimiser.batch_size": 10},
+    **{
+        f"batch size 64, learning rate times {name}": {**BATCH_64, "optimiser.learning_rate": factor * RATE}
+        for name, factor in {"1": 1.0, "√12.8": 12.8**0.5, "12.8": 12.8}.items()
+    },
     "Adam": {"optimiser.kind": "adam"},
     "learning rate 5e-4": {"optimiser.learning_rate": 5e-4},
     "learning rate 2e-3": {"optimiser.learning_rate": 2e-3},
