@@ -165,7 +165,8 @@ class OptimiserConfig(Section):
         batch_size: Structures in a batch. On a GPU take the batch from which a larger one gives no more frames per
             second (``benchmarks/gpu.py`` measures that), to begin with some 1,000 atoms; and for a batch that is k
             times another, sqrt(k) times its learning rate (arXiv:2205.10287), with the same warm-up and average in
-            steps. That rule was not tried on a GPU yet; ``benchmarks/gpu_jobs/batch-rule.yaml`` does.
+            steps. On a CPU that is better for batches of 64 than 1 or k times (``benchmarks/recipe.md``); on a GPU
+            ``benchmarks/gpu_jobs/batch-rule.yaml`` tries it.
         steps: Number of training steps. With ``time``, the run ends with whichever is reached first. None: no limit.
         time: Wall-clock time of training, e.g. ``90s``, ``30m``, ``2h``, ``1d``. The schedule fits itself to it. None:
             no limit.
