@@ -231,9 +231,9 @@ def compare(
                 found = {"ms": result["ms"], "ghosts": result["ghosts"], **difference(result, base)}
                 pages.add_result(page, report, "compare", f"pair style, {number} rank(s), {dtype}", setting | found)
         for number in map(int, filter(None, reference_ranks.split(","))):
-            result = by_script(number, folder, REFERENCE, POTENTIAL, "float32", SKIN, 1)
+            result = by_script(number, folder, REFERENCE, POTENTIAL, dtype, SKIN, 1)
             found = {"ms": result["ms"], "ghosts": result["ghosts"], **difference(result, base)}
-            key = f"reference route, {number} rank(s), float32"
+            key = f"reference route, {number} rank(s), {dtype}"
             pages.add_result(page, report, "compare", key, setting | {"steps": 1} | found)
 
 
