@@ -18,14 +18,7 @@ import common
 import lammps_run
 import numpy as np
 
-INPUT = """units metal
-atom_modify map yes
-read_data atoms.data
-plugin load {plugin}
-pair_style ponita
-pair_coeff * * {potential} H C O          # the element of each atom type
-
-minimize 0 0.05 {relaxation} 1000
+INPUT = """minimize 0 0.05 {relaxation} 1000
 reset_timestep 0
 velocity all create {temperature:g} {seed} mom yes rot yes
 timestep {timestep:g}

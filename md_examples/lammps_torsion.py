@@ -18,14 +18,7 @@ import common
 import lammps_run
 import numpy as np
 
-INPUT = """units metal
-atom_modify map yes
-read_data atoms.data
-plugin load {plugin}
-pair_style ponita
-pair_coeff * * {potential} H C O          # the element of each atom type
-
-velocity all create {temperature:g} {seed} mom yes rot yes
+INPUT = """velocity all create {temperature:g} {seed} mom yes rot yes
 timestep {timestep:g}
 fix move all nve
 fix bath all langevin {temperature:g} {temperature:g} 0.1 {seed} zero yes
@@ -62,6 +55,7 @@ metadynamics {{
 }}
 """
 
+MINIMA = {"trans": 180.0, "gauche": 60.0}  # degrees
 WIDTH, SIGMA = 5.0, 10.0  # of a cell of the grid, and of a hill, degrees
 HEIGHT, HILL_FS = 0.002, 25.0  # of a hill, eV, and the time between two
 
@@ -109,9 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.say("barriers", ", ".join(f"{angles[i]:.0f}°: {energies[i]:.0f} meV" for i in tops(energies)))
     common.say("error", f"{error:.1f} meV, from the difference of the two halves of the circle")
     common.say("visited", f"{100 * np.histogram(visited, 36, (-180, 180))[0].astype(bool).mean():.0f} % of the circle")
-
-
-MINIMA = {"trans": 180.0, "gauche": 60.0}
 
 
 def tops(energies: common.Array) -> list[int]:

@@ -47,8 +47,7 @@ _STARTS = 20
 #: So many times the frames that are wanted are sampled: some break, and rigid molecules have no torsions.
 _SPARE = 1.2
 
-#: Steps of the training on the teacher's labels, at most: 5,000 learn 2,000 frames of phenyl acetate to 8 meV/Å, some
-#: twentieth of what the later labels correct.
+#: Steps of the training on the teacher's labels, at most: what more would learn is less than the teacher is wrong by.
 _MOST_STEPS = 6000
 
 #: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
