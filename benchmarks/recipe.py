@@ -148,6 +148,7 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
     from ponita_ff.training import trainer
     from ponita_ff.training.build import build_potential
     from ponita_ff.training.config import TrainConfig
+    from ponita_ff.training.evaluate import evaluate
     from ponita_ff.training.run import prepare_data
 
     torch.set_num_threads(1)
@@ -166,11 +167,13 @@ def train_one(job: dict[str, Any]) -> dict[str, Any]:
         run = trainer.Trainer(potential, config, data.train, data.validation, Path(folder), progress=False)
         run.run()
     last = run.state.history[-1]
+    sample = data.train[:: max(1, len(data.train) // 100)]
     return {
         "force_mae": 1e3 * last["validation_forces_mae"],
         "energy_mae": 1e3 * last["validation_energy_mae"],
         "steps": run.state.step,
         "seconds": last["seconds"],
+        "training_force_mae": 1e3 * evaluate(run.ema_potential, sample).errors.forces_mae,
         "parameters": sum(p.numel() for p in potential.parameters()),
         "backend": run.training_step.backend,
     } | rotation_error(run.ema_potential, data.validation)
@@ -192,6 +195,7 @@ def run_variant(name: str, changes: dict[str, Any], file: Path, minutes: float) 
 #: Heads of the columns, and the figures in them.
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "force MAE (meV/Å)": lambda r: f"{r['force_mae']:.2f}",
+    "in training": lambda r: optional(r, "training_force_mae"),
     "energy MAE (meV)": lambda r: f"{r['energy_mae']:.2f}",
     "turned: forces (meV/Å)": lambda r: optional(r, "rotation_force"),
     "turned: energy (meV)": lambda r: optional(r, "rotation_energy"),
