@@ -43,7 +43,7 @@ from ponita_ff.cli import main as ponita_ff
 from ponita_ff.data import Units, read_frames
 from ponita_ff.files import is_file, write_atomically
 from ponita_ff.labels import label_frames
-from ponita_ff.potential.file import load_potential
+from ponita_ff.potential.file import find_potential, load_potential, read_header
 from ponita_ff.potential.header import shipped_potentials
 from ponita_ff.potential.potential import Potential
 from ponita_ff.teaching import TEACHER_FOLDER
@@ -225,6 +225,7 @@ def few_frames(
     began = time.perf_counter()
     ponita_ff(args=[*command, *(part for change in changes for part in ("--set", change))], standalone_mode=False)
     values: dict[str, Any] = {"seconds": time.perf_counter() - began, "tests": {}}
+    values["weights"] = read_header(find_potential(base))["weights_sha256"]
     stages = {"base": base, "taught": folder / "run" / TEACHER_FOLDER / "training" / POTENTIAL_FILE}
     for stage, path in (stages | {"after": folder / "run" / POTENTIAL_FILE}).items():
         if stage == "base" or Path(path).is_file():
@@ -262,6 +263,7 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
     head = [
         "",
         "test frames",
+        "weights of the base",
         "base",
         "after the teacher",
         "after the labels",
@@ -276,12 +278,13 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
             stages = [row["tests"].get(stage, {}).get(test) for stage in ("base", "taught", "after")]
             cells = [f"{stage['forces']:.1f}" if stage else "" for stage in stages]
             energy = f"{row['tests']['after'][test]['energies']:.1f}"
-            body.append([key, test, *cells, energy, mace, f"{row['seconds'] / 60:.0f}"])
+            body.append([key, test, row.get("weights", "")[:12], *cells, energy, mace, f"{row['seconds'] / 60:.0f}"])
     return [
         "# A few labels",
         "",
         "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV. MACE: from random",
-        "weights, 50 frames (arXiv:2206.07697, table 2). `python benchmarks/general.py few-frames`.",
+        "weights, 50 frames (arXiv:2206.07697, table 2). `python benchmarks/general.py few-frames`. Rows compare only",
+        "where the weights of the base are the same. Minutes of the clock; other work ran beside, and some runs were halted.",
         "",
         *table(head, body),
         "",
