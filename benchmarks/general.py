@@ -284,7 +284,7 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
         "",
         "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV. MACE: from random",
         "weights, 50 frames (arXiv:2206.07697, table 2). `python benchmarks/general.py few-frames`. Rows compare only",
-        "where the weights of the base are the same. Minutes of the clock; other work ran beside, and some runs were halted.",
+        "where the weights of the base are the same. Minutes of the clock; other work ran beside, some halted it.",
         "",
         *table(head, body),
         "",
