@@ -42,6 +42,7 @@ from ponita_ff.potential.file import load_potential
 from ponita_ff.potential.potential import Potential
 from ponita_ff.sample import SampleSettings
 from ponita_ff.sample import sample as sample_geometries
+from ponita_ff.sample.geometry import conformers
 from ponita_ff.settings import parse_assignments
 from ponita_ff.training.config import POTENTIAL_FILE
 from ponita_ff.training.evaluate import evaluate
@@ -63,8 +64,13 @@ def add(kind: str, key: str, values: dict[str, Any]) -> None:
 
 
 def structure(name: str) -> Atoms:
-    """Return a molecule of ASE's collection, or the first structure of a file."""
-    found = g2[name] if name in g2.names else read(name, index=0)
+    """Return a molecule of ASE's collection, the first structure of a file, or a conformer of a SMILES."""
+    if name in g2.names:
+        found = g2[name]
+    elif Path(name).is_file():
+        found = read(name, index=0)
+    else:
+        found = conformers(name, 1, 0)[0]
     assert isinstance(found, Atoms)
     return Atoms(found.numbers, found.positions)
 
@@ -109,7 +115,7 @@ def main() -> None:
 def with_structure(command: Any) -> Any:
     """Add the options that all commands have."""
     command = click.option("--method", default="gfn2-xtb", show_default=True)(command)
-    return click.option("--structure", "name", required=True, help="Molecule of ase.build or a file.")(command)
+    return click.option("--structure", "name", required=True, help="Molecule of ase.build, file, SMILES.")(command)
 
 
 def with_dynamics(command: Any) -> Any:
@@ -162,7 +168,7 @@ def committee(base: str, data: Path, members: int, overrides: dict[str, Any], ou
 @main.command(name="explore")
 @with_structure
 @with_dynamics
-@click.option("--base", default="organic-rmd17", show_default=True)
+@click.option("--base", default="organic-wb97x", show_default=True)
 @click.option("--budget", default=60, show_default=True)
 @click.option("--members", default=2, show_default=True)
 @click.option("--tests", default=200, show_default=True)

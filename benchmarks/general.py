@@ -193,6 +193,7 @@ def zero_shot(data: Path, work: Path, contenders: tuple[str, ...], holdouts: tup
 @click.option("--test", "tests", type=click.Path(path_type=Path, exists=True), multiple=True, required=True)
 @click.option("--teacher", help="Method whose labels are learned first.")
 @click.option("--teacher-frames", type=click.IntRange(min=20), default=2000, show_default=True)
+@click.option("--taught", type=click.Path(path_type=Path, exists=True), help="What an earlier run's teacher taught.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the choice of frames.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
@@ -205,6 +206,7 @@ def few_frames(
     tests: tuple[Path, ...],
     teacher: str | None,
     teacher_frames: int,
+    taught: Path | None,
     processes: int,
     seed: int,
     work: Path,
@@ -219,14 +221,14 @@ def few_frames(
     drawn = np.random.default_rng(seed).choice(len(every), number, replace=False)
     few = folder / "few.xyz"
     write_atomically(few, lambda path: write(path, [every[int(k)].to_atoms() for k in drawn], format="extxyz"))
-    command = ["finetune", base, str(few), "--out", str(folder / "run"), "--no-replay"]
-    if teacher is not None:
+    command = ["finetune", str(taught or base), str(few), "--out", str(folder / "run"), "--no-replay"]
+    if teacher is not None and taught is None:
         command += ["--teacher", teacher, "--teacher-frames", str(teacher_frames), "--processes", str(processes)]
     began = time.perf_counter()
     ponita_ff(args=[*command, *(part for change in changes for part in ("--set", change))], standalone_mode=False)
     values: dict[str, Any] = {"seconds": time.perf_counter() - began, "tests": {}}
     values["weights"] = read_header(find_potential(base))["weights_sha256"]
-    stages = {"base": base, "taught": folder / "run" / TEACHER_FOLDER / "training" / POTENTIAL_FILE}
+    stages = {"base": base, "taught": taught or folder / "run" / TEACHER_FOLDER / "training" / POTENTIAL_FILE}
     for stage, path in (stages | {"after": folder / "run" / POTENTIAL_FILE}).items():
         if stage == "base" or Path(path).is_file():
             potential = load_potential(path)
