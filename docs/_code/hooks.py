@@ -80,9 +80,9 @@ def _other_benchmarks() -> str:
     return "\n".join(["Also measured:", "", *lines]) if lines else ""
 
 
-def _table(source: str, columns: str = "") -> str:
-    """The first table of a page of results, or its first columns."""
-    found = tables.tables((ROOT / source).read_text(encoding="utf-8"))[0]
+def _table(source: str, columns: str = "", *section: str) -> str:
+    """The first table of a page of results or of a section of it, or its first columns."""
+    found = tables.tables(tables.part((ROOT / source).read_text(encoding="utf-8"), " ".join(section)))[0]
     return tables.markdown([row[: int(columns)] if columns else row for row in found])
 
 

@@ -23,6 +23,20 @@ def tables(text: str) -> list[list[list[str]]]:
     return found
 
 
+def part(text: str, section: str) -> str:
+    """What follows the title of a section, to the next title; the whole text if the section is empty.
+
+    Raises:
+        KeyError: There is no such section.
+    """
+    if not section:
+        return text
+    _, found, after = text.partition(f"# {section}\n")
+    if not found:
+        raise KeyError(f"no section {section!r}")
+    return re.split(r"^#", after, maxsplit=1, flags=re.MULTILINE)[0]
+
+
 def cell(page: Path, row: str, column: str, section: str = "") -> str:
     """Text of a cell.
 
@@ -35,13 +49,7 @@ def cell(page: Path, row: str, column: str, section: str = "") -> str:
     Raises:
         KeyError: There is none.
     """
-    text = page.read_text(encoding="utf-8")
-    if section:
-        _, found, text = text.partition(f"# {section}\n")
-        if not found:
-            raise KeyError(f"{page.name}: no section {section!r}")
-        text = re.split(r"^#", text, maxsplit=1, flags=re.MULTILINE)[0]
-    for head, *rows in tables(text):
+    for head, *rows in tables(part(page.read_text(encoding="utf-8"), section)):
         columns = [index for index, name in enumerate(head) if name.startswith(column)]
         for cells in rows:
             if columns and cells[0].startswith(row):

@@ -23,9 +23,17 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+#: High over low end of an axis from which labels at 1, 2, 5 run into each other.
+_MANY_DECADES = 500.0
+
+
 def plain_numbers(axis: Axis) -> None:
-    """Label a logarithmic axis at 1, 2, 5, 10, … with plain numbers, which suits an axis that spans few decades."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    """Label a logarithmic axis with plain numbers: at 1, 2, 5, 10, …, or where these are too many at 1, 10, …
+
+    Call it after the limits are set.
+    """
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _MANY_DECADES * low else (1,), numticks=12))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
