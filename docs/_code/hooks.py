@@ -29,7 +29,7 @@ from settings_tables import settings_tables
 from ponita_ff.cli.config import settings_models
 from ponita_ff.page.template import SCRIPT
 
-_MARK = re.compile(r"<!-- made: ([\w.-]+(?: [\w./-]+)*) -->")
+_MARK = re.compile(r"<!-- made: ([\w.-]+(?: [\w./()-]+)*) -->")
 
 
 def _settings(command: str) -> str:
@@ -137,7 +137,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             raise PluginError(f"{page.file.src_uri}: nothing is made by {match[0]}; known are {sorted(_MAKERS)}")
         return _MAKERS[kind](*arguments).replace("DOCS/", f"{docs}/")
 
-    return with_site_links(_MARK.sub(make, markdown), source, _pages())
+    made = _MARK.sub(make, markdown)
+    if wrong := re.search(r"^<!-- made:.*", made, re.MULTILINE):
+        raise PluginError(f"{page.file.src_uri}: {wrong[0]} cannot be read")
+    return with_site_links(made, source, _pages())
 
 
 def on_post_build(config: MkDocsConfig) -> None:
