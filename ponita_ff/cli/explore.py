@@ -48,7 +48,7 @@ def command(
     explore" prints all settings.
 
     \b
-    ponita-ff explore organic-rmd17 molecule.xyz --method gfn2-xtb --budget 100 --out explored
+    ponita-ff explore organic-wb97x molecule.xyz --method gfn2-xtb --budget 100 --out explored
     """
     from ponita_ff.explore import ExploreSettings
     from ponita_ff.explore import explore as run_exploration

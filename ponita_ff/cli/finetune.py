@@ -84,9 +84,9 @@ def command(
     teacher.NAME are of that training, e.g. --set teacher.optimiser.steps=5000.
 
     \b
-    ponita-ff finetune organic-rmd17 new.xyz --out run
-    ponita-ff finetune organic-rmd17 new.xyz --out run --time 30m
-    ponita-ff finetune organic-rmd17 new.xyz --out run --teacher gfn2-xtb --processes 4
+    ponita-ff finetune organic-wb97x new.xyz --out run
+    ponita-ff finetune organic-wb97x new.xyz --out run --time 30m
+    ponita-ff finetune organic-wb97x new.xyz --out run --teacher gfn2-xtb --processes 4
     """
     from ponita_ff.data import read_frames
     from ponita_ff.outputs import check_outputs
