@@ -274,7 +274,7 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
         "minutes",
     ]
     body = []
-    for key, row in rows.items():
+    for key, row in sorted(rows.items(), key=_place):
         mace = f"{MACE_50[name]:.1f}" if (name := key.partition(",")[0]) in MACE_50 and ", 50 frames" in key else ""
         for test in row["tests"]["after"]:
             stages = [row["tests"].get(stage, {}).get(test) for stage in ("base", "taught", "after")]
@@ -293,6 +293,12 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
         measured_on(rows.values()),
         "",
     ]
+
+
+def _place(item: tuple[str, Any]) -> tuple[str, int, str]:
+    """Molecules together, few frames first."""
+    name, frames, *others = item[0].split(", ")
+    return name, int(frames.split()[0]), ", ".join(others)
 
 
 def _zero_shot_page(rows: dict[str, Any]) -> list[str]:

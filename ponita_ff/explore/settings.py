@@ -61,10 +61,10 @@ class ExploreSettings(Section):
     multiplicity: Count | None = None
     budget: Count
     initial_labels: Count = 10
-    labels_per_round: Count = 10
+    labels_per_round: Count = 20
     random_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     selection_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    members: Annotated[int, Field(ge=2)] = 3
+    members: Annotated[int, Field(ge=2)] = 2
     temperature: Positive = 500.0
     timestep: Positive = 0.5
     simulation_time: Positive = 4.0

@@ -111,13 +111,14 @@ def test_few_frames_of_a_file(
         "5",
     ]
     arguments += ["--test", file, "--work", str(tmp_path / "work"), "--set", "optimiser.steps=4"]
+    arguments += ["--teacher", "gfn2-xtb", "--taught", str(tiny_potential_path)]
     result = CliRunner().invoke(general.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     ((key, row),) = json.loads((tmp_path / "general.json").read_text(encoding="utf-8"))["few-frames"].items()
-    assert key.startswith("ethanol, 5 frames,") and key.endswith(", optimiser.steps=4")
-    assert set(row["tests"]) == {"base", "after"}
-    before, after = (row["tests"][stage]["n_methylacetamide"] for stage in ("base", "after"))
-    assert before["forces"] > 0 and before != after
+    assert key.startswith("ethanol, 5 frames,") and key.endswith(", gfn2-xtb, optimiser.steps=4")
+    assert set(row["tests"]) == {"base", "taught", "after"}
+    before, taught, after = (row["tests"][stage]["n_methylacetamide"] for stage in ("base", "taught", "after"))
+    assert before["forces"] > 0 and before == taught and before != after
     few = read(next((tmp_path / "work").glob("*/few.xyz")), ":")
     assert len(few) == 5 and len({atoms.get_potential_energy() for atoms in few}) == 5
     assert f"| {after['forces']:.1f} |" in (tmp_path / "general.md").read_text(encoding="utf-8")

@@ -10,7 +10,14 @@ from ponita_ff.explore.progress import Plan
 
 def test_time_left_is_that_of_all_rounds_of_the_budget(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="ponita_ff.explore")
-    values = {"method": "any", "budget": 30, "members": 2, "selection_share": 0.5, "training": {"optimiser.steps": 9}}
+    values = {
+        "method": "any",
+        "budget": 30,
+        "labels_per_round": 10,
+        "members": 2,
+        "selection_share": 0.5,
+        "training": {"optimiser.steps": 9},
+    }
     now = 0.0
     plan = Plan(ExploreSettings.from_mapping(values), clock=lambda: now)
     # Rounds of 10, 20 and 30 labels: two members of half a fine-tuning each, at last two whole ones; 60 s for a half.
