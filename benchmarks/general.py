@@ -15,6 +15,7 @@ keeps what the methods calculated.
 
 ``few-frames``: fine-tunes the base on frames drawn at random, a tenth of them to validate, and measures errors on test
 frames. With a teacher it learns cheap labels of frames around those first; no other frame of the file is used.
+``--taught FILE`` takes what an earlier run's teacher taught, ``WORK/…/run/teacher/training/potential.safetensors``.
 
 Results gather in ``results/general.json``; ``results/general.md`` is written from them.
 """
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,15 +224,16 @@ def few_frames(
     command = ["finetune", str(taught or base), str(few), "--out", str(folder / "run"), "--no-replay"]
     if teacher is not None and taught is None:
         command += ["--teacher", teacher, "--teacher-frames", str(teacher_frames), "--processes", str(processes)]
-    began = time.perf_counter()
     ponita_ff(args=[*command, *(part for change in changes for part in ("--set", change))], standalone_mode=False)
-    values: dict[str, Any] = {"seconds": time.perf_counter() - began, "tests": {}}
+    values: dict[str, Any] = {"seconds": 0.0, "tests": {}}
     values["weights"] = read_header(find_potential(base))["weights_sha256"]
     stages = {"base": base, "taught": taught or folder / "run" / TEACHER_FOLDER / "training" / POTENTIAL_FILE}
     for stage, path in (stages | {"after": folder / "run" / POTENTIAL_FILE}).items():
         if stage == "base" or Path(path).is_file():
             potential = load_potential(path)
             values["tests"][stage] = {test.stem: _errors(potential, test) for test in tests}
+            if stage != "base":
+                values["seconds"] += potential.metadata.get("training", {}).get("seconds", 0.0)
     add_result(RESULTS / "general", report, "few-frames", key, values)
 
 
@@ -262,31 +263,27 @@ def report(results: dict[str, Any]) -> str:
 def _few_frames_page(rows: dict[str, Any]) -> list[str]:
     if not rows:
         return []
-    head = [
-        "",
-        "test frames",
-        "weights of the base",
-        "base",
-        "after the teacher",
-        "after the labels",
-        "energies after",
-        "MACE, published",
-        "minutes",
-    ]
+    stages = ["base", "after the teacher", "after the labels"]
+    head = ["", *stages, "energies after", "MACE, published", "minutes", "of base"]
     body = []
     for key, row in sorted(rows.items(), key=_place):
-        mace = f"{MACE_50[name]:.1f}" if (name := key.partition(",")[0]) in MACE_50 and ", 50 frames" in key else ""
+        name, frames, base, *others = key.split(", ")
+        mace = f"{MACE_50[name]:.1f}" if name in MACE_50 and frames == "50 frames" else ""
+        of_base = " ".join([base, row.get("weights", "")[:8]])
         for test in row["tests"]["after"]:
-            stages = [row["tests"].get(stage, {}).get(test) for stage in ("base", "taught", "after")]
-            cells = [f"{stage['forces']:.1f}" if stage else "" for stage in stages]
-            energy = f"{row['tests']['after'][test]['energies']:.1f}"
-            body.append([key, test, row.get("weights", "")[:12], *cells, energy, mace, f"{row['seconds'] / 60:.0f}"])
+            errors = [row["tests"].get(stage, {}).get(test) for stage in ("base", "taught", "after")]
+            cells = [f"{error['forces']:.1f}" if error else "" for error in errors]
+            cells.append(f"{row['tests']['after'][test]['energies']:.1f}")
+            on = [f"on {test}"] if len(row["tests"]["after"]) > 1 else []
+            body.append([", ".join([name, frames, *others, *on]), *cells, mace, f"{row['seconds'] / 60:.0f}", of_base])
     return [
         "# A few labels",
         "",
-        "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV. MACE: from random",
+        "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV, on official test",
+        "frames. After the number of labelled frames: the teacher whose labels were learned first. MACE: from random",
         "weights, 50 frames (arXiv:2206.07697, table 2). `python benchmarks/general.py few-frames`. Rows compare only",
-        "where the weights of the base are the same. Minutes of the clock; other work ran beside, some halted it.",
+        "where the weights of the base are the same. Minutes of training by the clock; other work ran beside, or",
+        "halted it.",
         "",
         *table(head, body),
         "",

@@ -34,7 +34,7 @@ def _last(section: str) -> str:
 def rows() -> list[tuple[str, str, str]]:
     """What was measured, the figures, and the page with the name of its script."""
     rmd17, general = (_RESULTS / name for name in ("rmd17.md", "general.md"))
-    taught = "aspirin, 50 frames, organic-wb97x, gfn2-xtb"
+    taught = "aspirin, 50 frames, gfn2-xtb"
     return [
         (
             "energy and forces of ethanol, aspirin on two CPU cores",
