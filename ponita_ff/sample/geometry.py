@@ -126,6 +126,10 @@ def single_bonds_outside_rings(atoms: Atoms, connectivity: Connectivity) -> list
     return found
 
 
+#: RDKit multiplies the seed by the conformer's number: with 0 all conformers are the same.
+_FOR_SEED_0 = 2**30 - 1
+
+
 def conformers(smiles: str, number: int, seed: int) -> list[Atoms]:
     """Conformers by RDKit's ETKDG (Wang et al. 2020, doi:10.1021/acs.jcim.0c00025), relaxed by MMFF94 or UFF.
 
@@ -144,7 +148,7 @@ def conformers(smiles: str, number: int, seed: int) -> list[Atoms]:
     with BlockLogs():
         mol: Any = Chem.AddHs(Chem.MolFromSmiles(smiles))
         parameters: Any = rdDistGeom.ETKDGv3()
-        parameters.randomSeed, parameters.pruneRmsThresh, parameters.numThreads = seed, 0.1, 1
+        parameters.randomSeed, parameters.pruneRmsThresh, parameters.numThreads = seed or _FOR_SEED_0, 0.1, 1
         parameters.onlyHeavyAtomsForRMS = False
         # More than are wanted: those that are alike are removed.
         found = list(rdDistGeom.EmbedMultipleConfs(mol, _EMBEDDINGS * number, parameters))

@@ -117,6 +117,7 @@ def test_conformers_are_the_same_for_the_same_seed() -> None:
     assert not np.allclose(one[0].positions, third[0].positions)
     assert one[0].get_chemical_formula() == "C4H10O"
     assert len(conformers("C", 3, 1)) == 1  # all alike
+    assert len(conformers("CCCCO", 3, 0)) == len(conformers("CCCCO", 3, 1)) == 3
 
 
 def test_a_molecule_that_does_not_embed() -> None:
