@@ -115,7 +115,7 @@ def test_few_frames_of_a_file(
     result = CliRunner().invoke(general.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     ((key, row),) = json.loads((tmp_path / "general.json").read_text(encoding="utf-8"))["few-frames"].items()
-    assert key.startswith("ethanol, 5 frames,") and key.endswith(", gfn2-xtb, optimiser.steps=4")
+    assert key.startswith("ethanol, 5 frames,") and key.endswith(", gfn2-xtb before, optimiser.steps=4")
     assert set(row["tests"]) == {"base", "taught", "after"}
     before, taught, after = (row["tests"][stage]["n_methylacetamide"] for stage in ("base", "taught", "after"))
     assert before["forces"] > 0 and before == taught and before != after
