@@ -15,7 +15,8 @@ keeps what the methods calculated.
 
 ``few-frames``: fine-tunes the base on frames drawn at random, a tenth of them to validate, and measures errors on test
 frames. With a teacher it learns cheap labels of frames around those first; no other frame of the file is used.
-``--taught FILE`` takes what an earlier run's teacher taught, ``WORK/…/run/teacher/training/potential.safetensors``.
+Where the same file is tested on, the frames that were drawn are left out. ``--taught FILE`` takes what an earlier run's
+teacher taught, ``WORK/…/run/teacher/training/potential.safetensors``.
 
 Results gather in ``results/general.json``; ``results/general.md`` is written from them.
 """
@@ -232,7 +233,9 @@ def few_frames(
     for stage, path in (stages | {"after": folder / "run" / POTENTIAL_FILE}).items():
         if stage == "base" or Path(path).is_file():
             potential = load_potential(path)
-            values["tests"][stage] = {test.stem: _errors(potential, test) for test in tests}
+            values["tests"][stage] = {
+                test.stem: _errors(potential, test, set(drawn.tolist()) if test == file else set()) for test in tests
+            }
             if stage != "base":
                 values["seconds"] += potential.metadata.get("training", {}).get("seconds", 0.0)
     add_result(RESULTS / "general", report, "few-frames", key, values)
@@ -243,9 +246,9 @@ def _units(path: Path) -> Units | None:
     return Units("eV", "Angstrom") if path.suffix == ".xyz" else None
 
 
-def _errors(potential: Potential, path: Path) -> dict[str, float]:
+def _errors(potential: Potential, path: Path, without: set[int]) -> dict[str, float]:
     """Errors on test frames, meV/Å and meV; energies after the best shift, since levels of theory differ."""
-    frames = read_frames(path, units=_units(path))
+    frames = [frame for index, frame in enumerate(read_frames(path, units=_units(path))) if index not in without]
     predictions = potential.evaluate([Atoms(frame.numbers, frame.positions) for frame in frames])
     assert predictions.forces is not None
     errors = [np.abs(one - frame.forces).ravel() for one, frame in zip(predictions.forces, frames, strict=True)]
