@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 _NEW_BOND = 1.1
 #: Embeddings for each conformer that is wanted.
 _EMBEDDINGS = 4
+#: RDKit multiplies the seed by the conformer's number: with 0 all conformers are the same.
+_FOR_SEED_0 = 2**30 - 1
 #: A bond longer than this many sums of covalent radii is no double or triple bond.
 _SINGLE_BOND = 0.93
 
@@ -124,10 +126,6 @@ def single_bonds_outside_rings(atoms: Atoms, connectivity: Connectivity) -> list
         if max(angles) < 170:
             found.append((before, first, second, after))
     return found
-
-
-#: RDKit multiplies the seed by the conformer's number: with 0 all conformers are the same.
-_FOR_SEED_0 = 2**30 - 1
 
 
 def conformers(smiles: str, number: int, seed: int) -> list[Atoms]:
