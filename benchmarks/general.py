@@ -285,8 +285,8 @@ def _few_frames_page(rows: dict[str, Any]) -> list[str]:
     return [
         "# A few labels",
         "",
-        "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV; of rMD17's molecules",
-        "on the official test frames. After the number of labelled frames: the teacher whose labels were learned first,",
+        "Mean absolute errors of force components in meV/Å, of energies after the best shift in meV; of rMD17 on the",
+        "official test frames. After the number of labelled frames: the teacher whose labels were learned first,",
         "2,000 around these frames, or (before) what an earlier run was taught around 50 frames of the molecule. MACE:",
         "from random weights, 50 frames (arXiv:2206.07697, table 2). `python benchmarks/general.py few-frames`. Rows",
         "compare only where the weights of the base are the same. Minutes of training by the clock; other work ran",
