@@ -120,8 +120,8 @@ def finetune_config(
 def _schedule(frames: int, most_steps: int) -> dict[str, Any]:
     """Schedule for a number of frames; ``benchmarks/finetune.py`` measures its results.
 
-    The learning rate was chosen on N-methylacetamide, which is no molecule of these: with 50 frames 2e-4 gave 6 %
-    lower force errors than 5e-4; with 950 it was behind by as much after 8,000 steps.
+    The learning rate was chosen on N-methylacetamide, which is no molecule of these: a low one was better with 50
+    frames, a high one with 950. ``benchmarks/general.py few-frames --set optimiser.learning_rate=…`` compares them.
     """
     steps = int(min(most_steps, max(1_000, 200 * frames**0.75)))
     return {

@@ -24,7 +24,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 #: High over low end of an axis from which labels at 1, 2, 5 run into each other.
-_MANY_DECADES = 500.0
+_WIDE_RANGE = 500.0
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -33,7 +33,7 @@ def plain_numbers(axis: Axis) -> None:
     Call it after the limits are set.
     """
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _MANY_DECADES * low else (1,), numticks=12))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _WIDE_RANGE * low else (1,), numticks=12))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
