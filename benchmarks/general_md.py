@@ -1,7 +1,7 @@
 """Dynamics, minima and speed of potentials for molecules that they were never trained on.
 
     python benchmarks/general_md.py choose --molecules SMILES
-    python benchmarks/general_md.py whole --contender organic-wb97x --work WORK
+    python benchmarks/general_md.py whole --contender organic-wb97x
     python benchmarks/general_md.py minima --contender organic-wb97x --reference 'ani-2x{weights: FOLDER}' --work WORK
     python benchmarks/general_md.py water --contender organic-wb97x --work WORK
     python benchmarks/general_md.py speed --contender organic-wb97x --contender 'ani-2x{weights: FOLDER}'
@@ -12,8 +12,8 @@ each, as in the audit; a molecule is whole while no bond is 0.5 Å longer or sho
 (arXiv:2210.07237). Then NVE dynamics. ``minima``: relaxation of RDKit's conformers by both methods. ``water``: a
 periodic box of 64 molecules at 300 K. ``speed``: energy and forces through ASE.
 
-WORK keeps what is done of a run: the same command goes on after a stop. Results gather in ``results/general_md.json``;
-``results/general_md.md`` is written from them.
+Results gather in ``results/general_md.json``; ``results/general_md.md`` is written from them. The same command goes on
+after a stop: ``whole`` with the molecules that the results lack (of the same weights), the others from what WORK keeps.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pages import add_result, measured_on, table
+from pages import add_result, measured_on, read_results, table
 from speed_systems import water_box
 from tqdm import tqdm
 
 from ponita_ff.audit.dynamics import energy_drift, run_nve, run_nvt, thermal_momenta
 from ponita_ff.audit.settings import AuditSettings
 from ponita_ff.audit.target import AuditTarget
-from ponita_ff.files import write_json, write_text
+from ponita_ff.files import is_file, write_json, write_text
+from ponita_ff.potential.file import find_potential, read_header
+from ponita_ff.potential.header import shipped_potentials
 from ponita_ff.sample.geometry import conformers
 from ponita_ff.sample.methods import method_for
 from ponita_ff.structure.bonds import find_bonds
@@ -93,6 +95,13 @@ def kept(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def weights_of(contender: str) -> str:
+    """Return the hash of a potential's weights, nothing for another method."""
+    if is_file(Path(contender)) or contender in shipped_potentials():
+        return str(read_header(find_potential(contender))["weights_sha256"])
+    return ""
+
+
 def listed() -> list[str]:
     """Return the chosen SMILES."""
     return LISTED.read_text(encoding="utf-8").split()
@@ -134,16 +143,16 @@ def choose(molecules: Path) -> None:
 @click.option("--ps", default=20.0, show_default=True)
 @click.option("--nve-ps", default=2.0, show_default=True)
 @click.option("--first", type=click.IntRange(min=1), help="Only so many of each size.")
-@click.option("--work", type=click.Path(path_type=Path), required=True)
-def whole(contender: str, ps: float, nve_ps: float, first: int | None, work: Path) -> None:
+def whole(contender: str, ps: float, nve_ps: float, first: int | None) -> None:
     """Langevin dynamics at 500 K, and NVE dynamics."""
-    calculator, folder = calculator_of(contender), work / f"whole-{label_of(contender)}-{ps:g}"
+    calculator, name = calculator_of(contender), f"{label_of(contender)}, {ps:g} ps"
+    weights = weights_of(contender)
+    before = read_results(RESULTS.with_suffix(".json")).get("whole", {}).get(name, {})
+    rows = dict(before["molecules"]) if before.get("weights") == weights else {}
     chosen = [smiles for index, smiles in enumerate(listed()) if index % EACH < (first or EACH)]
-    rows = {}
-    for smiles in tqdm(chosen, desc="molecules"):
-        path = folder / f"{listed().index(smiles):02d}.json"
-        rows[smiles] = kept(path, lambda smiles=smiles: _dynamics(calculator, smiles, ps, nve_ps))
-    add_result(RESULTS, report, "whole", f"{label_of(contender)}, {ps:g} ps", {"molecules": rows})
+    for smiles in tqdm([smiles for smiles in chosen if smiles not in rows], desc="molecules"):
+        rows[smiles] = _dynamics(calculator, smiles, ps, nve_ps)
+        add_result(RESULTS, report, "whole", name, {"weights": weights, "molecules": rows})
 
 
 def _dynamics(calculator: BaseCalculator, smiles: str, ps: float, nve_ps: float) -> dict[str, Any]:
