@@ -2,15 +2,16 @@
 
     python benchmarks/forms.py run --data FOLDER --runs RUNS --form PONITA --molecule ethanol --frames 950 --steps 30000
     python benchmarks/forms.py run --data FOLDER --runs RUNS --form PONITA --molecule ethanol --frames 950 --minutes 60
-    python benchmarks/forms.py plan --data FOLDER --runs RUNS --minutes 60     # prints the commands that are left
+    python benchmarks/forms.py plan --data FOLDER --runs RUNS    # prints the commands of the page that are left
     python benchmarks/forms.py report                                          # page and curves from what is there
 
 FOLDER holds ``rmd17/rmd17_<molecule>_train_01.npz`` and ``_test_01.npz``, and ``3bpa/train_300K.xyz`` (500 frames: 50
 of what is neither trained nor validated on are tested on). One ``run`` is one form, molecule and number of frames; it
 trains in a folder of RUNS, goes on there if it was stopped, and adds its result to ``results/forms.json``.
-``--no-rotate`` trains without rotations of the frames. Run one at a time on a machine that does nothing else. All forms
-train with plain torch, so that times compare mathematics, not kernels; ``--native`` gives PONITA its kernels. Forms are
-compared by validation errors; test errors are only reported.
+``--no-rotate`` trains without rotations of the frames; ``--physics`` measures rotations, drift and jumps too. Run one
+for each core, with one thread, on a machine that does nothing else. All forms train with plain torch, so that times
+compare mathematics, not kernels; ``--native`` gives PONITA its kernels. Forms are compared by validation errors; test
+errors are only reported.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from ponita_ff.training.trainer import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-#: Settings of the models by the name in the table. Channels are chosen so that all have as many weights.
+#: Settings of the models by the name in the table. Channels are chosen so that all have as many weights. Three layers,
+#: one less than the default, so that the slowest form gets some thousand steps in the time that there is.
 FORMS: dict[str, dict[str, Any]] = {
     "PNITA": {"form": "force-field", "num_ori": 0},
     "PONITA": {"form": "force-field"},
@@ -80,16 +82,22 @@ SETTINGS: dict[str, Any] = {"warmup_steps": 500, "ema_decay": 0.999}
 #: Points of a curve: a run is validated every so many steps, or, by time, every time that as long as this many steps.
 POINTS = 20
 
-#: Weights of the default network of H, C and O.
-TARGET = PonitaConfig().num_weights(3)
+#: Of every form.
+LAYERS = 3
 
-AUDIT: dict[str, Any] = {"nve": {"timesteps": [0.5], "picoseconds": 10.0}, "scans": {"bonds": 2}}
+#: Weights of PONITA with three quarters of the default's channels, of H, C and O.
+TARGET = PonitaConfig(channels=48, num_layers=LAYERS).num_weights(3)
+
+#: What the page is made of: minutes of training for few and for many frames, and steps where those are equal.
+MINUTES, STEPS = (4.0, 8.0), {"ethanol": 4000, "aspirin": 2500}
+
+AUDIT: dict[str, Any] = {"nve": {"timesteps": [0.5], "picoseconds": 2.0}, "scans": {"bonds": 2}}
 
 
 def sized(settings: Mapping[str, Any], target: int = TARGET, num_species: int = 3) -> FormConfig:
     """Return the config of a form whose number of weights is nearest to the target, by the choice of its channels."""
     every = 4 if settings["form"] == "attention" else 1  # heads divide the channels
-    configs = [form_config({**settings, "channels": channels}) for channels in range(4, 200, every)]
+    configs = [form_config({"num_layers": LAYERS, **settings, "channels": c}) for c in range(4, 200, every)]
     return min(configs, key=lambda config: abs(config.num_weights(num_species) - target))
 
 
@@ -157,9 +165,9 @@ def numbers(result: CheckResult) -> dict[str, float]:
     return {m.name: float(m.value) for m in result.measurements if m.value is not None}
 
 
-def physics(potential: Potential, atoms: Atoms, native: bool) -> dict[str, float]:
+def physics(potential: Potential, atoms: Atoms, backend: str) -> dict[str, float]:
     """Return rotation error, drift, jumps and the time of a step of MD, by the checks of ``ponita-ff audit``."""
-    calculator = PonitaCalculator(potential, backend="native" if native else "eager")
+    calculator = PonitaCalculator(potential, backend=backend)
     target = AuditTarget(calculator, atoms, None, AuditSettings.model_validate(AUDIT))
     rotations, scans, nve = (numbers(check(target)) for check in (rotational_invariance, smoothness, nve_drift))
     return {
@@ -172,7 +180,7 @@ def physics(potential: Potential, atoms: Atoms, native: bool) -> dict[str, float
     }
 
 
-def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def measure(config: TrainConfig, folder: Path, with_physics: bool) -> dict[str, Any]:
     """Train, or go on, in a folder, and measure what came of it."""
     potential = train(config, folder, is_started(folder), progress=False)
     rows, training = read_metrics(folder), potential.metadata["training"]
@@ -192,10 +200,19 @@ def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
     }
     for part in ("validation", "test"):
         found |= {f"{part}_{name}": 1e3 * errors[part][f"{name}_mae"] for name in ("forces", "energy")}
-    return found | physics(potential, data.validation[0].to_atoms(), config.backend == "native")
+    atoms = data.validation[0].to_atoms()
+    if with_physics:
+        return found | physics(potential, atoms, config.backend)
+    return found | {"md_step_ms": step_time(PonitaCalculator(potential, backend=config.backend), atoms)}
 
 
 # ------------------------------------------------------------------------------------------------------- report
+
+
+def optional(result: Mapping[str, float], name: str) -> str:
+    """Return a cell of what only some runs measure."""
+    return f"{result[name]:.2g}" if name in result else ""
+
 
 COLUMNS = {
     "form": lambda key, r: key,
@@ -208,11 +225,11 @@ COLUMNS = {
     "ms a training step": lambda key, r: f"{r['train_step_ms']:.1f}",
     "ms an MD step": lambda key, r: f"{r['md_step_ms']:.1f}",
     "peak memory, MB": lambda key, r: f"{r['memory_mb']:.0f}",
-    "rotation, meV/atom": lambda key, r: f"{r['rotation_energy_mev']:.2g}",
-    "rotation, meV/Å": lambda key, r: f"{r['rotation_force']:.2g}",
-    "NVE drift, meV/atom/ns": lambda key, r: f"{r['nve_drift']:.2g}",
-    "energy jump, meV": lambda key, r: f"{r['energy_jump_mev']:.2g}",
-    "force jump, meV/Å": lambda key, r: f"{r['force_jump']:.2g}",
+    "rotation, meV/atom": lambda key, r: optional(r, "rotation_energy_mev"),
+    "rotation, meV/Å": lambda key, r: optional(r, "rotation_force"),
+    "NVE drift, meV/atom/ns": lambda key, r: optional(r, "nve_drift"),
+    "energy jump, meV": lambda key, r: optional(r, "energy_jump_mev"),
+    "force jump, meV/Å": lambda key, r: optional(r, "force_jump"),
 }
 
 
@@ -222,12 +239,12 @@ def report(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Forms of network",
         "",
-        "*Written by `python benchmarks/forms.py`; all numbers come from `forms.json`. Every form has as many weights "
-        f"as the default PONITA of three elements ({TARGET:,}), by the choice of its channels, and trains on randomly "
-        'rotated frames unless it says "no rotation". Force errors in meV/Å, energies in meV. Rotation: peak to peak '
-        "of the energy, and RMS of R F(x) − F(R x), over 100 random rotations. Jumps: the largest found along scans of "
-        'bonds, a detached atom and a rotated molecule. All in plain torch unless it says "native". Forms are '
-        "compared by validation errors.*",
+        "*Written by `python benchmarks/forms.py`; all numbers come from `forms.json`. Every form has three layers and "
+        f"as many weights as PONITA with 48 channels ({TARGET:,}), by the choice of its channels, and trains on "
+        'randomly rotated frames unless it says "no rotation". Force errors in meV/Å, energies in meV. Rotation: '
+        "peak to peak of the energy, and RMS of R F(x) − F(R x), over 100 random rotations. Jumps: the largest along "
+        'scans of bonds, a detached atom and a rotated molecule. All in plain torch unless it says "native". Forms '
+        "are compared by validation errors.*",
         "",
         "![Curves](forms.png)",
     ]
@@ -308,6 +325,7 @@ def main() -> None:
 @click.option("--frames", type=click.IntRange(min=1), required=True)
 @click.option("--rotate/--no-rotate", default=True, help="Rotate training frames at random.")
 @click.option("--native", is_flag=True, help="Train and run with the native kernels (PNITA and PONITA).")
+@click.option("--physics", "with_physics", is_flag=True, help="Measure rotations, drift and jumps as well.")
 @budget
 def run_one(
     form: str,
@@ -315,6 +333,7 @@ def run_one(
     frames: int,
     rotate: bool,
     native: bool,
+    with_physics: bool,
     minutes: float | None,
     steps: int | None,
     data: Path,
@@ -330,34 +349,46 @@ def run_one(
     group, key = names(form, molecule, frames, minutes, steps, *tags)
     config = run_settings(form, data_settings(data, molecule, frames), minutes, steps, rotate, native)
     folder = runs / f"{group}, {key}".replace(", ", "-").replace(" ", "_")
-    results = add_result(out / "forms", report, group, key, measure(config, folder))
+    results = add_result(out / "forms", report, group, key, measure(config, folder, with_physics))
     plot(results, out / "forms.png")
 
 
-def commands(minutes: float | None, steps: int | None, data: Path, runs: Path) -> Iterator[tuple[list[str], str]]:
-    """Yield group and key of every run of the benchmark, and its command."""
-    amount = f"--minutes {minutes:g}" if minutes is not None else f"--steps {steps}"
-    for molecule, sizes in FRAMES.items():
-        for frames in sizes:
+def budgets(molecule: str, frames: int) -> Iterator[tuple[float | None, int | None]]:
+    """Yield minutes or steps of the runs of a molecule with so many frames."""
+    many = frames == max(FRAMES[molecule])
+    yield MINUTES[many], None
+    if many and molecule in STEPS:
+        yield None, STEPS[molecule]
+
+
+def commands(data: Path, runs: Path) -> Iterator[tuple[list[str], str]]:
+    """Yield group and key of every run of the page, and its command.
+
+    Forms that are not exactly invariant also train without rotations, at equal time with many frames.
+    """
+    cells = [(molecule, frames) for molecule in FRAMES for frames in FRAMES[molecule]]
+    for molecule, frames in cells:
+        for minutes, steps in budgets(molecule, frames):
+            amount = f"--minutes {minutes:g}" if minutes is not None else f"--steps {steps}"
+            by_time_with_many = minutes is not None and frames == max(FRAMES[molecule])
             for form in FORMS:
-                for rotate in (True, False):
-                    if not rotate and (form in INVARIANT or frames != max(sizes)):
-                        continue
-                    tags = () if rotate else ("no rotation",)
+                for rotate in (True, False) if by_time_with_many and form not in INVARIANT else (True,):
+                    options = [*([] if rotate else ["--no-rotate"]), *(["--physics"] if by_time_with_many else [])]
                     yield (
-                        names(form, molecule, frames, minutes, steps, *tags),
+                        names(form, molecule, frames, minutes, steps, *([] if rotate else ["no rotation"])),
                         f'python benchmarks/forms.py run --data {data} --runs {runs} --form "{form}" '
-                        f"--molecule {molecule} --frames {frames} {amount}" + ("" if rotate else " --no-rotate"),
+                        f"--molecule {molecule} --frames {frames} {' '.join([amount, *options])}",
                     )
 
 
 @main.command("plan")
-@budget
-def plan(minutes: float | None, steps: int | None, data: Path, runs: Path, out: Path) -> None:
-    """Print the commands of all runs whose results are not there yet, one a line."""
-    check_budget(minutes, steps)
+@click.option("--data", type=FOLDER, required=True, help="Folder of rmd17/ and 3bpa/.")
+@click.option("--runs", type=FOLDER, required=True, help="Folder of the runs' own folders.")
+@click.option("--out", type=FOLDER, default=RESULTS, help="Folder of the results.")
+def plan(data: Path, runs: Path, out: Path) -> None:
+    """Print the commands of all runs of the page whose results are not there yet, one a line."""
     results = read_results(out / "forms.json")
-    for (group, key), command in commands(minutes, steps, data, runs):
+    for (group, key), command in commands(data, runs):
         if key not in results.get(group, {}):
             click.echo(command)
 

@@ -45,7 +45,7 @@ def test_all_forms_are_there_with_as_many_weights(forms: ModuleType) -> None:
     assert {settings["form"] for settings in forms.FORMS.values()} == set(FORM_CONFIGS)
     for settings in forms.FORMS.values():
         assert forms.sized(settings).num_weights(3) == pytest.approx(forms.TARGET, rel=0.1)
-    assert forms.sized(forms.FORMS["PONITA"]).channels == 64
+    assert forms.sized(forms.FORMS["PONITA"]).channels == 48
 
 
 def test_run_and_report(forms: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,19 @@ def test_run_and_report(forms: ModuleType, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(forms, "AUDIT", quick)
     places = ["--data", str(tmp_path), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
     for form, extra in (("PONITA", ["--no-rotate"]), ("oriented points", [])):
-        arguments = ["--form", form, "--molecule", "ethanol", "--frames", "20", "--steps", "6", *places, *extra]
+        arguments = [
+            "--form",
+            form,
+            "--molecule",
+            "ethanol",
+            "--frames",
+            "20",
+            "--steps",
+            "6",
+            "--physics",
+            *places,
+            *extra,
+        ]
         done = CliRunner().invoke(forms.main, ["run", *arguments])
         assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "forms.json").read_text(encoding="utf-8"))
@@ -88,16 +100,14 @@ def test_run_and_report(forms: ModuleType, tmp_path: Path, monkeypatch: pytest.M
 
 def test_plan_lists_what_is_left_as_commands(forms: ModuleType, tmp_path: Path) -> None:
     places = ["--data", str(tmp_path), "--runs", str(tmp_path), "--out", str(tmp_path)]
-    lines = CliRunner().invoke(forms.main, ["plan", "--minutes", "60", *places]).output.splitlines()
-    assert len(lines) == 12 * 6 + 6 * 3
+    lines = CliRunner().invoke(forms.main, ["plan", *places]).output.splitlines()
+    assert len(lines) == 12 * 6 + 6 * 3 + 12 * 2
     command = shlex.split(lines[-1])
     assert command[:3] == ["python", "benchmarks/forms.py", "run"]
-    assert {"3bpa", "400", "--minutes"} <= set(command)
-    group, key = forms.names("PNITA", "ethanol", 200, 60.0, None)
+    assert {"3bpa", "400", "--minutes", "--physics"} <= set(command)
+    group, key = forms.names("PNITA", "ethanol", 200, forms.MINUTES[0], None)
     (tmp_path / "forms.json").write_text(json.dumps({group: {key: {}}}), encoding="utf-8")
-    assert (
-        len(CliRunner().invoke(forms.main, ["plan", "--minutes", "60", *places]).output.splitlines()) == len(lines) - 1
-    )
+    assert len(CliRunner().invoke(forms.main, ["plan", *places]).output.splitlines()) == len(lines) - 1
 
 
 @pytest.mark.parametrize(
