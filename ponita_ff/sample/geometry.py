@@ -137,14 +137,17 @@ def conformers(smiles: str, number: int, seed: int) -> list[Atoms]:
         seed: Of the embedding.
 
     Raises:
-        ValueError: It does not embed.
+        ValueError: RDKit cannot read the SMILES, or does not embed the molecule.
     """
     from rdkit import Chem
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
     from rdkit.rdBase import BlockLogs
 
     with BlockLogs():
-        mol: Any = Chem.AddHs(Chem.MolFromSmiles(smiles))
+        parsed = Chem.MolFromSmiles(smiles)
+        if parsed is None or not parsed.GetNumAtoms():
+            raise ValueError(f"RDKit cannot read {smiles!r} as the SMILES of a molecule")
+        mol: Any = Chem.AddHs(parsed)
         parameters: Any = rdDistGeom.ETKDGv3()
         parameters.randomSeed, parameters.pruneRmsThresh, parameters.numThreads = seed or _FOR_SEED_0, 0.1, 1
         parameters.onlyHeavyAtomsForRMS = False

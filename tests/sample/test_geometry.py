@@ -126,6 +126,13 @@ def test_a_molecule_that_does_not_embed() -> None:
         conformers("O[C@H]1[C@@H]2C[C@H]1C2", 1, 1)
 
 
+@pytest.mark.parametrize("smiles", ["C1CC", "ethanol", ""])
+def test_what_is_no_smiles(smiles: str) -> None:
+    pytest.importorskip("rdkit")
+    with pytest.raises(ValueError, match="RDKit cannot read"):
+        conformers(smiles, 1, 1)
+
+
 def test_closest_atoms() -> None:
     assert closest_ratio(Atoms("H2", [[0, 0, 0], [0, 0, 0.31]])) == pytest.approx(0.5)
     assert closest_ratio(Atoms("H2", [[0, 0, 0], [0, 0, 5]])) == np.inf
