@@ -2,9 +2,13 @@
 
     python benchmarks/rmd17.py                   # as their files record them from the end of their training
     python benchmarks/rmd17.py --data FOLDER     # measured again, on FOLDER/rmd17_<molecule>_test_01.npz
+    python benchmarks/rmd17.py --beside aspirin=run/potential.safetensors    # a potential that is not shipped, as well
 
-Writes ``results/rmd17.json`` and ``results/rmd17.md``. Published: models trained on 950 frames, validated on 50, tested
-on 1,000 of split 01. PONITA: arXiv:2310.02970, MACE: arXiv:2206.07697, Allegro: arXiv:2204.05249.
+Writes ``results/rmd17.json`` and ``results/rmd17.md``. Three ways to train are kept apart: from random weights on the
+molecule alone, as published; from a base that saw other molecules; and with cheap labels of the molecule learned first
+(``ponita-ff finetune --teacher``). What was measured of a way before stays in ``rmd17.json`` until there is another
+potential of this way. Published: models trained on 950 frames, validated on 50, tested on 1,000 of split 01. PONITA:
+arXiv:2310.02970, MACE: arXiv:2206.07697, Allegro: arXiv:2204.05249.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pages import table, write_results
+from pages import read_results, table, write_results
 
 from ponita_ff.data import file_sha256, read_frames
 from ponita_ff.files import write_text
@@ -36,6 +40,25 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "toluene": {"PONITA": (1.3, 0.3), "MACE": (1.5, 0.5), "Allegro": (1.8, 0.4)},
     "uracil": {"PONITA": (2.4, 0.4), "MACE": (2.1, 0.5), "Allegro": (1.8, 0.6)},
 }
+
+#: Ways of training, and what the page calls them.
+WAYS = {
+    "random": "from random weights",
+    "base": "from a base of other molecules",
+    "taught": "cheap labels of the molecule first",
+}
+
+
+def way_of(header: dict[str, Any], name: str) -> str:
+    """Return the way in which a potential was trained, a key of ``WAYS``, from its record."""
+    stage: dict[str, Any] | None = header["metadata"]
+    names = set()
+    while stage:
+        if any("forces_taught" in errors for errors in stage.get("finetuning") or []):
+            return "taught"
+        names.add(stage.get("name"))
+        stage = stage.get("started_from")
+    return "base" if names - {None, name} else "random"
 
 
 def training_hours(header: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -64,61 +87,105 @@ def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]
     return evaluate(load_potential(path), read_frames(data), batch_size=50, backend="auto").errors.as_dict()
 
 
-def row(molecule: str, folder: Path | None) -> dict[str, Any]:
-    """Return errors and training of the potential of one molecule."""
-    path = find_potential(f"{molecule}-rmd17")
+def row(path: Path, molecule: str, folder: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the way of a potential's training, and its errors and hours."""
     header = read_header(path)
     errors = header["metadata"]["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
-    return {
+    name = header["metadata"].get("name", f"{molecule}-rmd17")
+    return way_of(header, name), {
         "force_mae": 1e3 * errors["forces_mae"],
         "energy_mae": 1e3 * errors["energy_mae"],
         "frames": errors["frames"],
-        "training": training_hours(header, f"{molecule}-rmd17"),
+        "training": training_hours(header, name),
     }
+
+
+def errors_of(found: dict[str, Any] | None) -> str:
+    """Return a cell of force and energy errors."""
+    return f"{found['force_mae']:.2f} / {found['energy_mae']:.2f}" if found else ""
+
+
+def hours_of(found: dict[str, Any]) -> str:
+    """Return a cell of the hours of each stage."""
+    return " + ".join(f"{stage['hours']:.2f} ({stage['stage']})" for stage in found["training"])
 
 
 def report(rows: dict[str, dict[str, Any]], command: str) -> str:
     """Return the page."""
     names = list(next(iter(PUBLISHED.values())))
-    head = ["molecule", "this package", *names, "forces, times PONITA's", "hours of training"]
-    table_rows = []
+    shipped = []
     for molecule, published in PUBLISHED.items():
         theirs = [f"{force:g} / {energy:g}" for force, energy in published.values()]
-        found = rows.get(molecule)
-        if found is None:
-            table_rows.append([molecule, "not shipped", *theirs, "", ""])
+        if molecule not in rows:
+            shipped.append([molecule, "not shipped", *theirs, "", "", ""])
             continue
-        ratio = found["force_mae"] / published["PONITA"][0]
-        hours = " + ".join(f"{stage['hours']:.2f} ({stage['stage']})" for stage in found["training"])
-        own = f"{found['force_mae']:.2f} / {found['energy_mae']:.2f}"
-        table_rows.append([molecule, own, *theirs, f"{ratio:.2f}", hours])
+        way = rows[molecule]["shipped"]
+        found = rows[molecule][way]
+        ratio = f"{found['force_mae'] / published['PONITA'][0]:.2f}"
+        shipped.append([molecule, errors_of(found), *theirs, ratio, WAYS[way], hours_of(found)])
+    each = [[molecule, *(errors_of(found.get(way)) for way in WAYS)] for molecule, found in rows.items()]
+    trainings = [stage for found in rows.values() for way in WAYS if way in found for stage in found[way]["training"]]
+    head = ["molecule", "this package", *names, "forces, times PONITA's", "trained", "hours of training"]
+    hardware = sorted({stage["hardware"] for stage in trainings})
     lines = [
         "# rMD17",
         "",
         f"*Written by `{command}`. Mean absolute errors of forces (meV/Å) / energies (meV) on the 1,000 official test "
         "frames of split 01; 950 frames to train on. Published figures from the papers that the script names.*",
         "",
-        *table(head, table_rows),
+        *table(head, shipped),
+        "",
+        "## By the way of training",
+        "",
+        "From random weights on the molecule's 950 frames alone, as the published models; from a potential that saw",
+        "other molecules; or with cheap labels of other frames of the same molecule learned before the 950.",
+        "",
+        *table(["molecule", *WAYS.values()], each),
+        "",
+        f"Trained on: {'; '.join(hardware)}. A base that all share is counted in full in every row.",
     ]
-    hardware = sorted({stage["hardware"] for found in rows.values() for stage in found["training"]})
-    lines += ["", f"Trained on: {'; '.join(hardware)}. A base that all share is counted in full in every row."]
     return "\n".join(lines) + "\n"
+
+
+def pair(text: str) -> tuple[str, Path]:
+    """Read MOLECULE=FILE."""
+    molecule, _, file = text.partition("=")
+    if molecule not in PUBLISHED or not Path(file).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected MOLECULE=FILE, one of {', '.join(PUBLISHED)} and a potential"
+        )
+    return molecule, Path(file)
 
 
 def main() -> None:
     """Collect the figures, print and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the test frames; without it, what the files record")
+    parser.add_argument(
+        "--beside",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="MOLECULE=FILE",
+        help="a potential that is not shipped",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = read_results(arguments.out / "rmd17.json")
+    for molecule, file in arguments.beside:
+        way, found = row(file, molecule, arguments.data)
+        rows.setdefault(molecule, {})[way] = found
     for molecule in PUBLISHED:
         try:
-            rows[molecule] = row(molecule, arguments.data)
+            way, found = row(find_potential(f"{molecule}-rmd17"), molecule, arguments.data)
         except FileNotFoundError as error:
             print(f"{molecule}: {error}")
+            rows.pop(molecule, None)
+        else:
+            rows[molecule] = rows.get(molecule, {}) | {"shipped": way, way: found}
     if not rows:
         raise SystemExit("no rMD17 potential is shipped")
+    rows = {molecule: rows[molecule] for molecule in PUBLISHED if molecule in rows}
     text = report(rows, "python benchmarks/rmd17.py" + (" --data FOLDER" if arguments.data else ""))
     write_results(arguments.out / "rmd17.json", rows)
     write_text(arguments.out / "rmd17.md", text)

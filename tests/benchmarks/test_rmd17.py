@@ -32,10 +32,11 @@ def test_figures_are_those_of_the_files(rmd17: ModuleType, tmp_path: Path, monke
     table = (tmp_path / "rmd17.md").read_text(encoding="utf-8")
     rows = json.loads((tmp_path / "rmd17.json").read_text(encoding="utf-8"))
     for molecule, published in rmd17.PUBLISHED.items():
-        (line,) = [line for line in table.splitlines() if line.startswith(f"| {molecule} |")]
+        line, *ways = [line for line in table.splitlines() if line.startswith(f"| {molecule} |")]
         if molecule not in rows:
             assert "not shipped" in line
             continue
+        assert len(ways) == 1 and rmd17.WAYS[rows[molecule]["shipped"]] in line
         metadata = read_header(find_potential(f"{molecule}-rmd17"))["metadata"]
         errors = metadata["errors"]["test"]
         assert f"| {1e3 * errors['forces_mae']:.2f} / {1e3 * errors['energy_mae']:.2f} |" in line
@@ -53,6 +54,41 @@ def test_a_start_from_another_potential_counts(rmd17: ModuleType) -> None:
         ("20 orientations", pytest.approx(1 / 60), "b"),
         ("32 orientations", 0.5, "b"),
     ]
+
+
+def lineage(*stages: dict) -> dict:
+    """A header whose first stage is the last of its training."""
+    metadata: dict = {}
+    for stage in reversed(stages):
+        metadata = stage | {"started_from": metadata or None}
+    return {"metadata": metadata}
+
+
+def test_ways_of_training_are_told_apart(rmd17: ModuleType) -> None:
+    own, base = {"name": "own"}, {"name": "base"}
+    taught = own | {"finetuning": [{"name": "new: validation", "forces_taught": 0.1}]}
+    assert rmd17.way_of(lineage(own, own), "own") == "random"
+    assert rmd17.way_of(lineage(own, base), "own") == "base"
+    assert rmd17.way_of(lineage(own, taught, {"name": "labels"}, base), "own") == "taught"
+
+
+def test_a_potential_that_is_not_shipped_stays_in_the_table(
+    rmd17: ModuleType, tmp_path: Path, make_potential: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.safetensors"
+    errors = {"test": {"forces_mae": 0.0123, "energy_mae": 0.0045, "frames": 3}}
+    training = {"seconds": 36.0, "hardware": "a"}
+    taught = [{"name": "new: validation", "forces_taught": 0.1}]
+    record = {"name": "few", "errors": errors, "training": training, "finetuning": taught}
+    save_potential(make_potential(channels=4, num_layers=1, l_max=1, num_ori=6), path, record)
+    for arguments in (["--beside", f"ethanol={path}"], []):
+        run(rmd17, monkeypatch, "--out", str(tmp_path), *arguments)
+        page = (tmp_path / "rmd17.md").read_text(encoding="utf-8")
+        (line,) = [line for line in page.splitlines() if line.startswith("| ethanol |") and "12.30 / 4.50" in line]
+        assert line.endswith("| 12.30 / 4.50 |")
+    for wrong in ("ethanol", f"water={path}", "ethanol=missing"):
+        with pytest.raises(SystemExit):
+            run(rmd17, monkeypatch, "--out", str(tmp_path), "--beside", wrong)
 
 
 def test_errors_are_measured_again_on_the_frames_that_the_file_names(
