@@ -48,7 +48,7 @@ _STARTS = 20
 _SPARE = 1.2
 
 #: Steps of the training on the teacher's labels, at most: what more would learn is less than the teacher is wrong by.
-_MOST_STEPS = 6000
+_MOST_STEPS = 12_000
 
 #: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
 _MAX_SPREAD = 1.0
