@@ -126,13 +126,14 @@ def test_evaluate_at_another_level_of_theory_gives_errors_after_a_shift(run_fold
     assert f"{1e3 * shifted['energy_mae']:.3f} meV" in result.output
 
 
-def test_evaluate_by_a_backend(run_folder: Path) -> None:
+def test_evaluate_by_a_backend(run_folder: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", run_folder / "run" / "potential.safetensors", run_folder / "frames.xyz", "--backend")
-    result = call(*arguments, "eager")
+    result = call(*arguments, "eager", "--out", tmp_path / "single")
     assert result.exit_code == 0, result.output
-    single = call(*arguments, "eager", "--dtype", "float64", "--device", "cpu")
-    assert single.exit_code == 0, single.output
-    assert single.output != result.output
+    double = call(*arguments, "eager", "--dtype", "float64", "--device", "cpu", "--out", tmp_path / "double")
+    assert double.exit_code == 0, double.output
+    errors = [json.loads((tmp_path / name / "errors.json").read_text("utf-8")) for name in ("single", "double")]
+    assert errors[0]["forces_mae"] != errors[1]["forces_mae"] == pytest.approx(errors[0]["forces_mae"], rel=1e-3)
     refused = call(*arguments, "fast")
     assert refused.exit_code == 2
     assert "'fast' is not one of 'auto', 'native', 'compiled', 'eager'" in refused.output
