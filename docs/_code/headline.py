@@ -61,8 +61,8 @@ def rows() -> list[tuple[str, str, str]]:
         ),
         (
             "3BPA, not trained on, general potential",
-            f"{cell(general, 'organic-wb97x', '3bpa: forces')} meV/Å; "
-            f"ANI-2x {cell(general, 'ani-2x', '3bpa: forces')}, GFN2-xTB {cell(general, 'gfn2-xtb', '3bpa: forces')}",
+            f"{cell(general, '3BPA', 'organic-wb97x')} meV/Å; "
+            f"ANI-2x {cell(general, '3BPA', 'ani-2x')}, GFN2-xTB {cell(general, '3BPA', 'gfn2-xtb')}",
             "general",
         ),
     ]

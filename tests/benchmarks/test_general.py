@@ -81,7 +81,7 @@ def test_errors_of_a_method_are_those_that_were_put_in(
     assert row["s66x8"]["interaction"] == pytest.approx(1e3 * 0.1 * (7 - 2), abs=1e-3)
     assert row["s66x8"]["energies"] == pytest.approx(1e3 * 0.1 * np.mean(np.abs(np.arange(8) - 3.5)), abs=1e-3)
     page = (tmp_path / "general.md").read_text(encoding="utf-8")
-    assert "| ase.calculators.emt:EMT | 0.0 | 0.0 | 0.0 |" in page and page.count("500.0 |") == 1
+    assert "| 3BPA at 300 K, 3 frames: forces | 0.0 |" in page and page.count("E(1) − E(2) | 500.0 |") == 1
 
 
 def test_a_committee_is_the_mean_of_its_members(
