@@ -1,7 +1,7 @@
 """Dynamics, minima and speed of potentials for molecules that they were never trained on.
 
     python benchmarks/general_md.py choose --molecules SMILES
-    python benchmarks/general_md.py whole --contender organic-wb97x
+    python benchmarks/general_md.py whole --contender organic-wb97x --processes 2
     python benchmarks/general_md.py minima --contender organic-wb97x --reference 'ani-2x{weights: FOLDER}' --work WORK
     python benchmarks/general_md.py water --contender organic-wb97x --work WORK
     python benchmarks/general_md.py speed --contender organic-wb97x --contender 'ani-2x{weights: FOLDER}'
@@ -19,10 +19,12 @@ after a stop: ``whole`` with the molecules that the results lack (of the same we
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +145,32 @@ def choose(molecules: Path) -> None:
 @click.option("--ps", default=20.0, show_default=True)
 @click.option("--nve-ps", default=2.0, show_default=True)
 @click.option("--first", type=click.IntRange(min=1), help="Only so many of each size.")
-def whole(contender: str, ps: float, nve_ps: float, first: int | None) -> None:
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Molecules at a time.")
+def whole(contender: str, ps: float, nve_ps: float, first: int | None, processes: int) -> None:
     """Langevin dynamics at 500 K, and NVE dynamics."""
-    calculator, name = calculator_of(contender), f"{label_of(contender)}, {ps:g} ps"
-    weights = weights_of(contender)
+    name, weights = f"{label_of(contender)}, {ps:g} ps", weights_of(contender)
     before = read_results(RESULTS.with_suffix(".json")).get("whole", {}).get(name, {})
     rows = dict(before["molecules"]) if before.get("weights") == weights else {}
     chosen = [smiles for index, smiles in enumerate(listed()) if index % EACH < (first or EACH)]
-    for smiles in tqdm([smiles for smiles in chosen if smiles not in rows], desc="molecules"):
-        rows[smiles] = _dynamics(calculator, smiles, ps, nve_ps)
-        add_result(RESULTS, report, "whole", name, {"weights": weights, "molecules": rows})
+    left = [smiles for smiles in chosen if smiles not in rows]
+    with _pool(processes) as pool:
+        runs = {pool.submit(_dynamics, contender, smiles, ps, nve_ps): smiles for smiles in left}
+        for run in tqdm(as_completed(runs), total=len(runs), desc="molecules"):
+            rows[runs[run]] = run.result()
+            add_result(RESULTS, report, "whole", name, {"weights": weights, "molecules": rows})
 
 
-def _dynamics(calculator: BaseCalculator, smiles: str, ps: float, nve_ps: float) -> dict[str, Any]:
+def _pool(processes: int) -> Executor:
+    """Processes, or for one a thread, which starts nothing."""
+    if processes == 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+
+
+def _dynamics(contender: str, smiles: str, ps: float, nve_ps: float) -> dict[str, Any]:
     """Dynamics of one molecule."""
     settings = AuditSettings.make({"nvt": {"picoseconds": ps}})
-    target = AuditTarget(calculator, embedded(smiles), None, settings)
+    target = AuditTarget(calculator_of(contender), embedded(smiles), None, settings)
     run = run_nvt(target, 500.0)
     atoms = target.attach(target.relaxed.atoms)
     thermal_momenta(atoms, 600.0, np.random.default_rng(0))
