@@ -4,6 +4,8 @@
     python holdout.py scaffolds --tests tests/shard_0000.npz --out scaffolds.xyz
     ponita-ff label conformers.xyz --method wb97x/6-31g*/cartesian/density-fitting --out conformers_dft.xyz
 
+``conformers.xyz.gz`` and ``scaffolds.xyz.gz`` beside this file are the labelled frames.
+
 Conformers: ten molecules of six to eight heavy atoms with two rotatable bonds or more, drawn from
 ``nagl2_fragments.smi``; RDKit's conformers, relaxed by GFN2-xTB, those that are alike once, five of each (needs
 ponita_ff with RDKit and tblite). Scaffolds: of every molecule of up to nine heavy atoms in a shard of
