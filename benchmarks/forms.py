@@ -31,8 +31,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import click
 import numpy as np
 from ase import Atoms
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pages import add_result, measured_on, read_results, table
 
 from ponita_ff import PonitaCalculator
@@ -266,11 +268,16 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, group in zip(panels, groups, strict=False):
         by_time = group.endswith("minutes")
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)
         for key, result in results[group].items():
             x = [row["minutes" if by_time else "step"] for row in result["curve"]]
             axes.plot(x, [row["force_mae"] for row in result["curve"]], marker=".", label=key)
         label = "minutes" if by_time else "steps"
         axes.set(title=group, xlabel=label, ylabel="validation force MAE (meV/Å)", yscale="log", xscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize=6)
     for axes in panels[len(groups) :]:
         axes.axis("off")
