@@ -24,7 +24,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,18 +155,14 @@ def whole(contender: str, ps: float, nve_ps: float, first: int | None, processes
     rows = dict(before["molecules"]) if before.get("weights") == weights else {}
     chosen = [smiles for index, smiles in enumerate(listed()) if index % EACH < (first or EACH)]
     left = [smiles for smiles in chosen if smiles not in rows]
-    with _pool(processes) as pool:
-        runs = {pool.submit(_dynamics, contender, smiles, ps, nve_ps): smiles for smiles in left}
-        for run in tqdm(as_completed(runs), total=len(runs), desc="molecules"):
-            rows[runs[run]] = run.result()
+    work = partial(_dynamics, contender, ps=ps, nve_ps=nve_ps)
+    with (
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else nullcontext() as pool
+    ):
+        found = pool.map(work, left) if pool else map(work, left)  # stops at the first error, or Ctrl-C
+        for smiles, row in zip(left, tqdm(found, total=len(left), desc="molecules"), strict=True):
+            rows[smiles] = row
             add_result(RESULTS, report, "whole", name, {"weights": weights, "molecules": rows})
-
-
-def _pool(processes: int) -> Executor:
-    """Processes, or for one a thread, which starts nothing."""
-    if processes == 1:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
 
 
 def _dynamics(contender: str, smiles: str, ps: float, nve_ps: float) -> dict[str, Any]:

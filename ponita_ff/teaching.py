@@ -47,7 +47,8 @@ _STARTS = 20
 #: So many times the frames that are wanted are sampled: some break, and rigid molecules have no torsions.
 _SPARE = 1.2
 
-#: Steps of the training on the teacher's labels, at most: what more would learn is less than the teacher is wrong by.
+#: Steps of the training on the teacher's labels, at most. Half as many cost 10 % in the errors after the labels
+#: (azobenzene in ``benchmarks/results/general.md``).
 _MOST_STEPS = 12_000
 
 #: eV/Å: frames with an atom about whose force the members of an ensemble disagree more are left out.
