@@ -90,7 +90,10 @@ def measured_errors(path: Path, molecule: str, folder: Path) -> dict[str, float]
 def row(path: Path, molecule: str, folder: Path | None) -> tuple[str, dict[str, Any]]:
     """Return the way of a potential's training, and its errors and hours."""
     header = read_header(path)
-    errors = header["metadata"]["errors"]["test"] if folder is None else measured_errors(path, molecule, folder)
+    recorded = header["metadata"].get("errors", {}).get("test")
+    if folder is None and recorded is None:
+        raise SystemExit(f"{path} records no errors on test frames: train it with data.test, the official file")
+    errors = recorded if folder is None else measured_errors(path, molecule, folder)
     name = header["metadata"].get("name", f"{molecule}-rmd17")
     return way_of(header, name), {
         "force_mae": 1e3 * errors["forces_mae"],
